@@ -1,0 +1,154 @@
+"""tfds builder of the BEIR layout, read from a folder or in place from a zip.
+
+corpus.jsonl       {"_id": ..., "title": ..., "text": ...}    a line per document
+queries.jsonl      {"_id": ..., "text": ...}                  may be missing
+qrels/<split>.tsv  query id, document id, grade               may be missing
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ehi.data.prepared import Document, RetrievalBuilder
+
+QRELS_HEADER = "query-id"
+# Far beyond any document; a longer one is a file that lost its line breaks.
+MAX_CHARACTERS = 10_000_000
+
+
+class BeirFolder(RetrievalBuilder):
+    """tfds builder of a BEIR folder.
+
+    Named so because a class `Beir` would share the name and the cache of tfds's own.
+
+    Args:
+        root: a `pathlib.Path` or `zipfile.Path` to the folder of corpus.jsonl.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def documents(self) -> Iterator[Document]:
+        path = self.root / "corpus.jsonl"
+        for where, record in _records(path):
+            document = Document(
+                record["_id"],
+                _text(record, "title", where),
+                _text(record, "text", where),
+            )
+            if not document.content:
+                raise ValueError(
+                    f"{where}: document {document.id!r} has neither title nor text"
+                )
+            yield document
+        if not self.doc_rows:
+            raise ValueError(f"{path} holds no document")
+
+    def queries(self) -> Iterator[tuple[str, str]]:
+        path = self.root / "queries.jsonl"
+        for where, record in _records(path) if path.exists() else ():
+            text = _text(record, "text", where)
+            if not text.strip():
+                raise ValueError(f"{where}: query {record['_id']!r} has no text")
+            yield record["_id"], text
+
+    def judgements(self) -> dict[str, np.ndarray]:
+        return {
+            path.name.removesuffix(".tsv"): self._judgements(path)
+            for path in _qrels_files(self.root)
+        }
+
+    def _judgements(self, path) -> np.ndarray:
+        grades = {}
+        for number, line in _lines(path):
+            where = f"{path}, line {number}"
+            fields = line.rstrip("\r\n").split("\t")
+            if number == 1 and fields[0] == QRELS_HEADER:
+                continue
+            try:
+                query_id, doc_id, grade = fields
+                grade = int(grade)
+            except ValueError:
+                raise ValueError(
+                    f"{where}: expected query id, document id and an integer grade "
+                    f"between tabs, got {line.rstrip()!r}"
+                ) from None
+            for kind, id, rows in (
+                ("query", query_id, self.query_rows),
+                ("document", doc_id, self.doc_rows),
+            ):
+                if id not in rows:
+                    raise ValueError(f"{where}: unknown {kind} {id!r}")
+            pair = self.query_rows[query_id], self.doc_rows[doc_id]
+            if grades.setdefault(pair, grade) != grade:
+                raise ValueError(
+                    f"{where}: query {query_id!r} and document {doc_id!r} are judged "
+                    f"twice, {grades[pair]} and {grade}"
+                )
+        rows = [(*pair, grade) for pair, grade in grades.items()]
+        return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _records(path) -> Iterator[tuple[str, dict]]:
+    """Place and JSON object of every line of a .jsonl file."""
+    seen = set()
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
+        id = record.get("_id") if isinstance(record, dict) else None
+        if not isinstance(id, str | int) or "\n" in str(id) or not str(id):
+            raise ValueError(f'{where}: expected an object with an "_id", got {line!r}')
+        record["_id"] = id = str(id)
+        if id in seen:
+            raise ValueError(f"{where}: duplicate id {id!r}")
+        seen.add(id)
+        yield where, record
+
+
+def _lines(path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 ({error})"
+                ) from None
+            if text.strip():
+                yield number, text
+
+
+def _text(record: dict, field: str, where: str) -> str:
+    value = record.get(field)
+    value = "" if value is None else value
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {field!r} must be a string, got {value!r}")
+    if len(value) > MAX_CHARACTERS:
+        raise ValueError(
+            f"{where}: {field!r} of {record['_id']!r} has {len(value):,} characters, "
+            f"more than {MAX_CHARACTERS:,}"
+        )
+    return value
+
+
+def _qrels_files(root) -> list:
+    folder = root / "qrels"
+    files = folder.iterdir() if folder.is_dir() else []
+    return sorted((f for f in files if f.name.endswith(".tsv")), key=lambda f: f.name)
+
+
+def source_sha256(root) -> str:
+    """sha256 over the names and contents of the files of a data set."""
+    files = [root / "corpus.jsonl", root / "queries.jsonl"]
+    digest = hashlib.sha256()
+    for path in [file for file in files if file.exists()] + _qrels_files(root):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()

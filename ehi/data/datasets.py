@@ -1,0 +1,208 @@
+"""One call for every data set: name or path in, corpus, queries and judgements out."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ehi.data import pydocs, sources
+from ehi.data.beir import BeirFolder, source_sha256
+from ehi.data.groups import connected_components
+from ehi.data.prepared import Document, Documents, cache_folder, prepare
+
+
+@dataclass(frozen=True)
+class RetrievalDataset:
+    """A corpus, its queries, and which documents answer which queries.
+
+    Args:
+        name: short name for records, however the data set was opened; never a path.
+        documents: the corpus, read lazily; row i has the id `doc_ids[i]`.
+        qrels: split -> query id -> document id -> grade; relevant if positive.
+        groups: (documents,) documents of one number must stay on one side of a split;
+            None where each is its own group.
+        corpus_sha256: of corpus.jsonl, or of what it would hold.
+        source: where the data came from, for records: Python version, checksums.
+    """
+
+    name: str
+    documents: Sequence[Document]
+    doc_ids: list[str]
+    query_ids: list[str]
+    query_texts: list[str]
+    qrels: dict[str, dict[str, dict[str, int]]]
+    groups: np.ndarray | None
+    corpus_sha256: str
+    source: dict[str, str]
+
+    def positives(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Query rows (R,), document rows (R,) and grades (R,) of the relevant pairs.
+
+        Raises:
+            ValueError: the data set has no such split.
+        """
+        query_rows = {id: row for row, id in enumerate(self.query_ids)}
+        doc_rows = {id: row for row, id in enumerate(self.doc_ids)}
+        pairs = [
+            (query_rows[query], doc_rows[doc], grade)
+            for query, judged in self.judgements(split).items()
+            for doc, grade in judged.items()
+            if grade > 0
+        ]
+        columns = np.array(pairs, np.int64).reshape(-1, 3).T
+        return columns[0], columns[1], columns[2]
+
+    def judgements(self, split: str) -> dict[str, dict[str, int]]:
+        """`qrels[split]`, or a ValueError that names the splits there are."""
+        if split not in self.qrels:
+            there = ", ".join(sorted(self.qrels)) or "no judgements at all"
+            raise ValueError(f"{self.name} has no split {split!r}; it has {there}")
+        return self.qrels[split]
+
+
+def open_dataset(
+    name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None
+) -> RetrievalDataset:
+    """Opens a data set, preparing it on first use.
+
+    Args:
+        name: 'pydocs'; 'beir/<name>', looked for in the folders of the environment
+            variable EHI_DATA (`<name>` or `<name>.zip`) before it is downloaded;
+            'beir/cqadupstack/<forum>'; or the path of a BEIR folder or zip, whose
+            queries and judgements may be missing.
+        data_dir: where prepared copies and downloads are kept; default the environment
+            variable EHI_CACHE, else ~/.cache/ehi.
+
+    Raises:
+        ValueError: no such data set, or a malformed one (file and line named).
+        ConnectionError: a public set cannot be downloaded.
+    """
+    cache = cache_folder(data_dir) / "datasets"
+    if str(name) == "pydocs":
+        return _open_pydocs(cache)
+    path, part, short_name = _find_beir(str(name), cache)
+    root = sources.find_root(path, part)
+    key = source_sha256(root)
+    source = {"layout": "beir", "sha256": key}
+    return _read(BeirFolder, root, cache, key, name=short_name, source=source)
+
+
+def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
+    """Path, part of a collection, and short name of the data set called `name`."""
+    public = sources.public_sets()
+    kind, _, rest = name.partition("/")
+    base, _, part = rest.partition("/")
+    if kind == "beir" and base:
+        path = sources.search_folders(base)
+        if path is None and base in public:
+            address, sha256 = public[base]
+            path = sources.download(address, sha256, cache / "zips" / f"{base}.zip")
+        if path is not None:
+            return path, part, f"{base}-{part}" if part else base
+    path = Path(name).expanduser().resolve()
+    if not path.exists():
+        raise ValueError(
+            f"unknown data set {name!r}: expected 'pydocs', the path of a BEIR folder "
+            "or zip, 'beir/<folder or zip in a folder of EHI_DATA>', or "
+            + ", ".join(f"'beir/{known}'" for known in sorted(public))
+        )
+    return path, "", path.name.removesuffix(".zip")
+
+
+def _open_pydocs(cache: Path) -> RetrievalDataset:
+    root = pydocs.standard_library()
+    key = pydocs.source_sha256(root)
+    source = {"python": platform.python_version(), "sha256": key}
+    return _read(pydocs.PyDocs, root, cache, key, name="pydocs", source=source)
+
+
+def _read(
+    builder_type, root, cache: Path, key: str, *, name: str, source: dict[str, str]
+) -> RetrievalDataset:
+    builder, tables = prepare(builder_type, root, cache / f"{name}-{key[:16]}")
+    queries = []
+    if "queries" in builder.info.splits:
+        queries = list(Documents(builder.as_data_source("queries")))
+    qrels = {
+        split: _by_id(rows, queries, tables.doc_ids)
+        for split, rows in tables.judgements.items()
+    }
+    return RetrievalDataset(
+        name=name,
+        documents=Documents(builder.as_data_source("corpus")),
+        doc_ids=tables.doc_ids,
+        query_ids=[query.id for query in queries],
+        query_texts=[query.text for query in queries],
+        qrels=qrels,
+        groups=tables.groups,
+        corpus_sha256=tables.corpus_sha256,
+        source=source,
+    )
+
+
+def _by_id(rows: np.ndarray, queries, doc_ids) -> dict[str, dict[str, int]]:
+    judged = {}
+    for query, doc, grade in rows.tolist():
+        judged.setdefault(queries[query].id, {})[doc_ids[doc]] = grade
+    return judged
+
+
+def carve_dev(
+    dataset: RetrievalDataset, *, fraction: float = 0.2, seed: int = 0
+) -> RetrievalDataset:
+    """Moves train queries to a new split 'dev', so that no answer is in both.
+
+    Whole groups of documents move: two documents are in one group if they answer the
+    same train query or have the same number in `dataset.groups`, transitively.
+
+    Args:
+        dataset: has a split 'train' and no 'dev'.
+        fraction: of the train queries; 'dev' has at most that many, and as near to it
+            as whole groups allow.
+        seed: of the order in which groups are tried.
+
+    Raises:
+        ValueError: `fraction` is not between 0 and 1, a 'dev' is there already, or no
+            group is small enough to move.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    if "dev" in dataset.qrels:
+        raise ValueError(f"{dataset.name} has a split 'dev' already")
+    queries, docs, _ = dataset.positives("train")
+    links = _neighbours(docs, queries)
+    if dataset.groups is not None:
+        links += _neighbours(np.arange(len(dataset.doc_ids)), dataset.groups)
+    component = np.array(connected_components(len(dataset.doc_ids), links))
+    query_rows, first = np.unique(queries, return_index=True)
+    component_of_query = component[docs[first]]
+    names, sizes = np.unique(component_of_query, return_counts=True)
+    room, moved = int(fraction * len(query_rows)), []
+    for index in np.random.default_rng(seed).permutation(len(names)):
+        if sizes[index] <= room:
+            room -= sizes[index]
+            moved.append(names[index])
+    if not moved:
+        raise ValueError(
+            f"cannot carve {fraction:.0%} out of {dataset.name}: of its "
+            f"{len(query_rows)} train queries, the smallest group of documents "
+            f"answers {min(sizes, default=0)}"
+        )
+    to_dev = query_rows[np.isin(component_of_query, moved)]
+    dev_ids = {dataset.query_ids[row] for row in to_dev}
+    train = dataset.qrels["train"]
+    qrels = dict(dataset.qrels)
+    qrels["train"] = {id: train[id] for id in train if id not in dev_ids}
+    qrels["dev"] = {id: train[id] for id in train if id in dev_ids}
+    return replace(dataset, qrels=qrels)
+
+
+def _neighbours(items: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs that connect all items of one label: each with the next of its label."""
+    order = np.argsort(labels, kind="stable")
+    items, labels = items[order], labels[order]
+    same = labels[1:] == labels[:-1]
+    return list(zip(items[:-1][same].tolist(), items[1:][same].tolist(), strict=True))

@@ -1,0 +1,115 @@
+"""Where a BEIR data set is: a path, the folders of EHI_DATA, a public address."""
+
+import hashlib
+import importlib.resources
+import os
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tensorflow_datasets.core.download import checksums
+from tqdm import tqdm
+
+CORPUS = "corpus.jsonl"
+TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 20
+
+
+def find_root(path: Path, part: str = ""):
+    """Folder of corpus.jsonl in `path`: a `pathlib.Path` or a `zipfile.Path`.
+
+    A zip is read in place, never unpacked, so no entry of it can write anywhere.
+
+    Args:
+        path: a BEIR folder, or a zip with corpus.jsonl at its top or in one folder.
+        part: folder of a collection of data sets, such as 'android' of cqadupstack.
+
+    Raises:
+        ValueError: not a zip, no corpus.jsonl, or several to choose from.
+    """
+    if path.is_dir():
+        found = {
+            file.parent.relative_to(path).as_posix(): file.parent
+            for file in [*path.glob(CORPUS), *path.glob(f"*/{CORPUS}")]
+        }
+    elif zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
+        names = [Path(name) for name in archive.namelist() if Path(name).name == CORPUS]
+        found = {
+            name.parent.as_posix(): zipfile.Path(archive, name.as_posix()).parent
+            for name in names
+        }
+    else:
+        raise ValueError(f"{path} is neither a folder nor a zip file")
+    if "." in found and not part:
+        return found["."]
+    if part:
+        found = {name: root for name, root in found.items() if Path(name).name == part}
+    if len(found) != 1:
+        choices = f": {', '.join(sorted(found))}" if found else ""
+        raise ValueError(
+            f"expected one {CORPUS} in {path / part if part else path}, "
+            f"found {len(found)}{choices}"
+        )
+    return next(iter(found.values()))
+
+
+def search_folders(name: str) -> Path | None:
+    """Folder or zip called `name` in the folders that EHI_DATA lists, or None."""
+    for folder in os.environ.get("EHI_DATA", "").split(os.pathsep):
+        if folder:
+            for path in (Path(folder) / name, Path(folder) / f"{name}.zip"):
+                if path.exists():
+                    return path
+    return None
+
+
+def public_sets() -> dict[str, tuple[str, str]]:
+    """Name -> (address, sha256 of the zip) of the public sets, from tfds's own list."""
+    package = importlib.resources.files("tensorflow_datasets")
+    listed = checksums.load_url_infos(package / "datasets" / "beir" / "checksums.tsv")
+    return {
+        url.rsplit("/", 1)[-1].removesuffix(".zip"): (url, info.checksum)
+        for url, info in listed.items()
+    }
+
+
+def download(url: str, sha256: str, path: Path) -> Path:
+    """File of `url` at `path`; fetched only if it is not there.
+
+    Raises:
+        ConnectionError: the address cannot be read.
+        ValueError: what came is not what `sha256` names; nothing is kept.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        with beside.open("wb") as file:
+            _copy(url, file, digest)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != sha256:
+            raise ValueError(
+                f"{url} has sha256 {digest.hexdigest()}, expected {sha256}"
+            )
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def _copy(url: str, file, digest) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            size = int(response.headers.get("Content-Length") or 0) or None
+            bar = tqdm(desc=url, total=size, unit="B", unit_scale=True, disable=None)
+            with bar:
+                while chunk := response.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    bar.update(len(chunk))
+    except OSError as error:
+        raise ConnectionError(f"cannot download {url}: {error}") from error

@@ -1,0 +1,165 @@
+"""Texts are tokenised once and kept as memory-mapped arrays of token ids."""
+
+import hashlib
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+CHUNK_TEXTS = 1024
+IDS, OFFSETS = "ids.npy", "offsets.npy"
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """Token ids of many texts, one after the other.
+
+    Args:
+        ids: (all tokens,) of every text in turn.
+        offsets: (texts + 1,) int64; text i has the tokens offsets[i] to offsets[i + 1].
+        key: sha256 of texts, tokeniser and maximal length; what caches are keyed by.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every text (texts,)."""
+        return np.diff(self.offsets)
+
+    def pad(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (N, L) int32, padded with 0, and their mask (N, L) bool.
+
+        A text longer than `length` is cut, but keeps its last token, the [SEP] that
+        the encoder was trained to see.
+
+        Args:
+            rows: (N,) which texts.
+            length: L.
+        """
+        rows = np.asarray(rows)
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]  # (N,)
+        lengths = np.minimum(ends - starts, length)
+        columns = np.arange(length)
+        mask = columns < lengths[:, None]  # (N, L)
+        places = starts[:, None] + columns
+        places = np.where(columns == lengths[:, None] - 1, ends[:, None] - 1, places)
+        ids = np.zeros(mask.shape, np.int32)
+        ids[mask] = self.ids[places[mask]]
+        return ids, mask
+
+
+def tokenise(
+    texts: Sequence[str],
+    *,
+    tokenizer_file: str | os.PathLike,
+    max_length: int,
+    cache_dir: str | os.PathLike | None,
+    name: str,
+) -> TokenArray:
+    """Tokens of `texts`, made once and then read from `cache_dir`.
+
+    Args:
+        texts: read twice: to find their key, and to tokenise them.
+        tokenizer_file: tokenizer.json of the encoder.
+        max_length: most tokens of a text, [CLS] and [SEP] included.
+        cache_dir: where token arrays are kept; None keeps them in memory only.
+        name: what the texts are, for the progress bar and the name of the folder.
+
+    Raises:
+        ValueError: `max_length` leaves no room for a token of the text.
+    """
+    tokenizer = Tokenizer.from_file(os.fspath(tokenizer_file))
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length must be greater than {special}, the number of special tokens, "
+            f"got {max_length}"
+        )
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    key = _key(texts, Path(tokenizer_file).read_bytes(), max_length)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    chunks = _encoded(tokenizer, texts, name, dtype)
+    if cache_dir is None:
+        ids, lengths = zip(*chunks, strict=True) if len(texts) else ((), ())
+        empty = np.zeros(0, dtype)
+        return TokenArray(np.concatenate([empty, *ids]), _offsets(lengths), key)
+    folder = Path(cache_dir) / f"{name}-{key[:16]}"
+    if not folder.exists():
+        _write(chunks, dtype, folder)
+    ids = np.load(folder / IDS, mmap_mode="r")
+    return TokenArray(ids, np.load(folder / OFFSETS), key)
+
+
+def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:
+    digest = hashlib.sha256(tokenizer + str(max_length).encode())
+    for text in texts:
+        # A hash of hashes: ['ab', 'c'] and ['a', 'bc'] are different texts.
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str], name: str, dtype):
+    """Token ids and lengths of a chunk of texts at a time."""
+    remaining = iter(texts)
+    bar = tqdm(total=len(texts), desc=f"tokenising {name}", unit=" texts", disable=None)
+    with bar:
+        while chunk := list(itertools.islice(remaining, CHUNK_TEXTS)):
+            encoded = [item.ids for item in tokenizer.encode_batch_fast(chunk)]
+            flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype)
+            yield flat, [len(ids) for ids in encoded]
+            bar.update(len(chunk))
+
+
+def _offsets(lengths: Iterable[list[int]]) -> np.ndarray:
+    flat = np.fromiter(itertools.chain.from_iterable(lengths), np.int64)
+    return np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
+
+
+def _write(chunks, dtype, folder: Path) -> None:
+    """Writes both arrays beside `folder` and renames; never holds all ids in memory."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+        made, lengths, count = Path(scratch) / "tokens", [], 0
+        made.mkdir()
+        with (made / IDS).open("wb") as file:
+            _write_header(file, dtype, 0)
+            for ids, chunk_lengths in chunks:
+                file.write(ids.tobytes())
+                lengths.append(chunk_lengths)
+                count += len(ids)
+            file.seek(0)
+            _write_header(file, dtype, count)
+            file.flush()
+            os.fsync(file.fileno())
+        with (made / OFFSETS).open("wb") as file:
+            np.save(file, _offsets(lengths))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            made.rename(folder)
+        except OSError:  # another process that made the same tokens was first
+            if not folder.exists():
+                raise
+
+
+def _write_header(file, dtype, count: int) -> None:
+    # NumPy pads the header so that a larger count, known later, takes no more room.
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (count,),
+    }
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,1 @@
+"""Scores of a search: measures, records, significance, figures. No jax."""

@@ -1,0 +1,91 @@
+"""Search results for people and programs: what was found, and the way through the tree.
+
+What an index shows of a document is the JSON object it was saved with; 'title' and
+'line' (its first line) are used here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ehi.index import Hits, Index
+
+
+def describe_hits(
+    index: Index, hits: Hits, query_number: int = 0, *, k: int | None = None
+) -> dict[str, Any]:
+    """One query's results as JSON values.
+
+    Args:
+        index: that was searched.
+        hits: of N queries.
+        query_number: which of the N.
+        k: results described; None for all.
+
+    Returns:
+        'documents_visited', 'documents', 'leaves' (paths visited, best first),
+        'num_leaves' and 'hits': rank, score, id, title, line and the path of the leaf
+        in which the document was found. A path is the child numbers from the root,
+        '' in a flat index.
+    """
+    leaves = hits.leaves[query_number]
+    found = []
+    for rank, row in enumerate(hits.rows[query_number][:k].tolist(), start=1):
+        if row < 0:
+            break
+        shown = index.document(row) if index.documents is not None else {}
+        doc_id = hits.ids[query_number][rank - 1]
+        found.append(
+            {
+                "rank": rank,
+                "score": round(float(hits.scores[query_number][rank - 1]), 6),
+                "id": str(doc_id),
+                "title": shown.get("title") or str(doc_id),
+                "line": shown.get("line", ""),
+                "leaf": _path(index, _leaf_of(index, row, leaves)),
+            }
+        )
+    return {
+        "documents_visited": int(hits.visited[query_number]),
+        "documents": index.num_documents,
+        "leaves": [_path(index, leaf) for leaf in leaves.tolist()],
+        "num_leaves": index.num_leaves,
+        "hits": found,
+    }
+
+
+def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) -> str:
+    """Lines of text for the result of `describe_hits`."""
+    visited, documents = described["documents_visited"], described["documents"]
+    leaves = described["leaves"]
+    head = f'"{query}"\n    visited {visited:,} of {documents:,} documents'
+    head += f" ({100 * visited / documents:.1f}%)"
+    if described["num_leaves"] > 1:
+        more = ", ..." if len(leaves) > show_leaves else ""
+        head += f" in {len(leaves)} of {described['num_leaves']} leaves: "
+        head += ", ".join(leaves[:show_leaves]) + more
+    lines = [head]
+    width = max((len(hit["title"]) for hit in described["hits"]), default=0)
+    for hit in described["hits"]:
+        leaf = f"  leaf {hit['leaf']}" if hit["leaf"] else ""
+        title = hit["title"] if not leaf else f"{hit['title']:{min(width, 60)}}"
+        lines.append(f"{hit['rank']:3}  {hit['score']:.4f}  {title}{leaf}")
+        # The first line of a document may repeat its name; then it adds nothing.
+        if hit["line"] and hit["line"] != hit["title"]:
+            lines.append(f"             {hit['line']}")
+    return "\n".join(lines)
+
+
+def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
+    """The best visited leaf that holds a document, which may be spilled to several."""
+    for leaf in leaves.tolist():
+        start, stop = index.leaf_offsets[leaf : leaf + 2]
+        rows = index.leaf_rows[start:stop]  # sorted
+        place = np.searchsorted(rows, row)
+        if place < len(rows) and rows[place] == row:
+            return leaf
+    raise ValueError(f"document row {row} is in none of the leaves {leaves.tolist()}")
+
+
+def _path(index: Index, leaf: int) -> str:
+    return "/".join(map(str, index.leaf_path(leaf)))

@@ -1,0 +1,24 @@
+"""The search index: a folder of plain NumPy arrays and the search over it.
+
+    build_index -> Index -> save_index -> open_index -> Index.search -> Hits
+
+Importing this package loads NumPy and threadpoolctl, and nothing else of `ehi`.
+Shapes, beside the alphabet in `ehi/__init__.py`: n queries of one leaf, m copies of
+documents in one leaf (a document spilled to s leaves has s copies), f frontier nodes.
+"""
+
+from ehi.index.build import build_index
+from ehi.index.index import Hits, Index
+from ehi.index.route import assign_leaves, leaf_log_probs
+from ehi.index.store import IndexCorruptError, open_index, save_index
+
+__all__ = [
+    "Hits",
+    "Index",
+    "IndexCorruptError",
+    "assign_leaves",
+    "build_index",
+    "leaf_log_probs",
+    "open_index",
+    "save_index",
+]

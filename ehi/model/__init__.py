@@ -1,0 +1,1 @@
+"""The differentiable index as `flax.nnx` modules: encoder, tree, PQ leaves, joint."""

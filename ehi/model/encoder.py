@@ -1,0 +1,207 @@
+"""Text encoder: a BERT-family tower (tokens -> pooled vector) and a residual head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ehi.model.transformer import TransformerLayer, gelu, unit_rows
+
+POOLINGS = ("mean", "cls")
+
+
+class TextEncoder(nnx.Module):
+    """BERT-family tower: BERT, DistilBERT and MiniLM differ only in its arguments.
+
+    Args:
+        vocab_size: V, rows of the word table.
+        width: T, a multiple of `num_heads`.
+        num_layers: transformer layers, addressed as `layers[i]`, first = 0.
+        num_heads: attention heads of a layer.
+        mlp_width: hidden width of a layer's MLP.
+        max_positions: longest sequence, in tokens.
+        type_vocab_size: rows of the token-type table; 0 = none (DistilBERT). Every
+            token has type 0.
+        norm_eps: added to the variance in layer norms.
+        pooling: 'mean' over the unmasked tokens, or 'cls', the first token.
+        normalise: scale the pooled vector to length one.
+        dtype: of the matrix products, jnp.float32 or jnp.bfloat16; parameters are
+            float32 either way.
+        rngs: source of the random start.
+
+    Raises:
+        ValueError: width is no multiple of num_heads, or the pooling is unknown.
+
+    Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_width: int,
+        max_positions: int,
+        type_vocab_size: int,
+        norm_eps: float = 1e-12,
+        pooling: str = "mean",
+        normalise: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if width % num_heads:
+            raise ValueError(f"width {width} is no multiple of num_heads {num_heads}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is not one of {POOLINGS}")
+        self.pooling = pooling
+        self.normalise = normalise
+        self.max_positions = max_positions
+        self.width = width
+        self.dtype = dtype
+
+        def table(size: int):
+            return nnx.Embed(size, width, dtype=dtype, rngs=rngs)
+
+        self.words = table(vocab_size)
+        self.positions = table(max_positions)
+        self.types = table(type_vocab_size) if type_vocab_size else None
+        self.norm = nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            TransformerLayer(
+                width,
+                num_heads=num_heads,
+                mlp_width=mlp_width,
+                norm_eps=norm_eps,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(num_layers)
+        )
+
+    def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Encode token ids to one vector a text.
+
+        Args:
+            token_ids: int array (N, L).
+            mask: bool array (N, L), False on padding.
+
+        Returns:
+            float32 array (N, T).
+
+        Raises:
+            ValueError: L exceeds `max_positions`.
+        """
+        x = self.embed(token_ids)  # (N, L, T)
+        # The lowest finite number, not -inf: a row of padding must not become NaN.
+        lowest = jnp.finfo(jnp.float32).min
+        bias = jnp.where(mask, 0.0, lowest)[:, None, None, :]  # (N, 1, 1, L)
+        for layer in self.layers:
+            x = layer(x, bias)
+        pooled = self.pool(x, mask)  # (N, T)
+        return unit_rows(pooled) if self.normalise else pooled
+
+    def embed(self, token_ids: jax.Array) -> jax.Array:
+        """Sum of word, position and type vectors, normed: (N, L) -> (N, L, T)."""
+        length = token_ids.shape[1]
+        if length > self.max_positions:
+            raise ValueError(
+                f"{length} tokens exceed the {self.max_positions} positions of the "
+                f"encoder: tokenise with max_length <= {self.max_positions}"
+            )
+        x = self.words(token_ids) + self.positions(jnp.arange(length))
+        if self.types is not None:
+            x = x + self.types(jnp.zeros((), jnp.int32))
+        return self.norm(x)
+
+    def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Pool token vectors x (N, L, T) to float32 (N, T)."""
+        if self.pooling == "cls":
+            return x[:, 0].astype(jnp.float32)
+        kept = mask[..., None].astype(jnp.float32)  # (N, L, 1)
+        total = jnp.sum(x.astype(jnp.float32) * kept, axis=1)
+        return total / jnp.maximum(jnp.sum(kept, axis=1), 1.0)
+
+
+class Head(nnx.Module):
+    r"""Residual projection whose non-linear part is zero at the start.
+
+    .. math:: y = \mathrm{unit}(x P + \mathrm{gelu}(x W_{in} + b_{in}) W_{out})
+
+    With W_out = 0 and P = I, step 0 reproduces a normalised tower exactly; a head
+    narrower than the tower starts from `start_from_pca`.
+
+    Args:
+        in_width: T.
+        out_width: D <= T.
+        hidden: width of the residual part; 0 = none, only P.
+        projection: start of P (T, D); None = the first D columns of the identity.
+        rngs: source of the random start of W_in.
+
+    Raises:
+        ValueError: D > T, or a projection of another shape.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        *,
+        hidden: int,
+        projection: jax.Array | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if out_width > in_width:
+            raise ValueError(
+                f"head width {out_width} exceeds the tower width {in_width}"
+            )
+        if projection is None:
+            projection = jnp.eye(in_width, out_width)
+        if projection.shape != (in_width, out_width):
+            raise ValueError(
+                f"projection has shape {projection.shape}, expected "
+                f"{(in_width, out_width)}"
+            )
+        self.hidden = hidden
+        self.projection = nnx.Param(jnp.asarray(projection, jnp.float32))  # (T, D)
+        if hidden:
+            start = nnx.initializers.lecun_normal()
+            self.w_in = nnx.Param(start(rngs.params(), (in_width, hidden)))
+            self.b_in = nnx.Param(jnp.zeros(hidden))
+            self.w_out = nnx.Param(jnp.zeros((hidden, out_width)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map tower outputs x (N, T) to unit rows (N, D), float32."""
+        # Full precision: TF32 on a GPU would not reproduce the tower at step 0.
+        y = jnp.matmul(x, self.projection[...], precision="highest")  # (N, D)
+        if self.hidden:
+            inner = gelu(x @ self.w_in[...] + self.b_in[...])
+            y = y + inner @ self.w_out[...]
+        return unit_rows(y)
+
+
+def start_from_pca(rows: np.ndarray, out_width: int) -> jax.Array:
+    r"""Projection that keeps inner products best: uncentred PCA.
+
+    .. math:: P = \arg\min_{P^T P = I} \|X X^T - X P P^T X^T\|_F
+
+    that is, the top eigenvectors of the second moment X^T X / N. The mean is kept:
+    removing it would change inner products.
+
+    Args:
+        rows: sample of tower outputs X (N, T).
+        out_width: D <= T.
+
+    Returns:
+        float32 array (T, D) with orthonormal columns, strongest direction first.
+
+    Raises:
+        ValueError: D > T.
+    """
+    width = rows.shape[1]
+    if out_width > width:
+        raise ValueError(f"{out_width} components asked of vectors of width {width}")
+    rows = jnp.asarray(rows, jnp.float32)
+    _, vectors = jnp.linalg.eigh(rows.T @ rows / len(rows))  # ascending order
+    return vectors[:, ::-1][:, :out_width]

@@ -1,0 +1,1 @@
+"""Training: losses, starts, the jitted step, the loop, and encoding of corpora."""

@@ -1,0 +1,54 @@
+"""Embeddings of many rows by a joint index: cached tower outputs or tokens in."""
+
+import functools
+
+import jax
+import numpy as np
+
+from ehi.model.joint import merge_model
+from ehi.train.encode import encode
+
+# Rows of cached features that go through the head at once.
+ROWS = 4096
+
+
+def embed(graphdef, params, side: str, source, *, desc: str | None = None):
+    """Embed queries or documents with the current parameters.
+
+    Args:
+      graphdef, params: of a `JointIndex`, from `split_model`.
+      side: 'queries' or 'documents', which decides the head.
+      source: cached tower outputs (rows, T), or a `TokenArray` if the model has a
+        tower.
+      desc: label of the progress bar, when the tower runs.
+
+    Returns:
+      unit embeddings (rows, D) float32.
+    """
+    if isinstance(source, np.ndarray):
+        apply = _compiled(graphdef, side)
+        chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
+        # Pad the last chunk: one shape, one compilation.
+        tail = len(chunks[-1])
+        if len(chunks) > 1:
+            padded = np.zeros_like(chunks[0])
+            padded[:tail] = chunks[-1]
+            chunks[-1] = padded
+        rows = [np.asarray(apply(params, chunk)) for chunk in chunks]
+        rows[-1] = rows[-1][:tail]
+        return np.concatenate(rows)
+    apply = _compiled(graphdef, side)
+    return encode(
+        lambda p, ids, mask: apply(p, (ids, mask)), params, source,
+        desc=desc or f"encode {side}",
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(graphdef, side: str):
+    @jax.jit
+    def apply(params, inputs):
+        model = merge_model(graphdef, params)
+        return getattr(model, f"embed_{side}")(inputs)
+
+    return apply

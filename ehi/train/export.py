@@ -1,0 +1,43 @@
+"""Trained parameters as the plain arrays that `ehi.index.build_index` takes."""
+
+import numpy as np
+
+from ehi.model.joint import merge_model
+from ehi.model.tree import to_numpy
+
+
+def index_arrays(graphdef, params) -> dict:
+    """Tree, rotation, codebooks and centroids of a joint index; absent parts are None.
+
+    Args:
+      graphdef, params: of a `JointIndex`, from `split_model`.
+
+    Returns:
+      keyword arguments of `build_index`.
+    """
+    model = merge_model(graphdef, params)
+    arrays = dict.fromkeys(
+        ("tree", "query_tree", "rotation", "codebooks", "leaf_centroids")
+    )
+    if model.router is not None:
+        arrays["tree"] = to_numpy(model.router)
+    if model.query_router is not None:
+        arrays["query_tree"] = to_numpy(model.query_router)
+    if model.rotation is not None:
+        arrays["rotation"] = np.asarray(model.rotation.matrix())
+    if model.quantiser is not None:
+        arrays["codebooks"] = np.asarray(model.quantiser.codebooks[...])
+    if model.leaf_centroids is not None:
+        arrays["leaf_centroids"] = np.asarray(model.leaf_centroids[...])
+    return arrays
+
+
+def query_head_arrays(graphdef, params) -> dict[str, np.ndarray]:
+    """The head that queries go through, for a NumPy forward."""
+    model = merge_model(graphdef, params)
+    group = "head" if model.query_head is None else "query_head"
+    return {
+        name.removeprefix(group + "/"): np.asarray(value)
+        for name, value in params.items()
+        if name.startswith(group + "/")
+    }

@@ -1,0 +1,128 @@
+"""Where a system starts: its parent's head, a k-means tree, OPQ codebooks.
+
+Without training on top, this start *is* the separate pipeline.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehi.model.joint import JointIndex
+from ehi.train import starts
+
+# Rounds of codebook and rotation fits; enough for distortion to have settled.
+OPQ_ROUNDS = 40
+
+
+def inherit(
+    params: Mapping[str, jax.Array], parent: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Copy the parent's tower and head; a query head starts as a copy of the head."""
+    params = dict(params)
+    for name, start in params.items():
+        group, _, rest = name.partition("/")
+        source = f"head/{rest}" if group == "query_head" else name
+        if group not in ("tower", "head", "query_head"):
+            continue
+        value = parent.get(name, parent.get(source))
+        if value is None or value.shape != start.shape:
+            has = "nothing" if value is None else value.shape
+            raise ValueError(
+                f"{name} has shape {start.shape}, its parent has {has}: a system and "
+                "its parent need the same tower and head"
+            )
+        params[name] = value
+    return params
+
+
+def fit_starts(
+    model: JointIndex, documents: np.ndarray, *, seed: int, cache: Path
+) -> float:
+    """Fit tree and leaves to document embeddings, in place, before training.
+
+    The parts that the model has are the parts that are fitted: hierarchical spherical
+    k-means for the tree, the means of its leaves as their centroids, OPQ (without a
+    rotation: PQ) of the embeddings or of the residuals.
+
+    Args:
+      model: a joint index, as it was initialised.
+      documents: embeddings (rows, D) by the parent's head.
+      seed: of the fits.
+      cache: folder where fits are kept, so that systems share what they share.
+
+    Returns:
+      the seconds that the fits took when they were made.
+    """
+    key, targets, seconds = jax.random.key(seed), documents, 0.0
+    shape = ""
+    if model.router is not None:
+        height, branching = model.router.height, model.router.branching
+        shape = f"{branching}^{height}"
+        tree, seconds = _cached(
+            cache / f"kmeans-tree-{shape}-seed{seed}.npz",
+            lambda: _fit_tree(documents, height, branching, key),
+        )
+        nodes = [tree[f"nodes_{h}"] for h in range(height)]
+        for router in (model.router, model.query_router):
+            if router is not None:
+                router.start_from(nodes)
+        if model.leaf_centroids is not None:
+            model.leaf_centroids[...] = jnp.asarray(tree["centroids"])
+            targets = documents - tree["centroids"][tree["leaves"]]
+    if model.quantiser is not None:
+        m, k, _ = model.quantiser.codebooks.shape
+        kind = "pq" if model.rotation is None else "opq"
+        kind += f"-residual-{shape}" if model.leaf_centroids is not None else ""
+        fit, took = _cached(
+            cache / f"{kind}-{m}x{k}-seed{seed}.npz",
+            lambda: _fit_leaves(targets, m, k, model.rotation is not None, key),
+        )
+        seconds += took
+        model.quantiser.codebooks[...] = jnp.asarray(fit["codebooks"])
+        if model.rotation is not None:
+            model.rotation.start[...] = jnp.asarray(fit["rotation"])
+    return seconds
+
+
+def _fit_tree(documents, height, branching, key) -> dict:
+    nodes, leaves = starts.kmeans_tree(
+        documents, height=height, branching=branching, key=key
+    )
+    leaves = np.asarray(leaves)  # (rows,)
+    num_leaves = branching**height
+    counts = np.bincount(leaves, minlength=num_leaves)
+    sums = np.zeros((num_leaves, documents.shape[1]), np.float32)  # (P, D)
+    np.add.at(sums, leaves, documents)
+    named = {f"nodes_{h}": np.asarray(level) for h, level in enumerate(nodes)}
+    return named | {
+        "leaves": leaves,
+        "centroids": sums / np.maximum(counts, 1)[:, None],
+    }
+
+
+def _fit_leaves(targets, m, k, rotated, key) -> dict:
+    options = {"num_subspaces": m, "num_codewords": k, "key": key}
+    if not rotated:
+        return {"codebooks": np.asarray(starts.fit_pq(targets, **options))}
+    rotation, codebooks = starts.fit_opq(targets, rounds=OPQ_ROUNDS, **options)
+    return {"rotation": np.asarray(rotation), "codebooks": np.asarray(codebooks)}
+
+
+def _cached(path: Path, fit) -> tuple[dict, float]:
+    """A fit and the seconds it took, from disk if it was made before."""
+    if not path.exists():
+        started = time.monotonic()
+        arrays = fit()
+        arrays["seconds"] = np.float64(time.monotonic() - started)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays, float(arrays.pop("seconds"))

@@ -1,0 +1,63 @@
+"""Metrics as JSON lines, one object a logged step; TensorBoard if installed."""
+
+import json
+import os
+from pathlib import Path
+
+
+class MetricLog:
+    """Appends to `metrics.jsonl`; a resumed run drops what it is about to redo.
+
+    Args:
+      path: the file.
+      tensorboard: a folder for TensorBoard events (extra `tensorboard`), or None.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None):
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = None
+        if tensorboard is not None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise ImportError(
+                    "TensorBoard events need the extra: pip install -e '.[tensorboard]'"
+                ) from error
+            self._writer = SummaryWriter(str(tensorboard))
+
+    def rewind(self, run: str, phase: str, step: int) -> None:
+        """Forget the lines of a phase beyond a step: they will be written again."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the half-written last line of a killed run
+            same = row.get("run") == run and row.get("phase") == phase
+            if not (same and row["step"] > step):
+                kept.append(line)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, self._path)
+
+    def write(self, run: str, phase: str, step: int, metrics: dict) -> None:
+        """One line: run, phase, step (steps done so far) and the metrics."""
+        row = {"run": run, "phase": phase, "step": step}
+        row |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(f"{run}/{phase}/{name}", value, step)
+
+    def seconds(self, run: str, phase: str) -> float:
+        """Training time of a phase, over all the sessions it took."""
+        if not self._path.exists():
+            return 0.0
+        rows = map(json.loads, self._path.read_text().splitlines())
+        return sum(
+            row["seconds"] for row in rows if (row["run"], row["phase"]) == (run, phase)
+        )

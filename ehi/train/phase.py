@@ -1,0 +1,109 @@
+"""What one phase of training is: lengths, data, losses and rates, checked at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from ehi.model.joint import GROUPS
+from ehi.train.objective import TEACHER_TERMS, check_weights
+
+SOURCES = ("labelled", "pseudo", "documents")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase; the loop compiles one step for it.
+
+    Attributes:
+      steps, batch_size, pool: length; N queries a step; C candidate documents
+        (the whole corpus if it is no larger).
+      losses: term of `ehi.train.objective.TERMS` -> weight.
+      rates: parameter group -> peak learning rate; absent or 0 is frozen.
+      sources: share of a batch that is 'labelled' pairs, 'pseudo' queries, and
+        'documents' asked for by themselves.
+      source_weights: weight of a source's rows in the contrastive terms.
+      temperature, teacher_temperature: softmax temperatures of student and teacher.
+      margin, intra_leaf_threshold: gamma and tau of the EHI losses.
+      warmup, decay, weight_decay, clip: see `make_optimizer`.
+      refresh: steps between minings of hard negatives; 0 for none.
+      mined_per_query, mined_kept, mined_beam: negatives that enter the pool for each
+        query, out of how many kept, from how many visited leaves.
+      revive_every: steps between revivals of dead codewords; 0 for never.
+      chunk: rows per forward of a trained tower (gradient caching); 0 for all.
+      last_n: train only the last n layers of the tower; 0 for all.
+      log_every, checkpoint_every: steps.
+    """
+
+    steps: int
+    batch_size: int
+    pool: int
+    losses: Mapping[str, float]
+    rates: Mapping[str, float]
+    sources: Mapping[str, float]
+    source_weights: Mapping[str, float]
+    temperature: float = 0.05
+    teacher_temperature: float = 0.05
+    margin: float = 0.3
+    intra_leaf_threshold: float = 0.9
+    warmup: int = 0
+    decay: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    refresh: int = 0
+    mined_per_query: int = 0
+    mined_kept: int = 32
+    mined_beam: int = 4
+    revive_every: int = 0
+    chunk: int = 0
+    last_n: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 100
+
+    def __post_init__(self):
+        check_weights(self.losses)
+        for name in ("batch_size", "pool", "log_every", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("steps", "warmup", "refresh", "mined_per_query", "chunk"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("revive_every", "last_n", "weight_decay", "clip"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("temperature", "teacher_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; must be above 0")
+        if self.pool < self.batch_size:
+            raise ValueError(
+                f"pool={self.pool} cannot hold the positives of batch_size="
+                f"{self.batch_size} queries; make it at least as large"
+            )
+        for name in (*self.sources, *self.source_weights):
+            if name not in SOURCES:
+                raise ValueError(
+                    f"unknown source {name!r}; allowed: {', '.join(SOURCES)}"
+                )
+        for group in self.rates:
+            if group not in GROUPS:
+                raise ValueError(
+                    f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
+                )
+        if self.mined_per_query and not self.refresh:
+            raise ValueError("mined_per_query needs refresh > 0, or nothing is mined")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term compares with a frozen teacher's scores."""
+        return any(self.losses.get(name) for name in TEACHER_TERMS)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping) -> "Phase":
+        """A phase from a config section; an unknown field is an error."""
+        known = [f.name for f in fields(cls)]
+        for name in mapping:
+            if name not in known:
+                raise ValueError(
+                    f"unknown field {name!r} of a phase; allowed: {', '.join(known)}"
+                )
+        return cls(**mapping)
+
+
+def _at_least(name: str, value, least) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; must be at least {least}")

@@ -1,0 +1,151 @@
+"""A batch: N queries and one pool of C candidate documents for all of them.
+
+In-batch negatives, mined negatives and the softmax over a whole corpus differ only in
+which documents are in the pool. A batch is a pure function of (seed, step).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ehi.data.batches import batch_rows, split_batch
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Queries of every source, the documents, and the pairs that join them.
+
+    Attributes:
+      num_queries: rows of the query table (labelled, then pseudo, then documents).
+      num_documents: rows of the document table.
+      pairs: source ('labelled', 'pseudo', 'documents') -> query rows, document rows.
+      query_tokens, document_tokens: `TokenArray`s, when the tower is trained.
+    """
+
+    num_queries: int
+    num_documents: int
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    query_tokens: object | None = None
+    document_tokens: object | None = None
+    _positives: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        queries = np.concatenate([q for q, _ in self.pairs.values()])
+        documents = np.concatenate([d for _, d in self.pairs.values()])
+        order = np.lexsort((documents, queries))
+        counts = np.bincount(queries, minlength=self.num_queries)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        object.__setattr__(self, "_positives", (offsets, documents[order]))
+
+    def positives(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every known positive of some queries, as (position in `queries`, document)."""
+        offsets, documents = self._positives
+        counts = offsets[queries + 1] - offsets[queries]
+        position = np.repeat(np.arange(len(queries)), counts)
+        first = np.repeat(offsets[queries] - np.cumsum(counts) + counts, counts)
+        return position, documents[first + np.arange(len(position))]
+
+
+def make_batch(
+    data: TrainingSet,
+    *,
+    batch_size: int,
+    pool: int,
+    sources: Mapping[str, float],
+    source_weights: Mapping[str, float],
+    seed: int,
+    step: int,
+    mined: np.ndarray | None = None,
+    mined_per_query: int = 0,
+    query_length: int = 0,
+    document_length: int = 0,
+) -> dict[str, np.ndarray]:
+    """The batch of one step.
+
+    Args:
+      data: the training set.
+      batch_size: N.
+      pool: C; the whole corpus if it is at least as large as that.
+      sources: source -> share of the batch.
+      source_weights: source -> weight of its rows in the contrastive terms.
+      seed, step: what the batch is a pure function of.
+      mined: hard negatives (num_queries, m), padded with -1.
+      mined_per_query: how many of them enter the pool for each query.
+      query_length, document_length: tokens, when the tower is trained.
+
+    Returns:
+      queries (N,) and documents (C,) rows; target (N,) position in the pool of the
+      row's own positive; contrast (N, C), False for its *other* known positives,
+      which are no negatives; weight (N,); with a trained tower also
+      `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`.
+    """
+    queries, positives, weight = _sample(
+        data, batch_size, sources, source_weights, seed, step
+    )
+    documents = _pool(
+        data, queries, positives, pool, seed, step, mined, mined_per_query
+    )
+    place = np.full(data.num_documents, -1)
+    place[documents] = np.arange(len(documents))
+    target = place[positives]  # (N,)
+    contrast = np.ones((len(queries), len(documents)), bool)  # (N, C)
+    row, known = data.positives(queries)
+    inside = place[known] >= 0
+    contrast[row[inside], place[known[inside]]] = False
+    contrast[np.arange(len(queries)), target] = True
+    batch = {
+        "queries": queries.astype(np.int32),
+        "documents": documents.astype(np.int32),
+        "target": target.astype(np.int32),
+        "contrast": contrast,
+        "weight": weight.astype(np.float32),
+    }
+    if query_length:
+        sides = (
+            ("queries", data.query_tokens, queries, query_length),
+            ("documents", data.document_tokens, documents, document_length),
+        )
+        for side, tokens, rows, length in sides:
+            batch[f"{side}_ids"], batch[f"{side}_mask"] = tokens.pad(rows, length)
+    return batch
+
+
+def _sample(data, batch_size, sources, source_weights, seed, step):
+    """Pairs of the step: each source walks through its own epochs."""
+    wanted = {n: s for n, s in sources.items() if s and len(data.pairs[n][0])}
+    if not wanted:
+        raise ValueError(
+            f"no training pairs: shares {dict(sources)} over sources "
+            f"{ {n: len(q) for n, (q, _) in data.pairs.items()} }"
+        )
+    queries, documents, weight = [], [], []
+    for number, (name, size) in enumerate(split_batch(batch_size, wanted).items()):
+        source_queries, source_documents = data.pairs[name]
+        rows = batch_rows(
+            len(source_queries), size, seed=seed + 7919 * number, step=step
+        )
+        queries.append(source_queries[rows])
+        documents.append(source_documents[rows])
+        weight.append(np.full(size, source_weights.get(name, 1.0)))
+    return np.concatenate(queries), np.concatenate(documents), np.concatenate(weight)
+
+
+def _pool(data, queries, positives, pool, seed, step, mined, mined_per_query):
+    if pool >= data.num_documents:
+        return np.arange(data.num_documents)
+    rng = np.random.default_rng([seed, step])
+    wanted = [positives]
+    if mined is not None and mined_per_query:
+        columns = rng.integers(mined.shape[1], size=(len(queries), mined_per_query))
+        chosen = np.take_along_axis(mined[queries], columns, axis=1).ravel()
+        wanted.append(chosen[chosen >= 0])
+    # Positives first, so that a pool too small for all drops negatives only.
+    unique, first = np.unique(np.concatenate(wanted), return_index=True)
+    documents = unique[np.argsort(first, kind="stable")][:pool]
+    while len(documents) < pool:
+        extra = rng.integers(data.num_documents, size=2 * pool)
+        joined = np.concatenate([documents, extra])
+        unique, first = np.unique(joined, return_index=True)
+        documents = unique[np.argsort(first, kind="stable")][:pool]
+    return documents

@@ -1,0 +1,318 @@
+"""Where training starts, and the separate pipeline: k-means, PQ and OPQ fits.
+
+Everything is a function of the rows and a key. Fits run on the rows given: of a large
+corpus pass a sample, 256 rows a centroid are plenty (Faiss takes no more).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from ehi.model.pq import check_sizes, decode, nearest
+
+# Rows whose distances to all centroids are in memory at a time.
+_CHUNK = 16384
+_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+
+
+def kmeans(
+    x: jax.Array,
+    num_clusters: int,
+    *,
+    iterations: int = 25,
+    spherical: bool = False,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Lloyd's k-means from random rows.
+
+    Minimises ``sum_n |x_n - c_a(n)|^2``; spherical k-means has unit centroids and so
+    maximises ``sum_n <x_n, c_a(n)>`` (Dhillon and Modha 2001). The objective never
+    gets worse: an empty cluster moves to the row that is farthest from its centroid.
+
+    Args:
+      x: rows (N, D), finite.
+      num_clusters: K, at most N.
+      iterations: means and assignments.
+      spherical: keep the centroids on the unit sphere.
+      key: of the random start.
+
+    Returns:
+      centroids (K, D), and the nearest one of each row (N,) int32.
+
+    Raises:
+      ValueError: for fewer rows than clusters, or rows that are not finite.
+    """
+    x = _check_rows(x, num_clusters, "clusters")
+    root = jnp.zeros(len(x), jnp.int32)
+    start = jnp.zeros((1, num_clusters, x.shape[1]))
+    centroids, chosen = _split_groups(x, root, start, iterations, key, spherical)
+    return centroids[0], chosen
+
+
+def kmeans_tree(
+    x: jax.Array, *, height: int, branching: int, iterations: int = 25, key: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Hierarchical spherical k-means: the rows of every node are split in B.
+
+    All nodes of a level are fitted at once, as one k-means in which a row may only
+    choose among the children of its own node; so a level is one compilation.
+
+    Args:
+      x: embeddings (N, D), finite; only their directions matter.
+      height: H.
+      branching: B; the tree has B^H leaves, at most N.
+      iterations: of each level.
+      key: of the random starts.
+
+    Returns:
+      for each level the unit vectors of its children (B^(h-1), B, D), which
+      ``Router.start_from`` takes, and the leaf of each row (N,) int32, reached by the
+      best child at each level. A child that gets no row lies near its node.
+
+    Raises:
+      ValueError: for more leaves than rows, or rows that are not finite.
+    """
+    x = _unit(_check_rows(x, branching**height, "leaves"))
+    nodes, parents, levels = jnp.zeros(len(x), jnp.int32), _unit(x.mean(0))[None], []
+    for h in range(height):
+        seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
+        shape = (branching**h, branching, x.shape[1])
+        # Where a node has fewer rows than children, noise tells the others apart.
+        noise = 0.1 * _unit(jax.random.normal(noise_key, shape))
+        start = _unit(parents[:, None] + noise)  # (B^h, B, D)
+        children, nodes = _split_groups(x, nodes, start, iterations, seed_key, True)
+        levels.append(children)
+        parents = children.reshape(-1, x.shape[1])  # (B^(h+1), D)
+    return levels, nodes
+
+
+def fit_pq(
+    x: jax.Array,
+    *,
+    num_subspaces: int,
+    num_codewords: int,
+    iterations: int = 25,
+    key: jax.Array,
+) -> jax.Array:
+    """Product quantisation: k-means in each of M subspaces.
+
+    Args:
+      x: rows (N, D), finite.
+      num_subspaces: M, which divides D.
+      num_codewords: K, 16 or 256, at most N.
+      iterations: of k-means.
+      key: of the rows that the codewords start from.
+
+    Returns:
+      codebooks (M, K, S).
+
+    Raises:
+      ValueError: for sizes that do not fit, or rows that are not finite.
+
+    References:
+      Jégou et al. 2011, Product quantization for nearest neighbor search, TPAMI 33.
+    """
+    x = _check_rows(x, num_codewords, "codewords")
+    check_sizes(x.shape[1], num_subspaces, num_codewords)
+    codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
+    return _refine_codebooks(x, codebooks, codes, iterations)[0]
+
+
+def fit_opq(
+    x: jax.Array,
+    *,
+    num_subspaces: int,
+    num_codewords: int,
+    rounds: int = 50,
+    iterations: int = 25,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Optimised product quantisation: an orthogonal matrix and codebooks.
+
+    Minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from the
+    parametric solution (principal axes dealt out so that the subspaces have equal
+    products of variances). In a round the codebooks are refined once and then the rows
+    are rotated onto their reconstructions (orthogonal Procrustes).
+
+    Args:
+      x: rows (N, D), finite.
+      num_subspaces: M, which divides D.
+      num_codewords: K, 16 or 256, at most N.
+      rounds: of codebooks and rotation in turn.
+      iterations: of k-means after the last round.
+      key: of the rows that the codewords start from.
+
+    Returns:
+      R (D, D), with ``z = x @ R``, and codebooks (M, K, S) of z.
+
+    Raises:
+      ValueError: for sizes that do not fit, or rows that are not finite.
+
+    References:
+      Ge et al. 2013, Optimized product quantization for approximate nearest neighbor
+      search, CVPR, section 3 (non-parametric rounds from a parametric start).
+    """
+    x = _check_rows(x, num_codewords, "codewords")
+    check_sizes(x.shape[1], num_subspaces, num_codewords)
+    rotation = jnp.asarray(_balanced_axes(np.asarray(x, np.float64), num_subspaces))
+    z = _dot(x, rotation)
+    codebooks, codes = _start_codebooks(z, num_subspaces, num_codewords, key)
+    for _ in tqdm(range(rounds), "OPQ", disable=None):
+        codebooks, codes = _refine_codebooks(z, codebooks, codes, PER)
+        rotation = _procrustes(_cross(x, codebooks, codes))
+        z = _dot(x, rotation)
+    return rotation, _refine_codebooks(z, codebooks, codes, iterations)[0]
+PER = 1
+
+@functools.partial(jax.jit, static_argnames=("spherical",))
+def _split_groups(x, groups, start, iterations, key, spherical):
+    """k-means in each of G groups of rows at once, from random rows of the group.
+
+    Args: x (N, D), groups (N,), start (G, B, D) for groups of fewer than B rows.
+    Returns: centroids (G, B, D), and the best of its group for each row (N,), numbered
+      through all groups.
+    """
+    random = jax.random.uniform(key, (len(x),))
+    everywhere = jnp.ones(start.shape[:2], bool)
+    start = _move_to_rows(start, everywhere, x, groups, random)
+    chosen = _choose(x, groups, start)
+
+    def iteration(_, state):
+        return _refine(x, groups, *state, spherical=spherical)
+
+    return jax.lax.fori_loop(0, iterations, iteration, (start, chosen))
+
+
+def _refine(x, groups, centroids, chosen, *, spherical=False):
+    """One iteration of k-means: centroids (G, B, D) and choices (N,), both better."""
+    flat = centroids.reshape(-1, x.shape[1])  # (G B, D)
+    counts = jnp.zeros(len(flat)).at[chosen].add(1.0)
+    sums = jnp.zeros_like(flat).at[chosen].add(x)
+    means = _unit(sums) if spherical else sums / jnp.maximum(counts, 1.0)[:, None]
+    means = jnp.where(counts[:, None] > 0, means, flat)
+    empty = counts.reshape(centroids.shape[:2]) == 0  # (G, B)
+
+    def fill(centroids):
+        distances = jnp.sum((x - centroids.reshape(flat.shape)[chosen]) ** 2, -1)
+        return _move_to_rows(centroids, empty, x, groups, distances)
+
+    means = means.reshape(centroids.shape)
+    # Rare after the first iterations, and the sort in it costs as much as all the rest.
+    centroids = jax.lax.cond(empty.any(), fill, lambda same: same, means)
+    return centroids, _choose(x, groups, centroids)
+
+
+def _move_to_rows(centroids, which, x, groups, priority):
+    """Centroids (G, B, D), those of ``which`` (G, B) moved onto rows of their group.
+
+    The first of a group goes to its row of highest priority (N,), the second to the
+    next; where a group has no more rows a centroid stays.
+    """
+    order = jnp.lexsort((-priority, groups))  # by group, in it by priority
+    sizes = jnp.zeros(len(centroids), jnp.int32).at[groups].add(1)
+    rank = jnp.cumsum(which, 1) - 1  # (G, B)
+    place = (jnp.cumsum(sizes) - sizes)[:, None] + rank
+    rows = x[order[jnp.minimum(place, len(x) - 1)]]  # (G, B, D)
+    return jnp.where((which & (rank < sizes[:, None]))[:, :, None], rows, centroids)
+
+
+def _choose(x, groups, centroids):
+    """The nearest centroid (N,) of each row's group, a chunk of rows at a time."""
+    num_groups, branching, width = centroids.shape
+    words = centroids.reshape(-1, width)  # (G B, D)
+    owner = jnp.arange(len(words))[:, None] // branching
+
+    def of_chunk(chunk):
+        rows, group = chunk
+        return nearest(words, rows.T, None if num_groups == 1 else owner == group)
+
+    n = len(x)
+    if n <= _CHUNK:
+        return of_chunk((x, groups))
+    x, groups = (
+        jnp.pad(a, [(0, -n % _CHUNK)] + [(0, 0)] * (a.ndim - 1)) for a in (x, groups)
+    )
+    chunks = x.reshape(-1, _CHUNK, width), groups.reshape(-1, _CHUNK)
+    return jax.lax.map(of_chunk, chunks).reshape(-1)[:n]
+
+
+def _start_codebooks(z, num_subspaces, num_codewords, key):
+    rows = jax.random.permutation(key, len(z))[:num_codewords]
+    codebooks = z[rows].reshape(num_codewords, num_subspaces, -1).swapaxes(0, 1)
+    return codebooks, _encode(codebooks, z)
+
+
+@jax.jit
+def _refine_codebooks(z, codebooks, codes, iterations):
+    """Iterations of k-means in every subspace: codebooks (M, K, S), codes (N, M)."""
+    m, _, s = codebooks.shape
+    root = jnp.zeros(len(z), jnp.int32)
+
+    def of_subspace(subspace):
+        x, words, chosen = subspace  # (N, S), (K, S), (N,)
+        words, chosen = jax.lax.fori_loop(
+            0, iterations, lambda _, s: _refine(x, root, *s), (words[None], chosen)
+        )
+        return words[0], chosen
+
+    parts = z.reshape(len(z), m, s).swapaxes(0, 1)  # (M, N, S)
+    codebooks, codes = jax.lax.map(of_subspace, (parts, codebooks, codes.T))
+    return codebooks, codes.T
+
+
+@jax.jit
+def _encode(codebooks, z):
+    m, _, s = codebooks.shape
+    root = jnp.zeros(len(z), jnp.int32)
+    parts = z.reshape(len(z), m, s).swapaxes(0, 1)  # (M, N, S)
+    return jax.lax.map(lambda p: _choose(p[0], root, p[1][None]), (parts, codebooks)).T
+
+
+@jax.jit
+def _cross(x, codebooks, codes):
+    return _dot(x.T, decode(codebooks, codes))  # (D, D)
+
+
+def _procrustes(cross) -> jax.Array:
+    """The orthogonal R (D, D) with the least ``|x R - z_hat|^2``, given x' z_hat."""
+    # On the host: accelerators are slow at this, and so are BLAS threads that have to
+    # share their cores (40 times slower than one thread, measured at D = 384).
+    with threadpool_limits(1, "blas"):
+        u, _, vt = np.linalg.svd(np.asarray(cross, np.float64))
+        return jnp.asarray(u @ vt, jnp.float32)
+
+
+def _balanced_axes(x: np.ndarray, num_subspaces: int) -> np.ndarray:
+    """Principal axes (D, D) as columns, dealt to subspaces of S (Ge et al., sec. 3.2).
+
+    The largest variance left goes to the subspace whose product is smallest so far.
+    """
+    width = x.shape[1]
+    with threadpool_limits(1, "blas"):
+        variances, axes = np.linalg.eigh(np.cov(x, rowvar=False))
+    logs = np.log(np.maximum(variances, 1e-12 * max(variances.max(), 1e-300)))
+    products, members = np.zeros(num_subspaces), [[] for _ in range(num_subspaces)]
+    for axis in np.argsort(-variances, kind="stable"):
+        subspace = int(products.argmin())
+        members[subspace].append(axis)
+        full = len(members[subspace]) == width // num_subspaces
+        products[subspace] = np.inf if full else products[subspace] + logs[axis]
+    return axes[:, np.concatenate(members)].astype(np.float32)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _check_rows(x, least: int, what: str) -> jax.Array:
+    x = jnp.asarray(x, jnp.float32)
+    if x.ndim != 2 or len(x) < least:
+        raise ValueError(f"{least} {what} need as many rows (N, D), got {x.shape}")
+    if not jnp.isfinite(x).all():
+        bad = int(jnp.argmin(jnp.isfinite(x).all(-1)))
+        raise ValueError(f"row {bad} of {len(x)} has a value that is not finite")
+    return x

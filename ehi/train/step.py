@@ -1,0 +1,225 @@
+"""The jitted train step, the optimiser with a rate per group, and the mesh."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ehi.model.joint import GROUPS, merge_model
+from ehi.model.pq import revive, update_usage
+from ehi.train.objective import objective, weights_for
+
+# How fast the moving average of codeword counts forgets; a codeword whose average
+# falls below this share of an even load is dead.
+USAGE_DECAY, DEAD_SHARE = 0.99, 0.02
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """One mesh, one axis 'data', compiler-placed (Auto): 1 CPU, 1 GPU or a slice."""
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
+
+
+def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
+    """Rows over the devices; what does not divide evenly is replicated."""
+
+    def put(x):
+        even = x.shape[0] % mesh.size == 0
+        spec = PartitionSpec("data") if even else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, dict(batch))
+
+
+def replicate(mesh: jax.sharding.Mesh, tree):
+    """The same arrays on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
+    """Names of the parameters that a phase trains.
+
+    Args:
+      params: name -> array, a name being 'group/.../leaf'.
+      rates: group -> learning rate; a group that is absent or 0 is frozen.
+      last_n: if not 0, only the last n layers of the tower train.
+    """
+    for group, rate in rates.items():
+        if group not in GROUPS:
+            raise ValueError(
+                f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
+            )
+        if not rate >= 0:
+            raise ValueError(f"learning rate of {group!r} is {rate}; must be >= 0")
+    layers = [
+        int(n.split("/")[2]) for n in params if n.startswith("tower/layers/")
+    ]  # tower/layers/<i>/...
+    first = max(layers, default=0) + 1 - last_n if last_n else 0
+
+    def is_trained(name: str) -> bool:
+        parts = name.split("/")
+        if parts[0] == "tower" and last_n:
+            in_last = parts[1] == "layers" and int(parts[2]) >= first
+            return bool(rates.get("tower")) and in_last
+        # A rotation starts from a fixed orthogonal matrix; only its skew part learns.
+        return bool(rates.get(parts[0])) and name != "rotation/start"
+
+    return frozenset(name for name in params if is_trained(name))
+
+
+def make_optimizer(
+    rates: Mapping[str, float],
+    *,
+    steps: int,
+    warmup: int = 0,
+    decay: str = "cosine",
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+) -> optax.GradientTransformation:
+    """Adam with a learning rate per group; weight decay and clipping on the tower.
+
+    Args:
+      rates: group -> peak learning rate.
+      steps: length of the phase.
+      warmup: steps of linear warm-up.
+      decay: 'cosine' (to 0 at the end), 'linear' or 'constant'.
+      weight_decay: decoupled, of the tower's matrices only.
+      clip: global gradient norm of the tower; 0 for none.
+    """
+    if decay not in ("cosine", "linear", "constant"):
+        raise ValueError(
+            f"decay={decay!r} is unknown; allowed: 'cosine', 'linear', 'constant'"
+        )
+
+    def schedule(peak: float):
+        rest = max(steps - warmup, 1)
+        after = {
+            "cosine": optax.cosine_decay_schedule(peak, rest),
+            "linear": optax.linear_schedule(peak, 0.0, rest),
+            "constant": optax.constant_schedule(peak),
+        }[decay]
+        ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
+        return optax.join_schedules([ramp, after], [warmup]) if warmup else after
+
+    def of_group(group: str, rate: float):
+        if group != "tower":
+            return optax.adam(schedule(rate))
+        matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+        adamw = optax.adamw(schedule(rate), weight_decay=weight_decay, mask=matrices)
+        return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+
+    transforms = {g: of_group(g, r) for g, r in rates.items() if r}
+    return optax.multi_transform(
+        transforms, lambda params: {name: name.split("/")[0] for name in params}
+    )
+
+
+def start_state(params: dict, optimizer, trained: frozenset[str]) -> dict:
+    """params, opt_state, stats and step 0.
+
+    The parameters are copied: a step donates its state, and the caller's arrays may be
+    another system's start too.
+    """
+    params, stats = {name: jnp.copy(value) for name, value in params.items()}, {}
+    if "quantiser/codebooks" in params:
+        m, k, _ = params["quantiser/codebooks"].shape
+        stats["usage"] = jnp.full((m, k), 1.0 / k, jnp.float32)  # (M, K) share
+    return {
+        "params": params,
+        "opt_state": optimizer.init({n: params[n] for n in sorted(trained)}),
+        "stats": stats,
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def make_train_step(
+    graphdef,
+    optimizer: optax.GradientTransformation,
+    trained: frozenset[str],
+    *,
+    weights: Mapping[str, float],
+    revive_every: int = 0,
+    **objective_options,
+) -> Callable:
+    """The step of one phase: ``train_step(state, tables, batch, key)``.
+
+    Encoder, tree, quantiser, every loss and the optimiser are inside; it is compiled
+    once. Only `trained` parameters are differentiated, so frozen ones cost no backward.
+
+    Args:
+      graphdef: of a `JointIndex`, from `split_model`.
+      optimizer: from `make_optimizer`.
+      trained: from `trained_names`.
+      weights: loss term -> weight.
+      revive_every: steps between revivals of dead codewords; 0 for never.
+      **objective_options: temperatures, margins, chunk; see `objective`.
+
+    Returns:
+      a jitted function -> state, metrics (a flat dict of scalars on the device).
+    """
+
+    @functools.partial(jax.jit, donate_argnames=("state",))
+    def train_step(state, tables, batch, key):
+        params = state["params"]
+
+        def loss_of(some):
+            model = merge_model(graphdef, params | some)
+            active = weights_for(model, weights)
+            return objective(model, tables, batch, weights=active, **objective_options)
+
+        some = {name: params[name] for name in sorted(trained)}
+        (loss, found), grads = jax.value_and_grad(loss_of, has_aux=True)(some)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], some)
+        params = params | optax.apply_updates(some, updates)
+        stats = state["stats"]
+        if found["codes"] is not None:
+            usage = update_usage(stats["usage"], found["codes"], USAGE_DECAY)
+            stats = {"usage": usage}
+        if found["codes"] is not None and revive_every:
+            params, stats = _revive(
+                params, stats, found, jax.random.fold_in(key, state["step"]),
+                now=(state["step"] + 1) % revive_every == 0,
+            )  # fmt: skip
+        metrics = {"loss": loss} | found["terms"] | _norms(grads) | _loads(found, stats)
+        new = {"params": params, "opt_state": opt_state, "stats": stats}
+        return new | {"step": state["step"] + 1}, metrics
+
+    return train_step
+
+
+def _revive(params, stats, found, key, *, now):
+    """Every few steps, move dead codewords onto vectors of the batch."""
+    codebooks = params["quantiser/codebooks"]  # (M, K, S)
+    m, k, s = codebooks.shape
+    vectors = jax.lax.stop_gradient(found["z"]).reshape(-1, m, s)  # (C, M, S)
+    alive = revive(codebooks, stats["usage"], vectors, key, threshold=DEAD_SHARE / k)
+    dead = stats["usage"] < DEAD_SHARE / k
+    usage = jnp.where(now & dead, 1.0 / k, stats["usage"])
+    params = params | {"quantiser/codebooks": jnp.where(now, alive, codebooks)}
+    return params, {"usage": usage}
+
+
+def _norms(grads: dict) -> dict:
+    groups = sorted({name.split("/")[0] for name in grads})
+    return {
+        f"grad_norm/{g}": optax.tree.norm(
+            [v for n, v in grads.items() if n.split("/")[0] == g]
+        )
+        for g in groups
+    }
+
+
+def _loads(found: dict, stats: dict) -> dict:
+    """Leaf load of the pool and codeword use, as the index would have them."""
+    metrics = {}
+    counts = found["leaf_counts"]
+    if counts is not None:
+        metrics["leaf_load_max"] = counts.max()
+        metrics["leaf_load_cv"] = counts.std() / counts.mean()
+    if found["codes"] is not None:
+        k = stats["usage"].shape[1]
+        metrics["codewords_used"] = (stats["usage"] >= DEAD_SHARE / k).mean()
+    return metrics

@@ -1,0 +1,141 @@
+"""Speed of the parts, against what others use for them, in one process.
+
+python -m experiments.benchmark encode --dataset=pydocs --num-texts=1000
+
+times encoding a corpus with ours and, where it is installed, sentence-transformers:
+tokenising included, the same texts and length, repeats in turn, the peer at its best
+batch size. Prints JSON; `ratio` is the peer's seconds over ours.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import time
+
+import numpy as np
+from flax import nnx
+
+from ehi.data.datasets import open_dataset
+from ehi.data.tokens import tokenise
+from ehi.model.pretrained import load_tower, resolve
+from ehi.train.encode import apply_module, encode
+
+PEER = "sentence-transformers"
+PACKAGES = ("jax", "flax", "torch", PEER)
+
+
+def main():
+    """Parse the command line and run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("encode", help="encoding a corpus")
+    command.add_argument(
+        "--dataset", default="pydocs", help="name or path of a data set"
+    )
+    command.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    command.add_argument("--num-texts", type=int, default=1000)
+    command.add_argument("--max-length", type=int, default=256, help="in tokens")
+    command.add_argument("--repeats", type=int, default=3)
+    command.add_argument(
+        "--peer-batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128]
+    )
+    command.set_defaults(run=benchmark_encode)
+    args = parser.parse_args()
+    print(json.dumps(args.run(args), indent=2))
+
+
+def benchmark_encode(args) -> dict:
+    """Time ours and the peer in turn; the first run of ours, which compiles, apart."""
+    texts = spread_texts(args.dataset, args.num_texts)
+    pretrained = resolve(args.model)
+    ours, tokens = our_encoder(pretrained, texts, args.max_length)
+    runs = {"ours": ours}
+    if importlib.util.find_spec(PEER.replace("-", "_")):
+        peer = peer_encoder(pretrained, texts, args.max_length)
+        for size in args.peer_batch_sizes:
+            runs[f"{PEER}, batch {size}"] = functools.partial(peer, size)
+    first, vectors, seconds = {}, {}, {name: [] for name in runs}
+    for name, run in runs.items():
+        first[name], vectors[name] = timed(run)
+    for _ in range(args.repeats):
+        for name, run in runs.items():
+            seconds[name].append(timed(run)[0])
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    best = min(medians.keys() - {"ours"}, key=medians.get, default=None)
+    return {
+        "texts": len(texts),
+        "tokens": int(tokens.lengths.sum()),
+        "max_length": args.max_length,
+        "cpus": len(os.sched_getaffinity(0)),
+        "seconds": seconds,
+        "median_seconds": medians,
+        "first_seconds": first,
+        "peer": best,
+        "ratio": best and medians[best] / medians["ours"],
+        # Ours compiles in its first run, so a corpus encoded once pays that too.
+        "ratio_first_run": best and first[best] / first["ours"],
+        "lowest_cosine": best and cosines(vectors["ours"], vectors[best]).min().item(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def spread_texts(dataset: str, num_texts: int) -> list[str]:
+    """Texts of `num_texts` documents, evenly spread over the corpus."""
+    documents = open_dataset(dataset).documents
+    rows = np.linspace(0, len(documents) - 1, min(num_texts, len(documents)))
+    return [documents[int(row)].content for row in rows]
+
+
+def our_encoder(pretrained, texts, max_length):
+    """A function that tokenises and encodes, and the tokens."""
+    graphdef, params = nnx.split(load_tower(pretrained))
+    apply = functools.partial(apply_module, graphdef=graphdef)
+    make_tokens = functools.partial(
+        tokenise,
+        texts,
+        tokenizer_file=pretrained.tokenizer_file,
+        max_length=max_length,
+        cache_dir=None,
+        name="texts",
+    )
+    return lambda: encode(apply, params, make_tokens()), make_tokens()
+
+
+def peer_encoder(pretrained, texts, max_length):
+    """A function of the batch size that does the same by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(pretrained.folder), device="cpu")
+    model.max_seq_length = max_length
+
+    def run(batch_size):
+        return model.encode(texts, batch_size=batch_size, show_progress_bar=False)
+
+    return run
+
+
+def timed(run):
+    """Seconds of one call, and its result."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def cosines(a, b):
+    """Cosine of each row of a with the same row of b, both of length one."""
+    return np.sum(a * b, axis=1)
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Refuse a config that cannot run, before anything is loaded or written."""
+
+from ehi.train.phase import Phase
+from experiments.systems import Budget, get_system
+
+
+def check_config(config) -> None:
+    """Check every field that can be checked without data.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    if not config.systems:
+        raise ValueError("systems is empty; name at least one")
+    phases = set()
+    for name in config.systems:
+        phases.update(get_system(name).phases)
+    for name in ("dense", "joint", *sorted(phases)):
+        try:
+            Phase.from_mapping(config[name].to_dict())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"config.{name}: {error}") from None
+    budgets = [Budget.parse(budget) for budget in config.budgets]
+    for name in config.systems:
+        if not any(budget.applies_to(get_system(name)) for budget in budgets):
+            raise ValueError(
+                f"no budget of {', '.join(config.budgets)} applies to {name!r}: a tree "
+                "needs 'visit-...', PQ leaves need '...-64x'"
+            )
+    if not config.dataset:
+        raise ValueError(
+            "dataset is empty; give --config.dataset='pydocs', 'beir/<name>' or the "
+            "path of a BEIR folder or zip"
+        )
+    if config.tree.branching and config.tree.branching < 2:
+        raise ValueError(
+            f"tree.branching is {config.tree.branching}; must be at least 2, or 0 to "
+            "choose it by the number of documents"
+        )
+    _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
+    _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
+    _choice("tree.kind", config.tree.kind, ("per_node", "per_level"))
+    _choice("leaves.num_codewords", config.leaves.num_codewords, (16, 256))
+    _choice("leaves.rotation", config.leaves.rotation, ("none", "fixed", "learned"))
+    for section, field, least in (
+        ("tree", "height", 1),
+        ("tree", "hidden", 0),
+        ("tree", "spill", 1),
+        ("head", "width", 0),
+        ("head", "hidden", 0),
+        ("tower", "query_length", 3),
+        ("tower", "document_length", 3),
+        ("pseudo", "per_document", 0),
+    ):
+        value = config[section][field]
+        if value < least:
+            raise ValueError(f"{section}.{field} is {value}; must be at least {least}")
+    if config.tower.trainable == "last_n" and not config.joint.last_n:
+        raise ValueError("tower.trainable='last_n' needs joint.last_n and dense.last_n")
+
+
+def _choice(field: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{field} is {value!r}; allowed: {', '.join(map(repr, allowed))}"
+        )

@@ -1,0 +1,131 @@
+"""The fields of every experiment, in flow order, with the values that all share.
+
+Chosen on the dev splits of pydocs and SciFact (carved out of train by document).
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The base config; config files change what is theirs."""
+    c = ml_collections.ConfigDict()
+    c.dataset = "pydocs"  # 'pydocs', 'beir/<name>', or a BEIR folder or zip
+    c.split = "test"  # what is evaluated; choices are made on 'dev'
+    c.dev_fraction = 0.2  # of the train documents, where a data set has no dev split
+    c.seed = 0
+    c.recipe = 1  # raised when the numbers of a system change
+    c.variant = ""  # name of an ablation, in the records
+
+    c.tower = ml_collections.ConfigDict()
+    c.tower.name = "sentence-transformers/all-MiniLM-L6-v2"
+    c.tower.query_length = 64  # tokens
+    c.tower.document_length = 256
+    c.tower.dtype = "float32"
+    c.tower.trainable = "head"  # 'head', 'last_n' or 'all'
+
+    c.pseudo = ml_collections.ConfigDict()
+    c.pseudo.kinds = ("title", "sentence", "span")
+    c.pseudo.per_document = 2
+
+    c.head = ml_collections.ConfigDict()
+    c.head.width = 0  # D; 0 for the tower's
+    c.head.hidden = 512
+    c.head.query_head = True  # in the joint phase
+
+    c.tree = ml_collections.ConfigDict()
+    c.tree.kind = "per_node"
+    c.tree.height = 1
+    c.tree.branching = 0  # 0: for at most 2 sqrt(documents) leaves
+    c.tree.scale = 20.0
+    c.tree.query_router = True
+    c.tree.hidden = 256
+    c.tree.spill = 1
+
+    c.leaves = ml_collections.ConfigDict()
+    c.leaves.num_codewords = 256
+    c.leaves.rotation = "learned"
+    c.leaves.residual = True
+
+    c.dense = _phase(
+        steps=400,
+        losses={"semantic": 1.0},
+        rates={"head": 3e-4},
+        sources={"labelled": 0.5, "pseudo": 0.5},
+        source_weights={"labelled": 3.0, "pseudo": 0.5},
+        temperature=0.05,
+    )
+    c.joint = _phase(
+        steps=300,
+        losses={
+            "distill": 1.0,
+            "route_distill": 1.0,
+            "balance": 1.0,
+            "codebook": 1.0,
+            "commitment": 0.5,
+        },
+        rates={
+            "head": 1e-4,
+            "query_head": 1e-4,
+            "router": 1e-3,
+            "query_router": 1e-3,
+            "leaf_centroids": 3e-4,
+            "rotation": 3e-4,
+            "quantiser": 3e-4,
+        },
+        sources={"labelled": 0.4, "pseudo": 0.4, "documents": 0.2},
+        source_weights={"labelled": 1.0, "pseudo": 1.0, "documents": 1.0},
+        temperature=0.05,
+    )
+    c.joint.revive_every = 50
+
+    c.systems = (
+        "dense-zero-shot",
+        "dense",
+        "kmeans-tree",
+        "opq",
+        "kmeans-tree-opq",
+        "ehi",
+        "joint-pq",
+        "ehi-pq",
+    )
+    c.budgets = (
+        "flat",
+        "flat-32x",
+        "flat-64x",
+        "visit-2",
+        "visit-5",
+        "visit-10",
+        "visit-10-64x",
+    )
+    return c
+
+
+def _phase(
+    *, steps, losses, rates, sources, source_weights, temperature
+) -> ml_collections.ConfigDict:
+    p = ml_collections.ConfigDict()
+    p.steps = steps
+    p.batch_size = 256
+    p.pool = 8192  # documents scored a step; all of a corpus that is no larger
+    p.losses = ml_collections.ConfigDict(losses)
+    p.rates = ml_collections.ConfigDict(rates)
+    p.sources = ml_collections.ConfigDict(sources)
+    p.source_weights = ml_collections.ConfigDict(source_weights)
+    p.temperature = temperature
+    p.teacher_temperature = temperature
+    p.margin = 0.3
+    p.intra_leaf_threshold = 0.9
+    p.warmup = 20
+    p.decay = "cosine"
+    p.weight_decay = 0.01
+    p.clip = 1.0
+    p.refresh = 0  # steps between minings of negatives from the leaves
+    p.mined_per_query = 0
+    p.mined_kept = 32
+    p.mined_beam = 4
+    p.revive_every = 0
+    p.chunk = 0
+    p.last_n = 0
+    p.log_every = 20
+    p.checkpoint_every = 100
+    return p

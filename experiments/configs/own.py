@@ -1,0 +1,28 @@
+"""Your own data: any BEIR folder or zip (corpus.jsonl; queries and qrels if you have).
+
+    python -m experiments.main --config=experiments/configs/own.py \\
+        --config.dataset=PATH --workdir=runs/own
+
+Without train qrels the pairs are pseudo-queries only (titles, sentences, spans) and the
+teacher is the pretrained encoder. Without queries nothing is scored: the index is built
+and shown. Index another corpus or score another split with what was trained:
+
+    python -m experiments.main --config=experiments/configs/own.py \\
+        --config.dataset=OTHER --checkpoint=runs/own --workdir=runs/other
+
+The tree has at most 2 sqrt(documents) leaves unless --config.tree.branching says
+otherwise; from about a million documents on, --config.tree.height=2 routes faster.
+"""
+
+import ml_collections
+
+from experiments.configs import base
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The experiment; there are no variants."""
+    if variant:
+        raise ValueError(f"unknown variant {variant!r} of own; there are none")
+    c = base.get_config()
+    c.dataset = ""  # required: --config.dataset=PATH
+    return c

@@ -1,0 +1,130 @@
+"""A trained system -> its index, and one record for each budget."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+from absl import logging
+
+from ehi.eval import provenance
+from ehi.eval.measure import beam_for_budget, curve, measure
+from ehi.eval.records import Cell, Record
+from ehi.index import Index, build_index, open_index, save_index
+from ehi.train.export import index_arrays, query_head_arrays
+from experiments.inputs import Inputs
+from experiments.systems import Budget
+from experiments.training import Trained
+
+# Share of the leaves that a search visits by default, where no budget says otherwise.
+DEFAULT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index and what it cost."""
+
+    index: Index = field(repr=False)
+    path: Path
+    seconds: float
+
+
+def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
+    """Build and save the index of a trained system, or open the one that is there."""
+    if path.exists():
+        index = open_index(path)
+        return Built(index, path, float(index.config["build_seconds"]))
+    started = monotonic()
+    index = build_index(
+        trained.documents,
+        inputs.dataset.doc_ids,
+        **index_arrays(trained.graphdef, trained.params),
+        spill=config.tree.spill,
+        encoder=_identity(config, trained, inputs),
+        query_head=query_head_arrays(trained.graphdef, trained.params),
+    )
+    seconds = monotonic() - started
+    index = dataclasses.replace(index, config={"build_seconds": seconds})
+    save_index(index, path, documents=_shown(inputs.dataset))
+    return Built(open_index(path), path, seconds)
+
+
+def evaluate_budget(
+    config, built: Built, trained: Trained, inputs: Inputs, name: str, budget: Budget,
+    folder: Path,
+) -> Record | None:  # fmt: skip
+    """The record of one cell; None if a single leaf is already over the budget."""
+    index, queries = built.index, trained.queries[inputs.eval_rows]
+    beam = 1
+    if budget.visit is not None:
+        beam = beam_for_budget(index, queries, budget.visit)
+        if beam is None:
+            logging.warning(
+                "%s: one leaf a query already visits more than %s%% of the documents",
+                trained.run, budget.visit,
+            )  # fmt: skip
+            return None
+    cell = Cell(
+        name, config.variant, inputs.dataset.name, config.split, config.seed,
+        budget.name,
+    )  # fmt: skip
+    fields = measure(
+        index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
+        beam=beam, tower_width=inputs.pretrained.config["width"],
+        run_path=folder / f"{cell.stem}.run.gz",
+    )  # fmt: skip
+    return Record(
+        **cell._asdict(),
+        **fields,
+        train_seconds=trained.seconds,
+        build_seconds=built.seconds,
+        config_hash=_config_hash(config),
+        recipe=config.recipe,
+        git_commit=provenance.git_commit(Path(__file__).parent),
+        versions=provenance.versions(),
+        hardware=provenance.hardware(),
+        corpus_sha256=inputs.dataset.corpus_sha256,
+    )
+
+
+def _config_hash(config) -> str:
+    """Of what decides a cell's numbers beside the cell itself."""
+    fields = json.loads(config.to_json())
+    beside = ("systems", "budgets", "seed")
+    return provenance.config_hash({k: v for k, v in fields.items() if k not in beside})
+
+
+def visited_curve(built: Built, trained: Trained, inputs: Inputs, split: str):
+    """nDCG@10 against documents visited, at about a dozen beams."""
+    leaves = built.index.num_leaves
+    beams = np.unique(np.geomspace(1, leaves, 12).round().astype(int))
+    return curve(
+        built.index, trained.queries[inputs.eval_rows], inputs.eval_ids,
+        inputs.dataset.qrels[split], beams.tolist(),
+    )  # fmt: skip
+
+
+def _identity(config, trained: Trained, inputs: Inputs) -> dict:
+    """What a searcher must know to embed a query as this index was built."""
+    leaves = config.tree.branching**config.tree.height
+    return {
+        "tower": config.tower.name,
+        "tower_sha256": inputs.pretrained.sha256,
+        "query_length": config.tower.query_length,
+        "run": trained.run,
+        "default_beam": max(1, round(DEFAULT_SHARE * leaves)),
+    }
+
+
+def _shown(dataset) -> list[dict]:
+    """What a searcher is shown of a document: title and first line."""
+    return [
+        {
+            "id": document.id,
+            "title": document.title,
+            "line": document.text.strip().split("\n", 1)[0][:200],
+        }
+        for document in dataset.documents
+    ]

@@ -1,0 +1,137 @@
+"""Config -> data set, tokens, tower and its outputs: what every system shares."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
+from ehi.data.pairs import pseudo_queries
+from ehi.data.tokens import TokenArray, tokenise
+from ehi.model.encoder import TextEncoder
+from ehi.model.pretrained import Pretrained, load_tower, resolve
+from ehi.model.sources import default_cache_dir
+from ehi.train.encode import cached_encode
+from ehi.train.pool import TrainingSet
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that does not depend on the system.
+
+    The query table has the data set's queries, then the pseudo-queries, then every
+    document once more, as a query for itself.
+
+    Attributes:
+      dataset: corpus, queries and qrels.
+      pretrained: where the tower comes from.
+      query_tokens, document_tokens: of the query table (without the documents) and of
+        the corpus.
+      training: the pairs to train on.
+      eval_rows: rows of the query table that the evaluated split asks.
+    """
+
+    dataset: RetrievalDataset
+    pretrained: Pretrained
+    dtype: str
+    query_tokens: TokenArray
+    document_tokens: TokenArray
+    training: TrainingSet
+    eval_rows: np.ndarray
+
+    @functools.cached_property
+    def tower(self) -> TextEncoder:
+        """The pretrained text encoder."""
+        return load_tower(self.pretrained, dtype=jnp.dtype(self.dtype))
+
+    @functools.cached_property
+    def document_features(self) -> np.ndarray:
+        """The frozen tower's outputs (documents, T), cached on disk."""
+        return cached_encode(
+            self.pretrained, self.tower, self.document_tokens, desc="encode documents"
+        )
+
+    @functools.cached_property
+    def query_features(self) -> np.ndarray:
+        """The frozen tower's outputs of the query table (rows, T)."""
+        queries = cached_encode(
+            self.pretrained, self.tower, self.query_tokens, desc="encode queries"
+        )
+        return np.concatenate([queries, self.document_features])
+
+    @property
+    def eval_ids(self) -> list[str]:
+        """Names of the evaluated queries."""
+        return [self.dataset.query_ids[row] for row in self.eval_rows]
+
+
+def load_inputs(config) -> Inputs:
+    """Open the data set of a config, tokenise it and pair it for training."""
+    dataset = open_dataset(config.dataset)
+    if config.split == "dev" and "dev" not in dataset.qrels:
+        dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
+        logging.info("dev carved out of train by document")
+    pretrained = resolve(config.tower.name)
+    texts, pseudo_rows = [], np.zeros(0, np.int64)
+    if config.pseudo.per_document:
+        texts, pseudo_rows, _ = pseudo_queries(
+            dataset.documents, kinds=tuple(config.pseudo.kinds),
+            per_document=config.pseudo.per_document, seed=0,
+        )  # fmt: skip
+    tokens = functools.partial(
+        tokenise, tokenizer_file=pretrained.tokenizer_file,
+        cache_dir=default_cache_dir() / "tokens",
+    )  # fmt: skip
+    query_tokens = tokens(
+        dataset.query_texts + list(texts),
+        max_length=config.tower.query_length,
+        name=f"{dataset.name} queries",
+    )
+    document_tokens = tokens(
+        [document.content for document in dataset.documents],
+        max_length=config.tower.document_length,
+        name=f"{dataset.name} documents",
+    )
+    num_documents, num_queries = len(dataset.documents), len(dataset.query_ids)
+    query_rows, document_rows = _labelled(dataset)
+    first_pseudo, first_document = num_queries, num_queries + len(texts)
+    everything = np.arange(num_documents)
+    training = TrainingSet(
+        num_queries=first_document + num_documents,
+        num_documents=num_documents,
+        pairs={
+            "labelled": (query_rows, document_rows),
+            "pseudo": (first_pseudo + np.arange(len(texts)), pseudo_rows),
+            "documents": (first_document + everything, everything),
+        },
+        query_tokens=query_tokens,
+        document_tokens=document_tokens,
+    )
+    asked = dataset.qrels.get(config.split, {})
+    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
+    eval_rows = np.array([row_of[name] for name in asked], np.int64)
+    return Inputs(
+        dataset, pretrained, config.tower.dtype, query_tokens, document_tokens,
+        training, eval_rows,
+    )  # fmt: skip
+
+
+def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
+    if "train" not in dataset.qrels:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    queries, documents, _ = dataset.positives("train")
+    return queries, documents
+
+
+def without_labels(inputs: Inputs) -> bool:
+    """Whether there is nothing but pseudo-queries to train on."""
+    return not len(inputs.training.pairs["labelled"][0])
+
+
+def replace_dataset(inputs: Inputs, **changes) -> Inputs:
+    """A copy with some fields changed."""
+    return dataclasses.replace(inputs, **changes)

@@ -1,0 +1,153 @@
+"""What each system is: named overrides of one base config.
+
+A system says which system it starts from, which parts it has, which phases train and
+which config fields it fixes. Adding a method is one entry here, at most one loss, and a
+test.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import ml_collections
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table.
+
+    Attributes:
+      parent: the system whose trained head and embeddings it starts from.
+      tree, pq: whether it has a tree, and PQ leaves (else raw vectors).
+      phases: config sections that train it, in order; none for the separate pipeline,
+        whose tree and codes are fitted to the parent's embeddings and left alone.
+      overrides: dotted config field -> value.
+      counterpart: the separate system that a joint one is tested against.
+    """
+
+    parent: str | None = None
+    tree: bool = False
+    pq: bool = False
+    phases: tuple[str, ...] = ()
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    counterpart: str | None = None
+
+
+_SEPARATE = {
+    "head.query_head": False,
+    "tree.query_router": False,
+    "tree.hidden": 0,
+    "leaves.rotation": "fixed",
+}
+
+SYSTEMS = {
+    "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
+    "dense": System(phases=("dense",), overrides={"head.query_head": False}),
+    "kmeans-tree": System("dense", tree=True, overrides=_SEPARATE),
+    "opq": System(
+        "dense", pq=True, overrides=_SEPARATE | {"leaves.residual": False}
+    ),
+    "kmeans-tree-opq": System("dense", tree=True, pq=True, overrides=_SEPARATE),
+    "ehi": System(
+        "dense", tree=True, phases=("joint",), counterpart="kmeans-tree"
+    ),
+    "joint-pq": System(
+        "dense",
+        pq=True,
+        phases=("joint",),
+        overrides={"leaves.residual": False},
+        counterpart="opq",
+    ),
+    "ehi-pq": System(
+        "dense",
+        tree=True,
+        pq=True,
+        phases=("joint",),
+        counterpart="kmeans-tree-opq",
+    ),
+}
+
+
+def get_system(name: str) -> System:
+    """The system of a name."""
+    if name not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}; allowed: {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def config_of(config: ml_collections.ConfigDict, name: str):
+    """The config of one system: the base with the system's overrides."""
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        resolved.update_from_flattened_dict(dict(get_system(name).overrides))
+    return resolved
+
+
+def fit_to_corpus(config: ml_collections.ConfigDict, num_documents: int):
+    """The config with `tree.branching` chosen, where it is 0.
+
+    At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
+    leaf of a tenth of the leaves; a power of two.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.tree.branching:
+        leaves = 2 * num_documents**0.5
+        bits = max(1, int(math.log2(leaves) / config.tree.height))
+        config.tree.branching = 2**bits
+    return config
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a query may cost: documents visited, and bytes of a document.
+
+    Attributes:
+      name: 'flat', 'flat-64x', 'visit-10', 'visit-10-64x', ...
+      visit: percent of the documents that may be scored; None for all (no tree).
+      compression: times smaller than the tower's float32 output; None for raw leaves.
+    """
+
+    name: str
+    visit: float | None
+    compression: int | None
+
+    @classmethod
+    def parse(cls, name: str) -> "Budget":
+        """Read a budget's name."""
+        parts = name.split("-")
+        try:
+            if parts[0] == "flat":
+                visit, rest = None, parts[1:]
+            elif parts[0] == "visit":
+                visit, rest = float(parts[1]), parts[2:]
+            else:
+                raise ValueError
+            compression = int(rest[0].removesuffix("x")) if rest else None
+            if len(rest) > 1 or (rest and not rest[0].endswith("x")):
+                raise ValueError
+        except (ValueError, IndexError):
+            raise ValueError(
+                f"budget {name!r} is not understood; write 'flat', 'flat-64x', "
+                "'visit-10' or 'visit-10-64x' (percent visited, times compressed)"
+            ) from None
+        if visit is not None and not 0 < visit <= 100:
+            raise ValueError(f"budget {name!r} visits {visit}%; must be in (0, 100]")
+        return cls(name, visit, compression)
+
+    def applies_to(self, system: System) -> bool:
+        """Whether a system has what the budget limits."""
+        return (self.visit is not None) == system.tree and (
+            self.compression is not None
+        ) == system.pq
+
+
+def num_subspaces(compression: int, *, tower_width: int, num_codewords: int) -> int:
+    """M so that codes are ``4 T / compression`` bytes a document."""
+    code_bits = {16: 4, 256: 8}[num_codewords]
+    bits = 8 * 4 * tower_width
+    if bits % (compression * code_bits):
+        raise ValueError(
+            f"compression {compression}x of {4 * tower_width} bytes is not a whole "
+            f"number of {code_bits}-bit codes"
+        )
+    return bits // (compression * code_bits)

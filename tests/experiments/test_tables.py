@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from ehi.eval.metrics import evaluate
+from ehi.eval.records import read_records, write_records
+from experiments import tables
+
+
+@pytest.fixture
+def run_folder(tmp_path, make_record):
+    """run_folder(name, seed, gain) -> workdir of a run with two systems"""
+
+    def make(name, seed, gain=1):
+        folder = tmp_path / name
+        qrels = {f"q{i:02}": {"relevant": 1} for i in range(20)}
+        for system, found in (("kmeans-tree", 4), ("ehi", 4 + gain * 8)):
+            hits = {f"q{i:02}": {"relevant": 1.0} for i in range(found)}
+            values = evaluate(hits, qrels)
+            record = make_record(
+                system=system, seed=seed, ndcg_at_10=values["ndcg@10"].mean()
+            )
+            write_records(folder / "results.jsonl", [record])
+            (folder / "trec").mkdir(exist_ok=True)
+            np.save(folder / "trec" / f"{record.cell.stem}.npy", values)
+        return folder
+
+    return make
+
+
+def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    runs = [str(run_folder("a", 0)), str(run_folder("b", 1))]
+    assert tables.main([f"--results={results}", "--collect", *runs]) == 0
+    assert {p.name for p in results.iterdir()} == {
+        "pydocs.jsonl",
+        "pydocs.per_query.npz",
+    }
+    out = tmp_path / "out"
+    status = tables.main([f"--results={results}", f"--out={out}", f"--readme={readme}"])
+    assert status == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "old" not in text
+    row = next(x for x in text.splitlines() if x.startswith("| ehi |"))
+    # 8 of 20 queries differ, all one way: p = 2 / 2^8.
+    assert "| 2 | 0.6000 ± 0.0000 |" in row and "| +0.4000 ++ | 0.008 |" in row
+    assert text.split(f"{tables.BEGIN}\n")[1].split(f"\n{tables.END}")[0] in (
+        capsys.readouterr().out
+    )
+    assert "queries/s" in (out / "pydocs-test.md").read_text()
+
+
+def test_collecting_again_replaces_cells(tmp_path, run_folder):
+    results = tmp_path / "results"
+    tables.collect([run_folder("a", 0)], results)
+    tables.collect([run_folder("b", 0, gain=0)], results)
+    assert [r.ndcg_at_10 for r in read_records(results / "pydocs.jsonl")] == [0.2, 0.2]
+    _, values = tables.read_results(results)
+    assert [ndcg.sum() for _, ndcg in values.values()] == [4, 4]
+
+
+def test_without_per_query_values_there_is_no_p_value(make_record):
+    records = [make_record(), make_record(system="kmeans-tree")]
+    (table,) = tables.tables(
+        records, {}, {"ehi": "kmeans-tree"}, ("system", "vs separate", "p")
+    ).values()
+    assert "| ehi | - | - |" in table
+
+
+@pytest.mark.parametrize("change", [{"recipe": 2}, {"config_hash": "0" * 12}])
+def test_rows_of_different_origin_are_refused_unless_mixed(
+    tmp_path, make_record, change, capsys
+):
+    write_records(tmp_path / "a.jsonl", [make_record(), make_record(seed=1, **change)])
+    arguments = [f"--results={tmp_path}", f"--out={tmp_path}"]
+    assert tables.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert next(iter(change)) in err and "--mix" in err
+    assert tables.main([*arguments, "--mix"]) == 0
+
+
+def test_a_commit_may_differ(tmp_path, make_record):
+    write_records(
+        tmp_path / "a.jsonl", [make_record(), make_record(seed=1, git_commit="x")]
+    )
+    assert len(tables.read_results(tmp_path)[0]) == 2
+
+
+def test_of_a_cell_in_two_files_the_later_counts(tmp_path, make_record):
+    for name, value in (("a", 0.1), ("b", 0.2)):
+        write_records(tmp_path / f"{name}.jsonl", [make_record(ndcg_at_10=value)])
+    assert [r.ndcg_at_10 for r in tables.read_results(tmp_path)[0]] == [0.2]
+
+
+@pytest.mark.parametrize(
+    "text", ["none", f"{tables.END}{tables.BEGIN}", f"{tables.BEGIN}{tables.END}" * 2]
+)
+def test_readme_without_the_two_markers_is_left_alone(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="tables:begin"):
+        tables.replace_between_markers(path, "new")
+    assert path.read_text() == text
+
+
+def test_missing_results_are_named(tmp_path, capsys):
+    assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 1
+    assert "no *.jsonl" in capsys.readouterr().err
+
+
+def test_every_joint_system_is_compared_with_a_known_one():
+    from experiments.systems import SYSTEMS
+
+    counterparts = tables.separate_counterparts()
+    assert counterparts["ehi-pq"] == "kmeans-tree-opq"
+    assert set(counterparts) | set(counterparts.values()) <= set(SYSTEMS)

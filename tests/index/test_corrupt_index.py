@@ -1,0 +1,159 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index_cases import QUERIES, make_index
+
+from ehi.index import IndexCorruptError, open_index, save_index
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "index"
+    documents = [{"title": str(i)} for i in range(30)]
+    save_index(make_index(), path, documents=documents)
+    return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def edit_manifest(folder, edit):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_truncated_file_is_named(copy):
+    for file in sorted(copy.glob("*.npy")):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        with pytest.raises(IndexCorruptError, match=f"{file.name} has .* truncated"):
+            open_index(copy)
+        file.unlink()
+        with pytest.raises(IndexCorruptError, match=f"{file.name} is missing"):
+            open_index(copy)
+        file.write_bytes(content)
+    open_index(copy, verify=True)
+
+
+def test_an_altered_file_is_named_by_its_sum(copy):
+    for file in [*copy.glob("*.npy"), *copy.glob("*.jsonl")]:
+        content = file.read_bytes()
+        last = bytes([content[-1] ^ 1])
+        file.write_bytes(content[:-1] + last)
+        with pytest.raises(IndexCorruptError, match=f"{file.name} was altered: sha256"):
+            open_index(copy, verify=True)
+        file.write_bytes(content)
+    open_index(copy).verify()
+
+
+def test_no_index_a_newer_version_or_a_broken_manifest_is_refused(copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no index"):
+        open_index(tmp_path / "nowhere")
+    edit_manifest(copy, lambda manifest: manifest.update(version=99))
+    with pytest.raises(
+        IndexCorruptError, match="version 99, this code reads version 1"
+    ):
+        open_index(copy)
+    (copy / "manifest.json").write_text('{"format": ')
+    with pytest.raises(IndexCorruptError, match="not JSON"):
+        open_index(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["../codes.npy", "/etc/passwd", "..", "a/b.npy", ".hidden", "", "c\x00"]
+)
+def test_file_names_that_leave_the_folder_are_refused(copy, name):
+    shutil.copy(copy / "codes.npy", copy.parent / "codes.npy")
+    edit_manifest(copy, lambda manifest: manifest["files"]["codes"].update(file=name))
+    with pytest.raises(IndexCorruptError, match="not a plain name"):
+        open_index(copy)
+
+
+def test_pickles_are_never_read(copy):
+    np.save(copy / "codes.npy", np.array([{"a": 1}] * 60, object), allow_pickle=True)
+    size = (copy / "codes.npy").stat().st_size
+    edit_manifest(copy, lambda manifest: manifest["files"]["codes"].update(bytes=size))
+    with pytest.raises(IndexCorruptError, match="codes.npy is not the array"):
+        open_index(copy)
+
+
+def rewrite(folder, name, change):
+    """Changes an array and the manifest with it, sums included."""
+    path = folder / f"{name}.npy"
+    array = change(np.load(path))
+    np.save(path, array)
+    entry = {
+        "bytes": path.stat().st_size,
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+    }
+    edit_manifest(folder, lambda manifest: manifest["files"][name].update(entry))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("leaf_offsets", lambda a: a + 1),
+        ("leaf_offsets", lambda a: -a),
+        ("leaf_offsets", lambda a: a[:-1]),
+        ("leaf_offsets", lambda a: a.astype(np.float32)),
+        ("leaf_rows", lambda a: a[:-1]),
+        ("leaf_rows", lambda a: a.astype(np.int64)),
+        ("codes", lambda a: a[:, :0]),
+        ("codes", lambda a: np.asfortranarray(np.tile(a, 2))),
+        ("codebooks", lambda a: a[:, :8]),
+        ("rotation", lambda a: a[:2]),
+        ("leaf_centroids", lambda a: a[0]),
+        ("rerank_vectors", lambda a: a[:5]),
+        ("id_offsets", lambda a: a * 2),
+        ("tree.nodes.1", lambda a: a[:1]),
+        ("query_tree.nodes.0", lambda a: a[:, :1]),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(copy, name, change):
+    rewrite(copy, name, change)
+    with pytest.raises(IndexCorruptError):
+        open_index(copy)
+
+
+def test_rows_outside_the_corpus_are_refused(copy):
+    rewrite(copy, "leaf_rows", lambda a: a + np.uint32(2**31))
+    with pytest.raises(IndexCorruptError, match="of 30 documents"):
+        open_index(copy).search(QUERIES, 3, beam=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_mutated_folders_are_refused_or_searched_without_harm(
+    saved, tmp_path_factory, data
+):
+    """Random bytes anywhere: a clear error, or results that are in range."""
+    folder = tmp_path_factory.mktemp("mutated") / "index"
+    shutil.copytree(saved, folder)
+    names = sorted(file.name for file in folder.iterdir())
+    file = folder / data.draw(st.sampled_from(names))
+    content = bytearray(file.read_bytes())
+    start = data.draw(st.integers(0, len(content) - 1))
+    new = data.draw(st.binary(min_size=1, max_size=9))
+    content[start : start + len(new)] = new
+    file.write_bytes(content)
+    try:
+        index = open_index(folder)
+        with np.errstate(all="ignore"):
+            hits = index.search(QUERIES, 3, beam=2, rerank=5)
+        assert ((hits.rows >= -1) & (hits.rows < 30)).all()
+        assert len(index.document(0)) >= 0
+    except IndexCorruptError as error:
+        assert str(folder) in str(error) or "row" in str(error) or "id" in str(error)
+    except (UnicodeDecodeError, json.JSONDecodeError, IndexError):
+        assert file.suffix == ".jsonl"
+    finally:
+        shutil.rmtree(folder.parent)

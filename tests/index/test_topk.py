@@ -1,0 +1,73 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from ehi.index.topk import EMPTY, TopK, drop_duplicates, pack, smallest, unpack
+
+floats = st.floats(width=32, allow_nan=False)
+few_values = st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.0000001])
+
+
+@given(st.lists(st.tuples(floats, st.integers(0, 2**32 - 2)), min_size=1))
+def test_keys_order_by_score_then_number_and_unpack_exactly(pairs):
+    scores = np.array([score for score, _ in pairs], np.float32)
+    numbers = np.array([number for _, number in pairs])
+    keys = pack(scores, numbers)
+    order = np.argsort(keys, kind="stable")
+    expected = np.lexsort((numbers, -scores))
+    assert (scores[order] == scores[expected]).all()
+    assert (numbers[order] == numbers[expected]).all()
+    unpacked_scores, unpacked_numbers = unpack(keys)
+    assert (unpacked_scores == scores).all() and (unpacked_numbers == numbers).all()
+    assert (keys < EMPTY).all()
+
+
+def test_empty_keys_are_missing_results():
+    scores, numbers = unpack(smallest(pack(np.float32([[3.0]]), np.array([[7]])), 3))
+    assert scores.tolist() == [[3.0, -np.inf, -np.inf]]
+    assert numbers.tolist() == [[7, -1, -1]]
+
+
+@given(
+    npst.arrays(np.float32, (3, 6), elements=few_values),
+    npst.arrays(np.int64, (3, 6), elements=st.integers(0, 3)),
+)
+def test_drop_duplicates_keeps_each_number_at_its_best_score(scores, numbers):
+    found = drop_duplicates(np.sort(pack(scores, numbers), axis=1), 5)
+    for row in range(3):
+        best = {}
+        for score, number in zip(scores[row], numbers[row], strict=True):
+            best[number] = max(score, best.get(number, -np.inf))
+        expected = sorted((-score, number) for number, score in best.items())
+        result_scores, result_numbers = unpack(found[row])
+        assert result_numbers[: len(best)].tolist() == [n for _, n in expected]
+        assert (-result_scores[: len(best)]).tolist() == [s for s, _ in expected]
+        assert (result_numbers[len(best) :] == -1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 7), st.booleans())
+def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact):
+    """Blocks of few distinct scores, in any order, with ties at every cut."""
+    top = TopK(4, k)
+    if compact:  # as if memory had run out after every block
+        top._pending = 2**40
+    seen = {query: [] for query in range(4)}
+    row = 0
+    for _ in range(data.draw(st.integers(1, 5))):
+        queries = np.array(sorted(data.draw(st.sets(st.integers(0, 3), min_size=1))))
+        m = data.draw(st.integers(1, 30))
+        shape = (len(queries), m)
+        scores = data.draw(npst.arrays(np.float32, shape, elements=few_values))
+        rows = np.arange(row, row + m, dtype=np.uint32)
+        row += m
+        top.offer(queries, scores, rows)
+        for query, values in zip(queries, scores, strict=True):
+            seen[query] += list(zip((-values).tolist(), rows.tolist(), strict=True))
+    scores, numbers = unpack(top.result())
+    for query, pairs in seen.items():
+        expected = sorted(pairs)[:k]
+        assert numbers[query, : len(expected)].tolist() == [n for _, n in expected]
+        assert (-scores[query, : len(expected)]).tolist() == [s for s, _ in expected]
+        assert (numbers[query, len(expected) :] == -1).all()

@@ -1,0 +1,104 @@
+"""The trained model in JAX and the index in NumPy: same routes, codes and scores."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from ehi.index import build_index
+from ehi.model.joint import JointIndex, merge_model, split_model
+from ehi.train.export import index_arrays
+
+WIDTH, ROWS = 16, 200
+
+
+def trees():
+    for kind in ("per_node", "per_level"):
+        for height, branching in ((1, 8), (2, 3), (3, 2)):
+            yield {
+                "kind": kind,
+                "height": height,
+                "branching": branching,
+                "hidden": 5 if kind == "per_node" else 0,
+                "query_router": height != 2,
+            }
+
+
+def joint_index(tree, **leaves):
+    """A joint index with every parameter moved off its start."""
+    model = JointIndex(
+        tower_width=WIDTH, width=WIDTH, head_hidden=8, query_head=True,
+        tree=tree, rngs=nnx.Rngs(0), **leaves,
+    )  # fmt: skip
+    graphdef, params = split_model(model)
+    key = jax.random.key(1)
+    for number, (name, value) in enumerate(sorted(params.items())):
+        if name != "rotation/start":
+            noise = jax.random.normal(jax.random.fold_in(key, number), value.shape)
+            params[name] = value + 0.1 * noise
+    return graphdef, params
+
+
+def jax_search(model, q, d, leaves_visited):
+    """Exhaustive scores of the documents in the visited leaves, by the model itself."""
+    log_pd = None if model.router is None else model.route_documents(d)
+    d_hat = d
+    if model.quantiser is not None:
+        d_hat = model.quantise(d, log_pd)[0]
+    scores = np.array(q @ d_hat.T)
+    if log_pd is not None:
+        home = np.asarray(log_pd).argmax(1)
+        visited = np.zeros_like(scores, bool)
+        for row, leaves in enumerate(leaves_visited):
+            visited[row] = np.isin(home, leaves)
+        scores[~visited] = -np.inf
+    return scores
+
+
+@pytest.mark.parametrize("tree", [None, *trees()])
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {},
+        {"num_subspaces": 4, "num_codewords": 16, "rotation": "learned"},
+        {"num_subspaces": 4, "num_codewords": 16, "rotation": "fixed", "residual": True},
+    ],
+    ids=["raw", "pq", "residual"],
+)
+def test_model_and_index_agree(tree, leaves):
+    if tree is None and leaves.get("residual"):
+        pytest.skip("residual codes need a tree")
+    graphdef, params = joint_index(tree, **leaves)
+    model = merge_model(graphdef, params)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
+    d = model.embed_documents(features[0])
+    q = model.embed_queries(features[1, :32])
+    index = build_index(
+        np.asarray(d), np.arange(ROWS), **index_arrays(graphdef, params)
+    )
+    beam = min(3, index.num_leaves)
+    hits = index.search(np.asarray(q), 10, beam=beam)
+    if tree is not None:
+        log_pq = np.asarray(model.route_queries(q))
+        clear = np.abs(np.sort(log_pq, 1)[:, -1] - np.sort(log_pq, 1)[:, -2]) > 1e-5
+        assert np.array_equal(hits.leaves[clear, 0], log_pq.argmax(1)[clear])
+        log_pd = np.asarray(model.route_documents(d))
+        home = np.repeat(np.arange(index.num_leaves), index.leaf_sizes)
+        of_row = np.empty(ROWS, int)
+        of_row[index.leaf_rows] = home
+        margin = np.sort(log_pd, 1)[:, -1] - np.sort(log_pd, 1)[:, -2]
+        assert np.array_equal(of_row[margin > 1e-5], log_pd.argmax(1)[margin > 1e-5])
+    scores = jax_search(model, q, d, hits.leaves)
+    for row in range(len(q)):
+        found = hits.rows[row][hits.rows[row] >= 0]
+        best = np.sort(scores[row])[::-1][: len(found)]
+        np.testing.assert_allclose(scores[row, found], best, atol=1e-5)
+        np.testing.assert_allclose(hits.scores[row, : len(found)], best, atol=1e-5)
+    full = index.search(np.asarray(q), 10, beam=index.num_leaves)
+    everything = jax_search(
+        model, q, d, np.tile(np.arange(index.num_leaves), (len(q), 1))
+    )
+    best = np.sort(everything, 1)[:, ::-1][:, :10]
+    np.testing.assert_allclose(full.scores, best, atol=1e-5)
+    assert (full.visited == ROWS).all()

@@ -1,0 +1,179 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ehi.index import build_index
+from ehi.train.embed import embed
+from ehi.train.export import index_arrays
+from ehi.train.logs import MetricLog
+from ehi.train.loop import run_phase
+from ehi.train.negatives import mine_from_leaves
+from ehi.train.phase import Phase
+
+PHASE = Phase(
+    steps=12, batch_size=12, pool=20,
+    losses={"semantic": 1.0, "distill": 1.0, "route_distill": 1.0, "codebook": 1.0},
+    rates={"head": 1e-3, "router": 1e-2, "query_router": 1e-2, "quantiser": 1e-2},
+    sources={"labelled": 0.75, "documents": 0.25}, source_weights={},
+    refresh=5, mined_per_query=1, mined_kept=4, mined_beam=2,
+    revive_every=4, log_every=3, checkpoint_every=4,
+)  # fmt: skip
+
+
+def train(tiny, tiny_model, folder, phase=PHASE, **changes):
+    data, tables = tiny
+    graphdef, params = tiny_model()
+
+    def mine(params):
+        documents = embed(graphdef, params, "documents", tables["features_documents"])
+        queries = embed(graphdef, params, "queries", tables["features_queries"])
+        index = build_index(documents, np.arange(60), **index_arrays(graphdef, params))
+        return mine_from_leaves(index, queries, data, per_query=4, beam=2)
+
+    return run_phase(
+        graphdef, params, data, tables, dataclasses.replace(phase, **changes),
+        run="tiny", name="joint", seed=0, directory=folder / "checkpoints",
+        log=MetricLog(folder / "metrics.jsonl"), mine=mine,
+    )  # fmt: skip
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("cut_at", [3, 7, 11])
+def test_resumed_equals_uninterrupted(tiny, tiny_model, tmp_path, monkeypatch, cut_at):
+    whole = train(tiny, tiny_model, tmp_path / "whole")
+    from ehi.train import loop
+
+    make_batch, calls = loop.make_batch, []
+
+    def cutting(*args, step, **options):
+        calls.append(step)
+        if step == cut_at and len(calls) == cut_at + 1:
+            raise Cut
+        return make_batch(*args, step=step, **options)
+
+    monkeypatch.setattr(loop, "make_batch", cutting)
+    with pytest.raises(Cut):
+        train(tiny, tiny_model, tmp_path / "cut")
+    resumed = train(tiny, tiny_model, tmp_path / "cut")
+    assert calls[cut_at + 1] == cut_at // 4 * 4  # from the last checkpoint
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert np.array_equal(whole[name], resumed[name]), name
+    lines = [
+        [
+            (row["step"], row["loss"])
+            for row in map(json.loads, (tmp_path / folder / "metrics.jsonl").open())
+        ]
+        for folder in ("whole", "cut")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_complete_phase_is_not_trained_again(tiny, tiny_model, tmp_path, monkeypatch):
+    first = train(tiny, tiny_model, tmp_path)
+    from ehi.train import loop
+
+    monkeypatch.setattr(loop, "make_batch", None)  # calling it would fail
+    again = train(tiny, tiny_model, tmp_path)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_non_finite_values_stop_the_run_and_name_the_step(tiny, tiny_model, tmp_path):
+    data, tables = tiny
+    poisoned = tables | {"teacher_documents": tables["teacher_documents"] * np.nan}
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        train((data, poisoned), tiny_model, tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not any(
+        path.name == "12" for path in (tmp_path / "checkpoints").iterdir()
+    )
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny, tiny_model, tmp_path):
+    train(tiny, tiny_model, tmp_path)
+
+    def wider(**options):
+        return tiny_model(head_hidden=9, **options)
+
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train(tiny, wider, tmp_path)
+
+
+CHILD = """
+import functools, pathlib, sys
+sys.path.insert(0, sys.argv[2])
+import numpy as np, test_loop, tiny
+folder = pathlib.Path(sys.argv[1])
+data = tiny.make_tiny()
+make = functools.partial(tiny.make_model, data[1], folder / "starts")
+params = test_loop.train(data, make, folder, steps=60)
+np.savez(folder / "end.npz", **{n.replace("/", "|"): v for n, v in params.items()})
+"""
+
+
+def _child(folder: Path):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", CHILD, str(folder), str(Path(__file__).parent)]
+    return subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+def _kill_and_compare(tmp_path, kills: int, seed: int):
+    """SIGKILL at random moments until a child ends; the bits are as of one that was not."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    started = time.monotonic()
+    assert _child(whole).wait(timeout=300) == 0
+    length = time.monotonic() - started
+    rng = np.random.default_rng(seed)
+    killed = 0
+    for _ in range(kills):
+        child = _child(cut)
+        time.sleep(length * rng.uniform(0.3, 0.98))
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            killed += 1
+        child.wait()
+    assert _child(cut).wait(timeout=300) == 0
+    assert killed
+    with np.load(whole / "end.npz") as one, np.load(cut / "end.npz") as two:
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    _kill_and_compare(tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_many_kills_end_with_the_same_bits(tmp_path):
+    _kill_and_compare(tmp_path, kills=15, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"losses": {"semantics": 1.0}}, "unknown loss 'semantics'"),
+        ({"losses": {"semantic": -1.0}}, "must be >= 0"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"pool": 3}, "cannot hold the positives"),
+        ({"sources": {"labels": 1.0}}, "unknown source 'labels'"),
+        ({"refresh": 0}, "needs refresh"),
+        ({"rates": {"tree": 1.0}}, "unknown group 'tree'"),
+    ],
+)
+def test_bad_phases_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PHASE, **change)
+
+
+def test_an_unknown_field_of_a_phase_is_refused():
+    with pytest.raises(ValueError, match="unknown field 'step'"):
+        Phase.from_mapping({"step": 3})

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from ehi.train.pool import make_batch
+
+OPTIONS = {
+    "batch_size": 12,
+    "sources": {"labelled": 0.75, "documents": 0.25},
+    "source_weights": {"labelled": 3.0, "documents": 0.5},
+    "seed": 0,
+}
+
+
+def _known(data):
+    pairs = set()
+    for queries, documents in data.pairs.values():
+        pairs |= set(zip(queries.tolist(), documents.tolist(), strict=True))
+    return pairs
+
+
+@pytest.mark.parametrize("pool", [20, 1000])
+def test_targets_are_positives_and_other_positives_are_no_negatives(tiny, pool):
+    data, _ = tiny
+    known = _known(data)
+    for step in range(6):
+        batch = make_batch(data, pool=pool, step=step, **OPTIONS)
+        queries, documents = batch["queries"], batch["documents"]
+        assert len(documents) == len(set(documents)) == min(pool, data.num_documents)
+        for n, query in enumerate(queries):
+            target = batch["target"][n]
+            assert (query, documents[target]) in known
+            for c, document in enumerate(documents):
+                other = (query, document) in known and c != target
+                assert batch["contrast"][n, c] == (not other)
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(tiny):
+    data, _ = tiny
+    one = make_batch(data, pool=20, step=3, **OPTIONS)
+    two = make_batch(data, pool=20, step=3, **OPTIONS)
+    other = make_batch(data, pool=20, step=4, **OPTIONS)
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert not np.array_equal(one["queries"], other["queries"])
+
+
+def test_sources_get_their_share_and_weight(tiny):
+    data, _ = tiny
+    batch = make_batch(data, pool=20, step=0, **OPTIONS)
+    assert (batch["weight"] == 3.0).sum() == 9
+    assert (batch["weight"] == 0.5).sum() == 3
+    assert ((batch["queries"] >= 40) == (batch["weight"] == 0.5)).all()
+
+
+def test_mined_negatives_enter_the_pool(tiny):
+    data, _ = tiny
+    mined = np.full((data.num_queries, 3), -1, np.int32)
+    mined[:, 0] = 59
+    batches = [
+        make_batch(
+            data, pool=14, step=step, mined=mined, mined_per_query=1, **OPTIONS
+        )
+        for step in range(5)
+    ]
+    assert all(59 in batch["documents"] for batch in batches)
+
+
+def test_tokens_come_with_a_trained_tower(tiny):
+    data, _ = tiny
+    batch = make_batch(
+        data, pool=20, step=0, query_length=6, document_length=10, **OPTIONS
+    )
+    assert batch["queries_ids"].shape == (12, 6)
+    assert batch["documents_mask"].shape == (20, 10)
+    expected, _ = data.document_tokens.pad(batch["documents"], 10)
+    assert np.array_equal(batch["documents_ids"], expected)
