@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
-from absl import logging
 
 from ehi.eval import provenance
 from ehi.eval.measure import beam_for_budget, curve, measure
 from ehi.eval.records import Cell, Record
 from ehi.index import Index, build_index, open_index, save_index
+from ehi.model.pretrained import resolve
+from ehi.model.saved import save_tower
 from ehi.train.export import index_arrays, query_head_arrays
 from experiments.inputs import Inputs
 from experiments.systems import Budget
 from experiments.training import Trained
+
+LOG = logging.getLogger("ehi")
 
 # Share of the leaves that a search visits by default, where no budget says otherwise.
 DEFAULT_SHARE = 0.1
@@ -36,13 +40,25 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
     if path.exists():
         index = open_index(path)
         return Built(index, path, float(index.config["build_seconds"]))
+    identity = _identity(config, trained, inputs)
+    trained_tower = {
+        name.removeprefix("tower/"): value
+        for name, value in trained.params.items()
+        if name.startswith("tower/")
+    }
+    if trained_tower:
+        # The index names it relative to itself, so that both can be moved together.
+        folder = path.parent / f"{path.name}-tower"
+        save_tower(inputs.pretrained, trained_tower, folder)
+        identity["tower"] = f"../{folder.name}"
+        identity["tower_sha256"] = resolve(folder).sha256
     started = monotonic()
     index = build_index(
         trained.documents,
         inputs.dataset.doc_ids,
         **index_arrays(trained.graphdef, trained.params),
         spill=config.tree.spill,
-        encoder=_identity(config, trained, inputs),
+        encoder=identity,
         query_head=query_head_arrays(trained.graphdef, trained.params),
     )
     seconds = monotonic() - started
@@ -61,7 +77,7 @@ def evaluate_budget(
     if budget.visit is not None:
         beam = beam_for_budget(index, queries, budget.visit)
         if beam is None:
-            logging.warning(
+            LOG.warning(
                 "%s: one leaf a query already visits more than %s%% of the documents",
                 trained.run, budget.visit,
             )  # fmt: skip
@@ -80,20 +96,15 @@ def evaluate_budget(
         **fields,
         train_seconds=trained.seconds,
         build_seconds=built.seconds,
-        config_hash=_config_hash(config),
+        config_hash=provenance.config_hash(
+            json.loads(config.to_json()), without=("systems", "budgets", "seed")
+        ),
         recipe=config.recipe,
         git_commit=provenance.git_commit(Path(__file__).parent),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         corpus_sha256=inputs.dataset.corpus_sha256,
     )
-
-
-def _config_hash(config) -> str:
-    """Of what decides a cell's numbers beside the cell itself."""
-    fields = json.loads(config.to_json())
-    beside = ("systems", "budgets", "seed")
-    return provenance.config_hash({k: v for k, v in fields.items() if k not in beside})
 
 
 def visited_curve(built: Built, trained: Trained, inputs: Inputs, split: str):

@@ -1,13 +1,11 @@
 """Config -> data set, tokens, tower and its outputs: what every system shares."""
 
-import dataclasses
 import functools
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
 from ehi.data.pairs import pseudo_queries
@@ -17,6 +15,8 @@ from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.sources import default_cache_dir
 from ehi.train.encode import cached_encode
 from ehi.train.pool import TrainingSet
+
+LOG = logging.getLogger("ehi")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_inputs(config) -> Inputs:
     dataset = open_dataset(config.dataset)
     if config.split == "dev" and "dev" not in dataset.qrels:
         dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
-        logging.info("dev carved out of train by document")
+        LOG.info("dev carved out of train by document")
     pretrained = resolve(config.tower.name)
     texts, pseudo_rows = [], np.zeros(0, np.int64)
     if config.pseudo.per_document:
@@ -111,7 +111,8 @@ def load_inputs(config) -> Inputs:
         query_tokens=query_tokens,
         document_tokens=document_tokens,
     )
-    asked = dataset.qrels.get(config.split, {})
+    # A corpus without any judgements is indexed and not scored.
+    asked = dataset.judgements(config.split) if dataset.qrels else {}
     row_of = {name: row for row, name in enumerate(dataset.query_ids)}
     eval_rows = np.array([row_of[name] for name in asked], np.int64)
     return Inputs(
@@ -130,8 +131,3 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
 def without_labels(inputs: Inputs) -> bool:
     """Whether there is nothing but pseudo-queries to train on."""
     return not len(inputs.training.pairs["labelled"][0])
-
-
-def replace_dataset(inputs: Inputs, **changes) -> Inputs:
-    """A copy with some fields changed."""
-    return dataclasses.replace(inputs, **changes)

@@ -2,13 +2,15 @@
 
     python -m experiments.main --config=experiments/configs/pydocs.py --workdir=runs/x
 
-Run again with the same workdir, it resumes what was cut off and reuses what is complete.
+Run again with the same workdir, it resumes what was cut off and reuses the rest.
 """
 
 import json
+import logging
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -34,6 +36,8 @@ CHECKPOINT = flags.DEFINE_string(
     "split with its parameters, without training",
 )  # fmt: skip
 
+LOG = logging.getLogger("ehi")
+
 # Changing these adds rows to a workdir; changing anything else is another experiment.
 FREE_FIELDS = ("systems", "budgets")
 
@@ -48,12 +52,14 @@ def run(config, workdir: Path, checkpoint: Path | None = None) -> None:
     for name in config.systems:
         for compression, budgets in _runs(config, name):
             run = run_name(name, compression)
-            logging.info("%s: train", run)
+            LOG.info("%s: train", run)
             result = train_system(
                 config, name, compression, inputs, workdir, log, trained, checkpoint
             )
-            logging.info("%s: index", run)
-            built[run] = build(config, result, inputs, _index_path(config, workdir, run))
+            LOG.info("%s: index", run)
+            built[run] = build(
+                config, result, inputs, _index_path(config, workdir, run)
+            )
             for budget in budgets:
                 _evaluate(config, name, budget, built[run], result, inputs, workdir)
     show(config, workdir, inputs, trained, built)
@@ -76,7 +82,7 @@ def claim(config, workdir: Path) -> None:
                 f"{workdir} holds another experiment: its config.json differs in "
                 f"{', '.join(differ)}; choose another --workdir (nothing was changed)"
             )
-        logging.info("%s: reusing what is complete, resuming what is not", workdir)
+        LOG.info("%s: reusing what is complete, resuming what is not", workdir)
     atomic_write(path, (json.dumps(ours, indent=2) + "\n").encode())
 
 
@@ -103,9 +109,9 @@ def _evaluate(config, name, budget, built, trained, inputs, workdir) -> None:
         return
     for record in read_records(path) if path.exists() else ():
         if (record.system, record.budget) == (name, budget.name):
-            logging.info("%s %s: already evaluated, reused", name, budget.name)
+            LOG.info("%s %s: already evaluated, reused", name, budget.name)
             return
-    logging.info("%s %s: evaluate", name, budget.name)
+    LOG.info("%s %s: evaluate", name, budget.name)
     record = evaluate_budget(
         config, built, trained, inputs, name, budget, workdir / "trec"
     )
@@ -114,14 +120,26 @@ def _evaluate(config, name, budget, built, trained, inputs, workdir) -> None:
 
 
 def main(_) -> None:
+    _speak()
     try:
         checkpoint = None if CHECKPOINT.value is None else Path(CHECKPOINT.value)
         run(CONFIG.value, Path(WORKDIR.value), checkpoint)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        # A user's mistake is one sentence, not a traceback (that is in --verbosity=1).
-        logging.debug("traceback", exc_info=True)
+        # A user's mistake is one sentence; --verbosity=1 shows where it was noticed.
+        LOG.debug("traceback", exc_info=True)
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise SystemExit(1) from None
+
+
+def _speak() -> None:
+    """Our own progress on stderr; of the libraries below, warnings only."""
+    verbose = absl_logging.get_verbosity() > 0
+    absl_logging.set_verbosity("debug" if verbose else "warning")
+    LOG.setLevel(logging.DEBUG if verbose else logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    LOG.addHandler(handler)
+    LOG.propagate = False
 
 
 if __name__ == "__main__":

@@ -44,13 +44,9 @@ SYSTEMS = {
     "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
     "dense": System(phases=("dense",), overrides={"head.query_head": False}),
     "kmeans-tree": System("dense", tree=True, overrides=_SEPARATE),
-    "opq": System(
-        "dense", pq=True, overrides=_SEPARATE | {"leaves.residual": False}
-    ),
+    "opq": System("dense", pq=True, overrides=_SEPARATE | {"leaves.residual": False}),
     "kmeans-tree-opq": System("dense", tree=True, pq=True, overrides=_SEPARATE),
-    "ehi": System(
-        "dense", tree=True, phases=("joint",), counterpart="kmeans-tree"
-    ),
+    "ehi": System("dense", tree=True, phases=("joint",), counterpart="kmeans-tree"),
     "joint-pq": System(
         "dense",
         pq=True,

@@ -1,12 +1,12 @@
 """Train one system of a config: parent, starts, phases, embeddings."""
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 
 from ehi.index import build_index
@@ -22,6 +22,8 @@ from ehi.train.negatives import mine_from_leaves
 from ehi.train.phase import Phase
 from experiments.inputs import Inputs, without_labels
 from experiments.systems import config_of, get_system, num_subspaces
+
+LOG = logging.getLogger("ehi")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _phase(config, phase_name, run, graphdef, params, inputs, parent, workdir, l
     """Run one phase, or return its end if it is complete."""
     phase = Phase.from_mapping(config[phase_name].to_dict())
     if phase_name == "dense" and without_labels(inputs):
-        logging.info("no train qrels: the pretrained encoder itself is the teacher")
+        LOG.info("no train qrels: the pretrained encoder itself is the teacher")
         return params
     trains_tower = any(name.startswith("tower/") for name in params)
     tables = {}

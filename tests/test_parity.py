@@ -61,7 +61,12 @@ def jax_search(model, q, d, leaves_visited):
     [
         {},
         {"num_subspaces": 4, "num_codewords": 16, "rotation": "learned"},
-        {"num_subspaces": 4, "num_codewords": 16, "rotation": "fixed", "residual": True},
+        {
+            "num_subspaces": 4,
+            "num_codewords": 16,
+            "rotation": "fixed",
+            "residual": True,
+        },
     ],
     ids=["raw", "pq", "residual"],
 )

@@ -206,5 +206,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flatten(value, name + "/") if isinstance(value, dict) else {name: value}
+        flat |= (
+            _flatten(value, name + "/") if isinstance(value, dict) else {name: value}
+        )
     return flat

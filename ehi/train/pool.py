@@ -39,7 +39,7 @@ class TrainingSet:
         object.__setattr__(self, "_positives", (offsets, documents[order]))
 
     def positives(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every known positive of some queries, as (position in `queries`, document)."""
+        """All known positives of queries: positions in `queries`, document rows."""
         offsets, documents = self._positives
         counts = offsets[queries + 1] - offsets[queries]
         position = np.repeat(np.arange(len(queries)), counts)

@@ -166,7 +166,10 @@ def fit_opq(
         rotation = _procrustes(_cross(x, codebooks, codes))
         z = _dot(x, rotation)
     return rotation, _refine_codebooks(z, codebooks, codes, iterations)[0]
+
+
 PER = 1
+
 
 @functools.partial(jax.jit, static_argnames=("spherical",))
 def _split_groups(x, groups, start, iterations, key, spherical):

@@ -1,6 +1,7 @@
 """Semantic search over Python's own standard library: docstring summary -> function.
 
-    python -m experiments.main --config=experiments/configs/pydocs.py --workdir=runs/pydocs
+    python -m experiments.main --config=experiments/configs/pydocs.py \\
+        --workdir=runs/pydocs
 
 Needs no data set: the functions are parsed from the Python that runs this. `:smoke` is
 the same in a minute, for CI: a few steps and systems, numbers of no meaning.

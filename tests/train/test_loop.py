@@ -128,7 +128,7 @@ def _child(folder: Path):
 
 
 def _kill_and_compare(tmp_path, kills: int, seed: int):
-    """SIGKILL at random moments until a child ends; the bits are as of one that was not."""
+    """Children killed at random moments end with the bits of one that was not."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     started = time.monotonic()
     assert _child(whole).wait(timeout=300) == 0

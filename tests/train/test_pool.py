@@ -56,9 +56,7 @@ def test_mined_negatives_enter_the_pool(tiny):
     mined = np.full((data.num_queries, 3), -1, np.int32)
     mined[:, 0] = 59
     batches = [
-        make_batch(
-            data, pool=14, step=step, mined=mined, mined_per_query=1, **OPTIONS
-        )
+        make_batch(data, pool=14, step=step, mined=mined, mined_per_query=1, **OPTIONS)
         for step in range(5)
     ]
     assert all(59 in batch["documents"] for batch in batches)

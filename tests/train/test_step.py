@@ -4,8 +4,8 @@ import optax
 import pytest
 
 from ehi.model.joint import merge_model
-from ehi.train.objective import TERMS, objective
 from ehi.train.export import index_arrays
+from ehi.train.objective import TERMS, objective
 from ehi.train.pool import make_batch
 from ehi.train.step import (
     make_mesh,
@@ -73,9 +73,7 @@ def test_joint_step_learns_and_compiles_once(tiny, tiny_model):
     step, state = step_of(graphdef, params, ALL_RATES, weights, revive_every=5)
     losses = []
     for number in range(30):
-        state, metrics = step(
-            state, tiny[1], batch_of(tiny, number), jax.random.key(0)
-        )
+        state, metrics = step(state, tiny[1], batch_of(tiny, number), jax.random.key(0))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert step._cache_size() == 1
@@ -123,9 +121,7 @@ def test_one_device_and_four_agree(tiny, tiny_model):
             (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
             devices=jax.devices()[:devices],
         )  # fmt: skip
-        _, metrics = step(
-            state, tiny[1], shard_batch(mesh, batch), jax.random.key(0)
-        )
+        _, metrics = step(state, tiny[1], shard_batch(mesh, batch), jax.random.key(0))
         found.append({name: float(value) for name, value in metrics.items()})
     for name in found[0]:
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-4, abs=1e-6)

@@ -1,0 +1,205 @@
+"""The main job, end to end, on a corpus and a tower small enough for seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ehi.eval.records import read_records
+from ehi.index import open_index
+from experiments import main, search
+from experiments.configs import own, pydocs, scifact
+from experiments.systems import SYSTEMS
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+# The vocabulary of the tiny tower is letters: a topic is one, the rest is noise.
+TOPICS, NOISE = "abcdefgh", "ijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """320 documents on 8 topics, 48 queries; train and test ask for other documents."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data") / "topics"
+    (folder / "qrels").mkdir(parents=True)
+
+    def text(topic, words):
+        drawn = rng.choice(list(NOISE), size=words)
+        return " ".join(f"{TOPICS[topic]} {TOPICS[topic]} {word}" for word in drawn)
+
+    with (folder / "corpus.jsonl").open("w") as file:
+        for n in range(320):
+            document = {"_id": f"d{n}", "title": text(n % 8, 1), "text": text(n % 8, 4)}
+            file.write(json.dumps(document) + "\n")
+    with (folder / "queries.jsonl").open("w") as file:
+        for n in range(48):
+            file.write(json.dumps({"_id": f"q{n}", "text": text(n % 8, 3)}) + "\n")
+    for split, queries in (("train", range(32)), ("test", range(32, 48))):
+        lines = [f"q{n}\td{n}\t1" for n in queries]
+        table = "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(table)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.getbasetemp() / "main-cache"
+    monkeypatch.setenv("EHI_CACHE", str(cache))
+
+
+def tiny(folder, **changes):
+    c = own.get_config()
+    c.dataset = str(folder)
+    c.tower.name = str(FIXTURES / "minilm_tiny")
+    c.tower.query_length = c.tower.document_length = 16
+    c.head.hidden = 8
+    c.tree.hidden = 8
+    c.tree.branching = 8
+    c.leaves.num_codewords = 16
+    for phase in (c.dense, c.joint):
+        phase.steps, phase.batch_size, phase.pool = 6, 16, 64
+        phase.log_every, phase.checkpoint_every = 2, 4
+    c.budgets = ("flat", "flat-8x", "visit-50", "visit-50-8x")
+    with c.unlocked():
+        c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch):
+    config = tiny(corpus)
+    main.run(config, tmp_path)
+    records = read_records(tmp_path / "results.jsonl")
+    assert {record.system for record in records} == set(SYSTEMS)
+    for record in records:
+        assert 0 <= record.ndcg_at_10 <= 1
+        assert record.dataset == "topics"
+        if record.budget.startswith("visit"):
+            assert 0 < record.docs_visited <= 0.5
+        else:
+            assert record.docs_visited == 1
+        assert record.compression == (8 if "8x" in record.budget else 1)
+        stem = tmp_path / "trec" / record.cell.stem
+        assert stem.with_name(stem.name + ".npy").exists()
+    shown = capsys.readouterr().out
+    assert "ehi-pq" in shown and "leaf" in shown and str(tmp_path / "index") in shown
+    for name in ("report.md", "visited.png", "bytes.png", "metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size
+
+    # Again: nothing is trained, nothing measured, the same table is shown.
+    from experiments import training
+
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "run_phase", None)
+        patch.setattr(main, "evaluate_budget", None)
+        main.run(config, tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert capsys.readouterr().out.count("ehi-pq") == shown.count("ehi-pq")
+
+    # Another corpus and split with what was trained, without training.
+    other = tiny(corpus, split="train", budgets=("visit-50-8x",), systems=("ehi-pq",))
+    main.run(other, tmp_path / "other", checkpoint=tmp_path)
+    (record,) = read_records(tmp_path / "other" / "results.jsonl")
+    assert record.split == "train" and record.system == "ehi-pq"
+
+    # And ask it in words.
+    arguments = [f"--index={tmp_path / 'index'}", "--json", "a a k"]
+    assert search.main(arguments) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(answer["hits"]) == 5
+
+
+def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
+    config = tiny(
+        corpus, systems=("ehi-pq",), budgets=("visit-50-8x",),
+        **{"tower.trainable": "all", "dense.rates.tower": 1e-4,
+           "joint.rates.tower": 1e-4, "joint.sources.documents": 0.0,
+           "joint.refresh": 3, "joint.mined_per_query": 1, "joint.chunk": 8},
+    )  # fmt: skip
+    main.run(config, tmp_path)
+    index = open_index(tmp_path / "index")
+    assert (tmp_path / "index" / index.encoder["tower"]).resolve().is_dir()
+    row = 5
+    dataset_text = json.loads((corpus / "queries.jsonl").read_text().splitlines()[row])
+    encode = search.load_query_encoder(index)
+    found = encode([dataset_text["text"]])[0]
+    with np.load(tmp_path / "embeddings" / "ehi-pq-8x.npz") as kept:
+        np.testing.assert_allclose(found, kept["queries"][row], atol=1e-5)
+
+
+def test_a_corpus_without_queries_is_indexed_and_not_scored(corpus, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "corpus.jsonl").write_bytes((corpus / "corpus.jsonl").read_bytes())
+    config = tiny(bare, systems=("ehi-pq",), budgets=("visit-50-8x",))
+    main.run(config, tmp_path / "run")
+    assert "nothing to score" in capsys.readouterr().out
+    assert open_index(tmp_path / "run" / "index").num_documents == 320
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": ("ehi-qp",)}, "unknown system 'ehi-qp'"),
+        ({"systems": ()}, "systems is empty"),
+        ({"budgets": ("visit-10-64",)}, "budget 'visit-10-64' is not understood"),
+        ({"budgets": ("visit-0",)}, r"must be in \(0, 100\]"),
+        ({"systems": ("ehi",), "budgets": ("flat",)}, "no budget of flat applies"),
+        ({"tree.kind": "per_leaf"}, "'per_node', 'per_level'"),
+        ({"tree.height": 0}, "tree.height is 0"),
+        ({"tree.branching": 1000}, "1000 leaves for 320 documents"),
+        ({"leaves.num_codewords": 64}, "allowed: 16, 256"),
+        ({"budgets": ("visit-50-7x",)}, "not a whole number"),
+        ({"joint.losses.distil": 1.0}, "unknown loss 'distil'"),
+        ({"joint.rates.head": -1.0}, "is -1"),
+        ({"tower.trainable": "some"}, "'head', 'last_n', 'all'"),
+        ({"dataset": ""}, "dataset is empty"),
+        ({"tower.name": "/no/such/folder"}, "no model folder"),
+    ],
+)
+def test_bad_configs_are_refused(corpus, tmp_path, changes, message):
+    changes = {"systems": ("ehi-pq",), "budgets": ("visit-50-8x",)} | changes
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main.run(tiny(corpus, **changes), tmp_path)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_workdir_of_another_experiment_is_refused_and_kept(corpus, tmp_path):
+    main.claim(tiny(corpus), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="another experiment.* joint, seed"):
+        main.claim(tiny(corpus, seed=3, **{"joint.steps": 7}), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+    main.claim(tiny(corpus, systems=("dense",)), tmp_path)  # a subset is no other one
+
+
+def test_untrained_checkpoints_are_named(corpus, tmp_path):
+    config = tiny(corpus, systems=("dense",), budgets=("flat",))
+    with pytest.raises(FileNotFoundError, match="holds no trained dense"):
+        main.run(config, tmp_path / "run", checkpoint=tmp_path / "empty")
+
+
+def test_a_missing_split_is_named(corpus, tmp_path):
+    config = tiny(corpus, split="validation", systems=("dense",), budgets=("flat",))
+    with pytest.raises(ValueError, match="no split 'validation'; it has test, train"):
+        main.run(config, tmp_path)
+
+
+@pytest.mark.parametrize("module", [own, pydocs, scifact])
+def test_unknown_variants_are_named(module):
+    with pytest.raises(ValueError, match="unknown variant 'x'"):
+        module.get_config("x")
+
+
+def test_a_typo_on_the_command_line_gets_a_hint(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.main",
+         "--config=experiments/configs/pydocs.py", f"--workdir={tmp_path}",
+         "--config.tree.heigth=2"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Did you mean" in done.stderr and "height" in done.stderr

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from ehi.model.pretrained import load_tower, resolve
+from ehi.model.saved import save_tower
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.mark.parametrize("name", ["bert_tiny", "distilbert_tiny", "minilm_tiny"])
+def test_a_saved_tower_is_read_back_as_it_was(name, tmp_path):
+    pretrained = resolve(FIXTURES / name)
+    tower = load_tower(pretrained)
+    flat = {
+        "/".join(map(str, path)): np.asarray(value[...]) + 0.01
+        for path, value in nnx.to_flat_state(nnx.state(tower, nnx.Param))
+    }
+    save_tower(pretrained, flat, tmp_path / "tower")
+    save_tower(pretrained, flat, tmp_path / "tower")  # replaces
+    again = resolve(tmp_path / "tower")
+    assert again.sha256 != pretrained.sha256
+    assert again.config == pretrained.config
+    loaded = nnx.to_flat_state(nnx.state(load_tower(again), nnx.Param))
+    assert len(loaded) == len(flat)
+    for path, value in loaded:
+        assert np.array_equal(value[...], flat["/".join(map(str, path))])

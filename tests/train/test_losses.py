@@ -1,0 +1,238 @@
+"""The losses: closed forms, batched = single, masked = subset, padding is nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from ehi.train import losses
+
+N, C, P, D = 4, 6, 5, 3
+
+
+def random(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def log_probs(rows, seed=0):
+    return jax.nn.log_softmax(2 * random(rows, P, seed=seed))
+
+
+SCORES, TARGET = random(N, C), jnp.array([0, 3, 5, 3])
+WHERE = jnp.ones((N, C), bool).at[0, 2].set(False).at[1, 3:5].set(False)
+TEACHER = random(N, C, seed=1)
+LOG_Q, LOG_D, LOG_C = log_probs(N), log_probs(N, 1), log_probs(C, 2)
+Z, Z_HAT = random(N, D), random(N, D, seed=1)
+
+# name -> a loss as a function of (arrays with N rows), weights; and those arrays
+ROW_LOSSES = {
+    "softmax": (
+        lambda s, t, w: losses.softmax_contrastive(s, t, temperature=0.5, weights=w),
+        (SCORES, TARGET),
+    ),
+    "softmax_where": (
+        lambda s, t, m, w: losses.softmax_contrastive(s, t, m, weights=w),
+        (SCORES, TARGET, WHERE),
+    ),
+    "hinge": (
+        lambda s, t, m, w: losses.hinge_contrastive(s, t, m, margin=0.5, weights=w),
+        (SCORES, TARGET, WHERE),
+    ),
+    "path": (losses.path_agreement, (LOG_Q, LOG_D)),
+    "entropy": (losses.leaf_entropy, (LOG_Q,)),
+    "codebook": (losses.codebook_distortion, (Z, Z_HAT)),
+    "commitment": (losses.commitment_distortion, (Z, Z_HAT)),
+    "distill": (
+        lambda t, s, m, w: losses.distillation(
+            t, s, m, teacher_temperature=0.5, temperature=2.0, weights=w
+        ),
+        (TEACHER, SCORES, WHERE),
+    ),
+    "route": (
+        lambda t, q, m, w: losses.route_distillation(
+            t, LOG_C, q, m, teacher_temperature=0.5, weights=w
+        ),
+        (TEACHER, LOG_Q, WHERE),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROW_LOSSES)
+def test_a_batch_is_the_weighted_mean_of_its_rows(name):
+    loss, arrays = ROW_LOSSES[name]
+    single = np.array(
+        [loss(*(a[n : n + 1] for a in arrays), None) for n in range(N)], np.float32
+    )
+    np.testing.assert_allclose(loss(*arrays, None), single.mean(), rtol=1e-5)
+    weights = np.array([0.0, 2.0, 1.0, 0.5], np.float32)
+    expected = (weights * single).sum() / weights.sum()
+    batched = jax.jit(loss)(*arrays, jnp.asarray(weights))
+    np.testing.assert_allclose(batched, expected, rtol=1e-5)
+    assert batched.dtype == jnp.float32 and batched.shape == ()
+
+
+@pytest.mark.parametrize("name", ROW_LOSSES)
+def test_rows_of_weight_zero_do_not_exist(name):
+    loss, arrays = ROW_LOSSES[name]
+    assert loss(*arrays, jnp.zeros(N)) == 0.0
+    weights = jnp.array([1.0, 1.0, 1.0, 0.0])
+    floats = [i for i, a in enumerate(arrays) if a.dtype == jnp.float32]
+    for gradient in jax.grad(loss, floats)(*arrays, weights):
+        assert not gradient[3].any() and jnp.isfinite(gradient).all()
+
+
+def test_softmax_contrastive_closed_form():
+    scores = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
+    loss = losses.softmax_contrastive(scores, jnp.array([1]))
+    np.testing.assert_allclose(loss, np.log(8 / 2), rtol=1e-6)
+    sharp = losses.softmax_contrastive(scores, jnp.array([1]), temperature=0.5)
+    np.testing.assert_allclose(sharp, np.log(30 / 4), rtol=1e-6)
+
+
+def test_hinge_contrastive_closed_form():
+    scores = jnp.array([[0.9, 0.8, 0.1, 1.0]])
+    loss = losses.hinge_contrastive(scores, jnp.array([0]), margin=0.3)
+    np.testing.assert_allclose(loss, (0.2 + 0.0 + 0.4) / 3, rtol=1e-5)
+    where = jnp.array([[True, False, True, False]])
+    assert losses.hinge_contrastive(scores, jnp.array([0]), where, margin=0.3) == 0.0
+
+
+@pytest.mark.parametrize("name", ["softmax_where", "hinge", "distill", "route"])
+def test_masked_is_the_subset(name):
+    loss, (a, b, _) = ROW_LOSSES[name]
+    keep = jnp.array([0, 3, 5])
+    where = jnp.zeros((N, C), bool).at[:, keep].set(True)
+    everywhere = jnp.ones((N, 3), bool)
+    if name in ("softmax_where", "hinge"):
+        subset = loss(a[:, keep], jnp.array([0, 1, 2, 1]), everywhere, None)
+    elif name == "distill":
+        subset = loss(a[:, keep], b[:, keep], everywhere, None)
+    else:
+        subset = losses.route_distillation(
+            a[:, keep], LOG_C[keep], b, teacher_temperature=0.5
+        )
+    np.testing.assert_allclose(loss(a, b, where, None), subset, rtol=1e-5)
+    # What a masked entry holds is of no importance, to the gradient neither.
+    poisoned = jnp.where(where, a, jnp.inf)
+    value, gradient = jax.value_and_grad(loss)(poisoned, b, where, None)
+    np.testing.assert_allclose(value, subset, rtol=1e-5)
+    assert jnp.isfinite(gradient).all() and not gradient[~where].any()
+
+
+def test_the_target_counts_even_where_the_mask_forgets_it():
+    nothing = jnp.zeros((N, C), bool)
+    assert losses.softmax_contrastive(SCORES, TARGET, nothing) == 0.0
+    assert losses.hinge_contrastive(SCORES, TARGET, nothing, margin=1.0) == 0.0
+
+
+def test_path_agreement_closed_form_and_stability():
+    one_hot = jnp.log(jnp.eye(P)[:2] + 1e-30)
+    assert losses.path_agreement(one_hot, one_hot) == pytest.approx(0.0, abs=1e-6)
+    uniform = jnp.full((2, P), -jnp.log(P))
+    assert losses.path_agreement(uniform, uniform) == pytest.approx(np.log(P))
+    # exp(-100) underflows in float32; the loss of opposite paths must not.
+    far = jnp.array([[0.0, -100.0]]), jnp.array([[-100.0, 0.0]])
+    value, gradient = jax.value_and_grad(losses.path_agreement)(*far)
+    assert value == pytest.approx(100 - np.log(2), rel=1e-5)
+    np.testing.assert_allclose(gradient, [[-0.5, -0.5]], rtol=1e-5)
+
+
+def test_intra_leaf_counts_unlike_pairs_that_share_a_path():
+    similarity = jnp.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
+    paths = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    shared = paths @ paths.T
+    loss = losses.intra_leaf(similarity, shared, threshold=0.5)
+    np.testing.assert_allclose(loss, (4 * 0.5) / 6, rtol=1e-6)
+    # Without document 2 only the like pair is left, which may share its leaf.
+    where = jnp.ones((3, 3), bool).at[2].set(False).at[:, 2].set(False)
+    assert losses.intra_leaf(similarity, shared, where, threshold=0.5) == 0.0
+    to_similarity = jax.grad(losses.intra_leaf)(similarity, shared, threshold=0.5)
+    assert not to_similarity.any()
+
+
+def test_load_balance_is_zero_for_equal_loads_only():
+    assert losses.load_balance(jnp.eye(P)) == pytest.approx(0.0, abs=1e-6)
+    one_leaf = jnp.zeros((C, P)).at[:, 2].set(1.0)
+    value, gradient = jax.value_and_grad(losses.load_balance)(one_leaf)
+    assert value == pytest.approx(np.log(P), rel=1e-6)
+    assert jnp.isfinite(gradient).all()
+    weights = jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    half = losses.load_balance(jnp.eye(P), weights)
+    assert half == pytest.approx(np.log(P / 2), rel=1e-6)
+
+
+def test_leaf_entropy_closed_form():
+    assert losses.leaf_entropy(jnp.full((3, P), -jnp.log(P))) == pytest.approx(
+        np.log(P)
+    )
+    sure = jnp.array([[0.0, -jnp.inf, -jnp.inf]])
+    value, gradient = jax.value_and_grad(losses.leaf_entropy)(sure)
+    assert value == 0.0 and jnp.isfinite(gradient).all()
+
+
+def test_distortions_have_one_value_and_opposite_gradients():
+    for loss, moves, stays in (
+        (losses.codebook_distortion, 1, 0),
+        (losses.commitment_distortion, 0, 1),
+    ):
+        value = np.square(np.asarray(Z - Z_HAT)).sum(-1).mean()
+        np.testing.assert_allclose(loss(Z, Z_HAT), value, rtol=1e-6)
+        gradients = jax.grad(loss, (0, 1))(Z, Z_HAT)
+        expected = 2 * (Z - Z_HAT) / N * (-1 if moves else 1)
+        np.testing.assert_allclose(gradients[moves], expected, rtol=1e-5)
+        assert not gradients[stays].any()
+
+
+def test_distillation_is_zero_for_equal_rankings_and_kl_otherwise():
+    shifted = TEACHER / 2 + 3.0
+    equal = losses.distillation(
+        TEACHER, shifted, teacher_temperature=0.4, temperature=0.2
+    )
+    assert equal == pytest.approx(0.0, abs=1e-6)
+    p, q = (np.asarray(jax.nn.softmax(s)) for s in (TEACHER, SCORES))
+    kl = (p * np.log(p / q)).sum(-1).mean()
+    np.testing.assert_allclose(losses.distillation(TEACHER, SCORES), kl, rtol=1e-5)
+    to_teacher = jax.grad(losses.distillation)(TEACHER, SCORES)
+    assert not to_teacher.any()
+
+
+def test_route_distillation_is_cross_entropy_with_the_neighbours_leaves():
+    p = np.asarray(jax.nn.softmax(TEACHER / 0.5))
+    target = p @ np.exp(np.asarray(LOG_C))
+    expected = -(target * np.asarray(LOG_Q)).sum(-1).mean()
+    options = {"teacher_temperature": 0.5}
+    loss = losses.route_distillation(TEACHER, LOG_C, LOG_Q, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for both in (False, True):
+        gradients = jax.grad(losses.route_distillation, (0, 1, 2))(
+            TEACHER, LOG_C, LOG_Q, document_gradient=both, **options
+        )
+        assert [bool(g.any()) for g in gradients] == [False, both, True]
+
+
+@pytest.mark.parametrize("name", ["softmax_where", "path", "entropy", "distill"])
+def test_gradients_match_finite_differences(name):
+    loss, arrays = ROW_LOSSES[name]
+    at = 1 if name == "distill" else 0
+
+    def of_one(x):
+        return loss(*arrays[:at], x, *arrays[at + 1 :], None)
+
+    check_grads(of_one, (arrays[at],), order=1, modes=("rev",), rtol=1e-2)
+
+
+def test_half_precision_scores_are_scored_in_float32():
+    half = SCORES.astype(jnp.bfloat16)
+    loss = losses.softmax_contrastive(half, TARGET, temperature=0.05)
+    exact = losses.softmax_contrastive(
+        half.astype(jnp.float32), TARGET, temperature=0.05
+    )
+    assert loss.dtype == jnp.float32 and loss == exact
+
+
+def test_scores_and_targets_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"\(4, 6\), \(3,\)"):
+        losses.softmax_contrastive(SCORES, TARGET[:3])
+    with pytest.raises(ValueError, match=r"\(6,\), \(4,\)"):
+        losses.hinge_contrastive(SCORES[0], TARGET, margin=0.1)
