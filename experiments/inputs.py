@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
-from ehi.data.pairs import pseudo_queries
+from ehi.data.pairs import moved_documents, pseudo_queries
 from ehi.data.tokens import TokenArray, tokenise
 from ehi.model.encoder import TextEncoder
 from ehi.model.pretrained import Pretrained, load_tower, resolve
@@ -24,14 +24,16 @@ class Inputs:
     """Everything that does not depend on the system.
 
     The query table has the data set's queries, then the pseudo-queries, then every
-    document once more, as a query for itself.
+    document once more, as a query for itself, then the synthetic queries, which exist
+    as tower outputs only.
 
     Attributes:
       dataset: corpus, queries and qrels.
       pretrained: where the tower comes from.
-      query_tokens, document_tokens: of the query table (without the documents) and of
-        the corpus.
+      query_tokens, document_tokens: of the queries and pseudo-queries, and of the
+        corpus.
       training: the pairs to train on.
+      num_synthetic: synthetic queries of each document.
       eval_rows: rows of the query table that the evaluated split asks.
     """
 
@@ -41,6 +43,7 @@ class Inputs:
     query_tokens: TokenArray
     document_tokens: TokenArray
     training: TrainingSet
+    num_synthetic: int
     eval_rows: np.ndarray
 
     @functools.cached_property
@@ -61,7 +64,14 @@ class Inputs:
         queries = cached_encode(
             self.pretrained, self.tower, self.query_tokens, desc="encode queries"
         )
-        return np.concatenate([queries, self.document_features])
+        tables = [queries, self.document_features]
+        if self.num_synthetic:
+            moved, _ = moved_documents(
+                self.document_features, queries, _known_pairs(self.training.pairs),
+                per_document=self.num_synthetic,
+            )  # fmt: skip
+            tables.append(moved)
+        return np.concatenate(tables)
 
     @property
     def eval_ids(self) -> list[str]:
@@ -99,14 +109,17 @@ def load_inputs(config) -> Inputs:
     num_documents, num_queries = len(dataset.documents), len(dataset.query_ids)
     query_rows, document_rows = _labelled(dataset)
     first_pseudo, first_document = num_queries, num_queries + len(texts)
-    everything = np.arange(num_documents)
+    everything, per_document = np.arange(num_documents), config.pseudo.synthetic
+    synthetic = np.tile(everything, per_document)
+    first_synthetic = first_document + num_documents
     training = TrainingSet(
-        num_queries=first_document + num_documents,
+        num_queries=first_synthetic + len(synthetic),
         num_documents=num_documents,
         pairs={
             "labelled": (query_rows, document_rows),
             "pseudo": (first_pseudo + np.arange(len(texts)), pseudo_rows),
             "documents": (first_document + everything, everything),
+            "synthetic": (first_synthetic + np.arange(len(synthetic)), synthetic),
         },
         query_tokens=query_tokens,
         document_tokens=document_tokens,
@@ -117,7 +130,7 @@ def load_inputs(config) -> Inputs:
     eval_rows = np.array([row_of[name] for name in asked], np.int64)
     return Inputs(
         dataset, pretrained, config.tower.dtype, query_tokens, document_tokens,
-        training, eval_rows,
+        training, per_document, eval_rows,
     )  # fmt: skip
 
 
@@ -126,6 +139,11 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     queries, documents, _ = dataset.positives("train")
     return queries, documents
+
+
+def _known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled pairs, or pseudo-queries and their documents where there are none."""
+    return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]
 
 
 def without_labels(inputs: Inputs) -> bool:

@@ -40,6 +40,9 @@ _SEPARATE = {
     "leaves.rotation": "fixed",
 }
 
+# With PQ leaves the quantised ranking is distilled, and the raw one not beside it.
+_QUANTISED = {"joint.losses.distill_raw": 0.0}
+
 SYSTEMS = {
     "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
     "dense": System(phases=("dense",), overrides={"head.query_head": False}),
@@ -51,7 +54,7 @@ SYSTEMS = {
         "dense",
         pq=True,
         phases=("joint",),
-        overrides={"leaves.residual": False},
+        overrides=_QUANTISED | {"leaves.residual": False},
         counterpart="opq",
     ),
     "ehi-pq": System(
@@ -59,6 +62,7 @@ SYSTEMS = {
         tree=True,
         pq=True,
         phases=("joint",),
+        overrides=_QUANTISED,
         counterpart="kmeans-tree-opq",
     ),
 }

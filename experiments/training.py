@@ -169,6 +169,7 @@ def _phase(config, phase_name, run, graphdef, params, inputs, parent, workdir, l
     tables = {}
     if not trains_tower:
         tables["features_queries"] = inputs.query_features
+    if not trains_tower or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features
     if phase.needs_teacher:
         if parent is None:

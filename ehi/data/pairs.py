@@ -84,3 +84,35 @@ def _draw(document: Document, kind: str, rng: np.random.Generator) -> str:
     length = int(rng.integers(SPAN_WORDS[0], SPAN_WORDS[1], endpoint=True))
     start = int(rng.integers(max(len(words) - length, 0), endpoint=True))
     return " ".join(words[start : start + length])
+
+
+def moved_documents(
+    documents: np.ndarray,
+    queries: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    *,
+    per_document: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Synthetic queries: documents moved as a real query lies from its document.
+
+    ``x = unit(d + q_j - d_j)`` for a random pair j. No words are made up: a document
+    that nobody asked for is asked for in the way that others are.
+
+    Args:
+        documents: (rows, T) tower outputs.
+        queries: (rows, T) tower outputs.
+        pairs: query rows (R,) and document rows (R,) of known pairs.
+        per_document: synthetic queries of each document.
+        seed: of the draws.
+
+    Returns:
+        unit vectors (documents * per_document, T) float32, and their document rows.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.tile(np.arange(len(documents)), per_document)
+    drawn = rng.integers(len(pairs[0]), size=len(rows))
+    away = queries[pairs[0][drawn]] - documents[pairs[1][drawn]]
+    moved = documents[rows] + away
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    return (moved / np.maximum(norms, 1e-12)).astype(np.float32), rows

@@ -38,6 +38,43 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
+@jax.custom_vjp
+def bfloat16_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (..., I) @ kernel (I, O) of bfloat16 operands, summed in float32.
+
+    The backward products take bfloat16 operands too: left to itself JAX would carry
+    the float32 sums back, and an instruction that multiplies bfloat16 matrices (AMX,
+    tensor cores, MXU) would serve the forward pass alone.
+    """
+    total = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return total.astype(jnp.bfloat16)
+
+
+def _product_forward(x, kernel):
+    return bfloat16_product(x, kernel), (x, kernel)
+
+
+def _product_backward(operands, gradient):
+    x, kernel = operands
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    to_kernel = jnp.matmul(
+        x.reshape(-1, x.shape[-1]).T, rows, preferred_element_type=jnp.float32
+    )
+    return bfloat16_product(gradient, kernel.T), to_kernel.astype(jnp.bfloat16)
+
+
+bfloat16_product.defvjp(_product_forward, _product_backward)
+
+
+def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
+    """What nnx.Linear calls: it contracts the last axis of x with the first."""
+    if x.dtype == jnp.bfloat16:
+        return bfloat16_product(x, kernel)
+    return jax.lax.dot_general(
+        x, kernel, dimension_numbers, precision=precision, out_sharding=out_sharding
+    )
+
+
 class TransformerLayer(nnx.Module):
     """Post-norm transformer layer: self-attention, then a gelu MLP.
 
@@ -66,7 +103,9 @@ class TransformerLayer(nnx.Module):
         self.dtype = dtype
 
         def linear(num_in: int, num_out: int):
-            return nnx.Linear(num_in, num_out, dtype=dtype, rngs=rngs)
+            return nnx.Linear(
+                num_in, num_out, dtype=dtype, dot_general=_dot_general, rngs=rngs
+            )
 
         def norm():
             return nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)

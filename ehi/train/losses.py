@@ -204,6 +204,28 @@ def commitment_distortion(
     return _mean(_squared_distance(z, jax.lax.stop_gradient(z_hat)), weights)
 
 
+def anchor(
+    embeddings: jax.Array, origin: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    r"""Keeps embeddings near the pretrained encoder's, whose neighbours are good.
+
+    .. math:: 1 - \langle d_n, o_n \rangle
+
+    What is learned from labelled documents is pulled back on all others, so that it
+    does not undo what the encoder knew of them.
+
+    Args:
+      embeddings: (N, D), unit rows.
+      origin: (N, D), unit rows.
+      weights: (N,).
+
+    Returns:
+      the mean, from 0 to 2.
+    """
+    cosine = jnp.sum(_float(embeddings) * _float(origin), -1)  # (N,)
+    return _mean(1.0 - cosine, weights)
+
+
 def distillation(
     teacher_scores: jax.Array,
     student_scores: jax.Array,

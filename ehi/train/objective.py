@@ -14,7 +14,7 @@ from ehi.model.joint import JointIndex
 from ehi.train import losses
 
 # Terms by what they need. The order is the order of the flow.
-RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw")
+RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor")
 TREE_TERMS = (
     "path",
     "path_hinge",
@@ -108,6 +108,8 @@ def objective(
         )
     if "distill_raw" in weights:
         terms["distill_raw"] = losses.distillation(teacher, raw, **distil)
+    if "anchor" in weights:
+        terms["anchor"] = losses.anchor(d, _origin(tables, batch, d))
     if model.router is not None:
         log_pq, log_pd = model.route_queries(q), model.route_documents(d)  # (., P)
         terms |= _tree_terms(
@@ -163,6 +165,17 @@ def _tree_terms(
     if "entropy" in weights:
         terms["entropy"] = losses.leaf_entropy(log_pd)
     return terms
+
+
+def _origin(tables, batch, d):
+    """The frozen tower's own embeddings of the pool, which a head as wide may keep."""
+    origin = tables["features_documents"][batch["documents"]]
+    if origin.shape != d.shape:
+        raise ValueError(
+            f"loss 'anchor' needs a head as wide as the tower: embeddings {d.shape}, "
+            f"tower outputs {origin.shape}"
+        )
+    return origin
 
 
 def _inputs(tables, batch, side: str):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from ehi.model.joint import GROUPS
 from ehi.train.objective import TEACHER_TERMS, check_weights
 
-SOURCES = ("labelled", "pseudo", "documents")
+SOURCES = ("labelled", "pseudo", "documents", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Phase:
         (the whole corpus if it is no larger).
       losses: term of `ehi.train.objective.TERMS` -> weight.
       rates: parameter group -> peak learning rate; absent or 0 is frozen.
-      sources: share of a batch that is 'labelled' pairs, 'pseudo' queries, and
-        'documents' asked for by themselves.
+      sources: share of a batch that is 'labelled' pairs, 'pseudo' queries,
+        'documents' asked for by themselves, and 'synthetic' queries (documents moved
+        as labelled queries lie from theirs).
       source_weights: weight of a source's rows in the contrastive terms.
       temperature, teacher_temperature: softmax temperatures of student and teacher.
       margin, intra_leaf_threshold: gamma and tau of the EHI losses.

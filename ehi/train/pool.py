@@ -17,9 +17,9 @@ class TrainingSet:
     """Queries of every source, the documents, and the pairs that join them.
 
     Attributes:
-      num_queries: rows of the query table (labelled, then pseudo, then documents).
+      num_queries: rows of the query table, which all sources share.
       num_documents: rows of the document table.
-      pairs: source ('labelled', 'pseudo', 'documents') -> query rows, document rows.
+      pairs: source, as 'labelled' or 'pseudo' -> query rows, document rows.
       query_tokens, document_tokens: `TokenArray`s, when the tower is trained.
     """
 

@@ -133,10 +133,12 @@ def fit_opq(
 ) -> tuple[jax.Array, jax.Array]:
     """Optimised product quantisation: an orthogonal matrix and codebooks.
 
-    Minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from the
-    parametric solution (principal axes dealt out so that the subspaces have equal
-    products of variances). In a round the codebooks are refined once and then the rows
-    are rotated onto their reconstructions (orthogonal Procrustes).
+    Minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from a
+    random rotation. A round is two iterations of k-means and then a rotation of the
+    rows onto their reconstructions (orthogonal Procrustes). The random start is on
+    purpose: from principal axes with balanced variances (the paper's parametric
+    solution) 5,300 MiniLM embeddings end at 27% more distortion with 48 x 256
+    codewords, and at 3% less with 24 x 256.
 
     Args:
       x: rows (N, D), finite.
@@ -144,7 +146,7 @@ def fit_opq(
       num_codewords: K, 16 or 256, at most N.
       rounds: of codebooks and rotation in turn.
       iterations: of k-means after the last round.
-      key: of the rows that the codewords start from.
+      key: of the first rotation and of the rows that the codewords start from.
 
     Returns:
       R (D, D), with ``z = x @ R``, and codebooks (M, K, S) of z.
@@ -154,21 +156,19 @@ def fit_opq(
 
     References:
       Ge et al. 2013, Optimized product quantization for approximate nearest neighbor
-      search, CVPR, section 3 (non-parametric rounds from a parametric start).
+      search, CVPR, section 3.1 (the non-parametric solution).
     """
     x = _check_rows(x, num_codewords, "codewords")
     check_sizes(x.shape[1], num_subspaces, num_codewords)
-    rotation = jnp.asarray(_balanced_axes(np.asarray(x, np.float64), num_subspaces))
+    rotation_key, rows_key = jax.random.split(key)
+    rotation = jax.random.orthogonal(rotation_key, x.shape[1])
     z = _dot(x, rotation)
-    codebooks, codes = _start_codebooks(z, num_subspaces, num_codewords, key)
+    codebooks, codes = _start_codebooks(z, num_subspaces, num_codewords, rows_key)
     for _ in tqdm(range(rounds), "OPQ", disable=None):
-        codebooks, codes = _refine_codebooks(z, codebooks, codes, PER)
+        codebooks, codes = _refine_codebooks(z, codebooks, codes, 2)
         rotation = _procrustes(_cross(x, codebooks, codes))
         z = _dot(x, rotation)
     return rotation, _refine_codebooks(z, codebooks, codes, iterations)[0]
-
-
-PER = 1
 
 
 @functools.partial(jax.jit, static_argnames=("spherical",))
@@ -287,24 +287,6 @@ def _procrustes(cross) -> jax.Array:
     with threadpool_limits(1, "blas"):
         u, _, vt = np.linalg.svd(np.asarray(cross, np.float64))
         return jnp.asarray(u @ vt, jnp.float32)
-
-
-def _balanced_axes(x: np.ndarray, num_subspaces: int) -> np.ndarray:
-    """Principal axes (D, D) as columns, dealt to subspaces of S (Ge et al., sec. 3.2).
-
-    The largest variance left goes to the subspace whose product is smallest so far.
-    """
-    width = x.shape[1]
-    with threadpool_limits(1, "blas"):
-        variances, axes = np.linalg.eigh(np.cov(x, rowvar=False))
-    logs = np.log(np.maximum(variances, 1e-12 * max(variances.max(), 1e-300)))
-    products, members = np.zeros(num_subspaces), [[] for _ in range(num_subspaces)]
-    for axis in np.argsort(-variances, kind="stable"):
-        subspace = int(products.argmin())
-        members[subspace].append(axis)
-        full = len(members[subspace]) == width // num_subspaces
-        products[subspace] = np.inf if full else products[subspace] + logs[axis]
-    return axes[:, np.concatenate(members)].astype(np.float32)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -59,13 +59,20 @@ def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
     ]  # tower/layers/<i>/...
     first = max(layers, default=0) + 1 - last_n if last_n else 0
 
+    # A rotation starts from a fixed orthogonal matrix, of which only the skew part
+    # learns; a head with a hidden layer from a fixed projection, likewise.
+    fixed = {"rotation/start"} | {
+        f"{head}/projection"
+        for head in ("head", "query_head")
+        if f"{head}/w_in" in params
+    }
+
     def is_trained(name: str) -> bool:
         parts = name.split("/")
         if parts[0] == "tower" and last_n:
             in_last = parts[1] == "layers" and int(parts[2]) >= first
             return bool(rates.get("tower")) and in_last
-        # A rotation starts from a fixed orthogonal matrix; only its skew part learns.
-        return bool(rates.get(parts[0])) and name != "rotation/start"
+        return bool(rates.get(parts[0])) and name not in fixed
 
     return frozenset(name for name in params if is_trained(name))
 

@@ -26,11 +26,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.pseudo = ml_collections.ConfigDict()
     c.pseudo.kinds = ("title", "sentence", "span")
     c.pseudo.per_document = 2
+    c.pseudo.synthetic = 2  # of each document, in the space of the tower's outputs
 
     c.head = ml_collections.ConfigDict()
     c.head.width = 0  # D; 0 for the tower's
     c.head.hidden = 512
-    c.head.query_head = True  # in the joint phase
+    c.head.query_head = False  # of their own for queries, in the joint phase
 
     c.tree = ml_collections.ConfigDict()
     c.tree.kind = "per_node"
@@ -48,15 +49,19 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.dense = _phase(
         steps=400,
-        losses={"semantic": 1.0},
-        rates={"head": 3e-4},
-        sources={"labelled": 0.5, "pseudo": 0.5},
-        source_weights={"labelled": 3.0, "pseudo": 0.5},
+        batch_size=512,
+        losses={"semantic": 1.0, "anchor": 1.0},
+        rates={"head": 1e-3},
+        sources={"labelled": 0.25, "pseudo": 0.75},
+        source_weights={"labelled": 3.0, "pseudo": 1.5},
         temperature=0.05,
     )
     c.joint = _phase(
-        steps=300,
+        steps=200,
+        batch_size=320,
+        # Terms of parts that a system lacks are off by themselves.
         losses={
+            "distill_raw": 1.0,
             "distill": 1.0,
             "route_distill": 1.0,
             "balance": 1.0,
@@ -64,18 +69,19 @@ def get_config() -> ml_collections.ConfigDict:
             "commitment": 0.5,
         },
         rates={
-            "head": 1e-4,
-            "query_head": 1e-4,
-            "router": 1e-3,
-            "query_router": 1e-3,
+            "head": 3e-4,
+            "query_head": 3e-4,
+            "router": 3e-3,
+            "query_router": 3e-3,
             "leaf_centroids": 3e-4,
-            "rotation": 3e-4,
+            "rotation": 2e-4,
             "quantiser": 3e-4,
         },
-        sources={"labelled": 0.4, "pseudo": 0.4, "documents": 0.2},
-        source_weights={"labelled": 1.0, "pseudo": 1.0, "documents": 1.0},
+        sources={"labelled": 0.3, "pseudo": 0.1, "documents": 0.1, "synthetic": 0.5},
+        source_weights={},
         temperature=0.05,
     )
+    c.joint.pool = 1536
     c.joint.revive_every = 50
 
     c.systems = (
@@ -101,12 +107,12 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _phase(
-    *, steps, losses, rates, sources, source_weights, temperature
+    *, steps, batch_size, losses, rates, sources, source_weights, temperature
 ) -> ml_collections.ConfigDict:
     p = ml_collections.ConfigDict()
     p.steps = steps
-    p.batch_size = 256
-    p.pool = 8192  # documents scored a step; all of a corpus that is no larger
+    p.batch_size = batch_size
+    p.pool = 1024  # documents scored a step; as good on dev as the whole corpus
     p.losses = ml_collections.ConfigDict(losses)
     p.rates = ml_collections.ConfigDict(rates)
     p.sources = ml_collections.ConfigDict(sources)

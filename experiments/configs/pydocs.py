@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The main experiment; `variant` is '' or 'smoke'."""
     c = base.get_config()
     c.dataset = "pydocs"
-    c.tower.document_length = 192
+    c.tower.document_length = 128
     c.pseudo.kinds = ("title", "span")
     if variant == "smoke":
         c.tower.document_length = 32

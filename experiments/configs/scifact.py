@@ -43,8 +43,9 @@ def _finetune(c) -> None:
         phase.mined_per_query = 1
         phase.mined_beam = 16
         phase.warmup = 30
-        phase.sources.documents = 0.0  # a document's own text is not a query here
         phase.log_every = 10
         phase.checkpoint_every = 50
+    # The other sources are made of cached tower outputs, which a trained tower has not.
+    c.joint.sources.documents = c.joint.sources.synthetic = 0.0
     c.systems = ("dense", "kmeans-tree-opq", "ehi-pq")
     c.budgets = ("flat", "visit-10-64x")
