@@ -158,7 +158,11 @@ def _tree_terms(
         )
     if "route_distill" in weights:
         terms["route_distill"] = losses.route_distillation(
-            teacher, log_pd, log_pq, teacher_temperature=teacher_temperature
+            teacher,
+            log_pd,
+            log_pq,
+            teacher_temperature=teacher_temperature,
+            document_gradient=True,  # documents move to where queries look for them
         )
     if "balance" in weights:
         terms["balance"] = losses.load_balance(jnp.exp(log_pd))

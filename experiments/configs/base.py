@@ -5,6 +5,10 @@ Chosen on the dev splits of pydocs and SciFact (carved out of train by document)
 
 import ml_collections
 
+from ehi.model.joint import GROUPS
+from ehi.train.objective import TERMS
+from ehi.train.phase import SOURCES
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The base config; config files change what is theirs."""
@@ -113,10 +117,10 @@ def _phase(
     p.steps = steps
     p.batch_size = batch_size
     p.pool = 1024  # documents scored a step; as good on dev as the whole corpus
-    p.losses = ml_collections.ConfigDict(losses)
-    p.rates = ml_collections.ConfigDict(rates)
-    p.sources = ml_collections.ConfigDict(sources)
-    p.source_weights = ml_collections.ConfigDict(source_weights)
+    p.losses = _all_of(TERMS, losses, 0.0)
+    p.rates = _all_of(GROUPS, rates, 0.0)
+    p.sources = _all_of(SOURCES, sources, 0.0)
+    p.source_weights = _all_of(SOURCES, source_weights, 1.0)
     p.temperature = temperature
     p.teacher_temperature = temperature
     p.margin = 0.3
@@ -135,3 +139,8 @@ def _phase(
     p.log_every = 20
     p.checkpoint_every = 100
     return p
+
+
+def _all_of(names, values: dict, rest: float) -> ml_collections.ConfigDict:
+    """Every name as a field, so that each can be overridden on the command line."""
+    return ml_collections.ConfigDict(dict.fromkeys(names, rest) | values)
