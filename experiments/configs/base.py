@@ -61,11 +61,12 @@ def get_config() -> ml_collections.ConfigDict:
         temperature=0.05,
     )
     c.joint = _phase(
-        steps=200,
+        steps=400,
         batch_size=320,
         # Terms of parts that a system lacks are off by themselves.
         losses={
             "distill_raw": 1.0,
+            "path": 0.1,
             "distill": 1.0,
             "route_distill": 1.0,
             "balance": 1.0,
