@@ -205,8 +205,8 @@ def merge_model(graphdef, params: dict[str, jax.Array]) -> JointIndex:
 def _flatten(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= (
-            _flatten(value, name + "/") if isinstance(value, dict) else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat

@@ -63,26 +63,13 @@ def run_phase(
     Raises:
       FloatingPointError: the loss or a gradient became NaN or infinite.
     """
-    mesh = make_mesh()
-    trained = trained_names(params, phase.rates, phase.last_n)
-    optimizer = make_optimizer(
-        phase.rates, steps=phase.steps, warmup=phase.warmup, decay=phase.decay,
-        weight_decay=phase.weight_decay, clip=phase.clip,
-    )  # fmt: skip
-    mines = phase.refresh if mine is not None else 0
-    state = replicate(mesh, start_state(params, optimizer, trained))
+    mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
+    train_step, state = _compile_later(graphdef, params, phase)
     mined = None
     if mines:
         mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
-    state, mined, start = _resume(directory, state, mined)
+    state, mined, start = _resume(directory, replicate(mesh, state), mined)
     log.rewind(run, name, start)
-    train_step = make_train_step(
-        graphdef, optimizer, trained,
-        weights=phase.losses, temperature=phase.temperature,
-        teacher_temperature=phase.teacher_temperature, margin=phase.margin,
-        intra_leaf_threshold=phase.intra_leaf_threshold,
-        revive_every=phase.revive_every, chunk=phase.chunk,
-    )  # fmt: skip
     tables, key = replicate(mesh, dict(tables)), jax.random.key(seed)
     pending, clock = [], _Clock(phase.batch_size)
     with tqdm(
@@ -92,15 +79,8 @@ def run_phase(
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
                 mined = mine(state["params"])
-            batch = make_batch(
-                data, batch_size=phase.batch_size, pool=phase.pool,
-                sources=phase.sources, source_weights=phase.source_weights,
-                seed=seed, step=step, mined=mined,
-                mined_per_query=phase.mined_per_query,
-                query_length=lengths[0], document_length=lengths[1],
-            )  # fmt: skip
-            batch = shard_batch(mesh, batch)
-            state, metrics = train_step(state, tables, batch, key)
+            batch = _batch(data, phase, seed, step, mined, lengths)
+            state, metrics = train_step(state, tables, shard_batch(mesh, batch), key)
             pending.append(metrics)
             bar.update()
             done, last = step + 1, step + 1 == phase.steps
@@ -110,6 +90,32 @@ def run_phase(
             if saves:
                 _save(directory, done, state, mined)
     return state["params"]
+
+
+def _compile_later(graphdef, params, phase: Phase):
+    """The jitted step of a phase, and the state it starts from."""
+    trained = trained_names(params, phase.rates, phase.last_n)
+    optimizer = make_optimizer(
+        phase.rates, steps=phase.steps, warmup=phase.warmup, decay=phase.decay,
+        weight_decay=phase.weight_decay, clip=phase.clip,
+    )  # fmt: skip
+    train_step = make_train_step(
+        graphdef, optimizer, trained,
+        weights=phase.losses, temperature=phase.temperature,
+        teacher_temperature=phase.teacher_temperature, margin=phase.margin,
+        intra_leaf_threshold=phase.intra_leaf_threshold,
+        revive_every=phase.revive_every, chunk=phase.chunk,
+    )  # fmt: skip
+    return train_step, start_state(params, optimizer, trained)
+
+
+def _batch(data, phase: Phase, seed, step, mined, lengths) -> dict:
+    return make_batch(
+        data, batch_size=phase.batch_size, pool=phase.pool,
+        sources=phase.sources, source_weights=phase.source_weights,
+        seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
+        query_length=lengths[0], document_length=lengths[1],
+    )  # fmt: skip
 
 
 def _flush(log, run, name, done, pending, clock) -> dict:

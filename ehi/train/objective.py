@@ -80,66 +80,72 @@ def objective(
     """
     q = model.embed_queries(_inputs(tables, batch, "queries"), chunk)  # (N, D)
     d = model.embed_documents(_inputs(tables, batch, "documents"), chunk)  # (C, D)
-    contrast = {
-        "target": batch["target"],
-        "where": batch["contrast"],
-        "weights": batch["weight"],
-    }
-    log_pq = log_pd = codes = z = None
-    terms: dict[str, jax.Array] = {}
-    teacher = None
-    if any(name in weights for name in TEACHER_TERMS):
-        teacher = (
-            tables["teacher_queries"][batch["queries"]]
-            @ tables["teacher_documents"][batch["documents"]].T
-        )  # (N, C)
-    distil = {
-        "teacher_temperature": teacher_temperature,
+    options = {
+        "contrast": {name: batch[name] for name in ("target", "where", "weights")},
+        "teacher": _teacher_scores(tables, batch, weights),
         "temperature": temperature,
+        "teacher_temperature": teacher_temperature,
+        "margin": margin,
+        "threshold": intra_leaf_threshold,
     }
     raw = q @ d.T  # (N, C)
-    if "semantic" in weights:
-        terms["semantic"] = losses.softmax_contrastive(
-            raw, temperature=temperature, **contrast
-        )
+    terms = _ranking_terms(weights, raw, ("semantic", "distill_raw"), **options)
     if "semantic_hinge" in weights:
         terms["semantic_hinge"] = losses.hinge_contrastive(
-            raw, margin=margin, **contrast
+            raw, margin=margin, **options["contrast"]
         )
-    if "distill_raw" in weights:
-        terms["distill_raw"] = losses.distillation(teacher, raw, **distil)
     if "anchor" in weights:
         terms["anchor"] = losses.anchor(d, _origin(tables, batch, d))
+    log_pd = leaf_counts = codes = z = None
     if model.router is not None:
         log_pq, log_pd = model.route_queries(q), model.route_documents(d)  # (., P)
-        terms |= _tree_terms(
-            model, q, d, log_pq, log_pd, teacher, contrast,
-            weights=weights, margin=margin, threshold=intra_leaf_threshold,
-            teacher_temperature=teacher_temperature,
-        )  # fmt: skip
+        terms |= _tree_terms(weights, model, q, d, log_pq, log_pd, **options)
+        leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
     if model.quantiser is not None:
         d_hat, z, z_hat, codes = model.quantise(d, log_pd)
-        if "quantised" in weights:
-            terms["quantised"] = losses.softmax_contrastive(
-                q @ d_hat.T, temperature=temperature, **contrast
-            )
-        if "distill" in weights:
-            terms["distill"] = losses.distillation(teacher, q @ d_hat.T, **distil)
+        quantised = q @ d_hat.T  # (N, C)
+        terms |= _ranking_terms(weights, quantised, ("quantised", "distill"), **options)
         # Always reported: the distortion is how one sees that codewords still fit.
         terms["codebook"] = losses.codebook_distortion(z, z_hat)
         if "commitment" in weights:
             terms["commitment"] = losses.commitment_distortion(z, z_hat)
     loss = sum(weight * terms[name] for name, weight in weights.items())
-    leaf_counts = None
-    if log_pd is not None:
-        leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
     return loss, {"terms": terms, "codes": codes, "z": z, "leaf_counts": leaf_counts}
 
 
+def _teacher_scores(tables, batch, weights):
+    """Scores (N, C) by the frozen teacher, if a term compares with them."""
+    if not any(name in weights for name in TEACHER_TERMS):
+        return None
+    queries = tables["teacher_queries"][batch["queries"]]  # (N, D)
+    return queries @ tables["teacher_documents"][batch["documents"]].T
+
+
+def _ranking_terms(
+    weights, scores, names, *, contrast, teacher, temperature, teacher_temperature, **_
+):
+    """Contrastive and distillation terms, by their `names`, of scores (N, C)."""
+    contrastive, distilled = names
+    terms = {}
+    if contrastive in weights:
+        terms[contrastive] = losses.softmax_contrastive(
+            scores, temperature=temperature, **contrast
+        )
+    if distilled in weights:
+        terms[distilled] = losses.distillation(
+            teacher,
+            scores,
+            temperature=temperature,
+            teacher_temperature=teacher_temperature,
+        )
+    return terms
+
+
 def _tree_terms(
-    model, q, d, log_pq, log_pd, teacher, contrast,
-    *, weights, margin, threshold, teacher_temperature,
+    weights, model, q, d, log_pq, log_pd,
+    *, contrast, teacher, teacher_temperature, margin, threshold, **_,
 ):  # fmt: skip
+    """Terms of the leaves of both sides, log_pq (N, P) and log_pd (C, P)."""
     terms = {}
     if "path" in weights:
         terms["path"] = losses.path_agreement(

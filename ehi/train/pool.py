@@ -76,8 +76,8 @@ def make_batch(
 
     Returns:
       queries (N,) and documents (C,) rows; target (N,) position in the pool of the
-      row's own positive; contrast (N, C), False for its *other* known positives,
-      which are no negatives; weight (N,); with a trained tower also
+      row's own positive; where (N, C), False for its *other* known positives,
+      which are no negatives; weights (N,); with a trained tower also
       `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`.
     """
     queries, positives, weight = _sample(
@@ -89,17 +89,17 @@ def make_batch(
     place = np.full(data.num_documents, -1)
     place[documents] = np.arange(len(documents))
     target = place[positives]  # (N,)
-    contrast = np.ones((len(queries), len(documents)), bool)  # (N, C)
+    where = np.ones((len(queries), len(documents)), bool)  # (N, C)
     row, known = data.positives(queries)
     inside = place[known] >= 0
-    contrast[row[inside], place[known[inside]]] = False
-    contrast[np.arange(len(queries)), target] = True
+    where[row[inside], place[known[inside]]] = False
+    where[np.arange(len(queries)), target] = True
     batch = {
         "queries": queries.astype(np.int32),
         "documents": documents.astype(np.int32),
         "target": target.astype(np.int32),
-        "contrast": contrast,
-        "weight": weight.astype(np.float32),
+        "where": where,
+        "weights": weight.astype(np.float32),
     }
     if query_length:
         sides = (

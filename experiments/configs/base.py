@@ -51,7 +51,32 @@ def get_config() -> ml_collections.ConfigDict:
     c.leaves.rotation = "learned"
     c.leaves.residual = True
 
-    c.dense = _phase(
+    c.dense, c.joint = _dense(), _joint()
+    c.systems = (
+        "dense-zero-shot",
+        "dense",
+        "kmeans-tree",
+        "opq",
+        "kmeans-tree-opq",
+        "ehi",
+        "joint-pq",
+        "ehi-pq",
+    )
+    c.budgets = (
+        "flat",
+        "flat-32x",
+        "flat-64x",
+        "visit-2",
+        "visit-5",
+        "visit-10",
+        "visit-10-64x",
+    )
+    return c
+
+
+def _dense() -> ml_collections.ConfigDict:
+    """The head alone, on labelled and pseudo pairs: the teacher of the joint phase."""
+    return _phase(
         steps=400,
         batch_size=512,
         losses={"semantic": 1.0, "anchor": 1.0},
@@ -60,7 +85,11 @@ def get_config() -> ml_collections.ConfigDict:
         source_weights={"labelled": 3.0, "pseudo": 1.5},
         temperature=0.05,
     )
-    c.joint = _phase(
+
+
+def _joint() -> ml_collections.ConfigDict:
+    """Head, tree and leaves together, mostly by distilling the dense ranking."""
+    p = _phase(
         steps=400,
         batch_size=320,
         # Terms of parts that a system lacks are off by themselves.
@@ -86,29 +115,9 @@ def get_config() -> ml_collections.ConfigDict:
         source_weights={},
         temperature=0.05,
     )
-    c.joint.pool = 1536
-    c.joint.revive_every = 50
-
-    c.systems = (
-        "dense-zero-shot",
-        "dense",
-        "kmeans-tree",
-        "opq",
-        "kmeans-tree-opq",
-        "ehi",
-        "joint-pq",
-        "ehi-pq",
-    )
-    c.budgets = (
-        "flat",
-        "flat-32x",
-        "flat-64x",
-        "visit-2",
-        "visit-5",
-        "visit-10",
-        "visit-10-64x",
-    )
-    return c
+    p.pool = 1536
+    p.revive_every = 50
+    return p
 
 
 def _phase(

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from ehi.data.pairs import SPAN_WORDS, pseudo_queries, split_name
+from ehi.data.pairs import (
+    SPAN_WORDS,
+    moved_documents,
+    pseudo_queries,
+    split_name,
+)
 from ehi.data.prepared import Document
 
 LONG = " ".join(f"word{number}" for number in range(40))
@@ -81,3 +86,19 @@ def test_bad_arguments_are_refused():
         pseudo_queries(DOCUMENTS, kinds=["tilte"])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         pseudo_queries(DOCUMENTS, per_document=0)
+
+
+def test_moved_documents_lie_as_queries_do():
+    rng = np.random.default_rng(0)
+    documents = rng.normal(size=(5, 4)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    offset = np.array([0.5, 0, 0, 0], np.float32)
+    queries = documents[[1, 3]] + offset  # every query lies the same way
+    pairs = (np.array([0, 1]), np.array([1, 3]))
+    moved, rows = moved_documents(documents, queries, pairs, per_document=2)
+    assert rows.tolist() == [0, 1, 2, 3, 4] * 2
+    expected = documents[rows] + offset
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    again, _ = moved_documents(documents, queries, pairs, per_document=2)
+    assert np.array_equal(moved, again)

@@ -236,3 +236,12 @@ def test_scores_and_targets_that_do_not_fit_are_refused():
         losses.softmax_contrastive(SCORES, TARGET[:3])
     with pytest.raises(ValueError, match=r"\(6,\), \(4,\)"):
         losses.hinge_contrastive(SCORES[0], TARGET, margin=0.1)
+
+
+def test_anchor_is_zero_at_the_origin_and_two_opposite_to_it():
+    rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    assert losses.anchor(rows, rows) == 0
+    assert losses.anchor(rows, -rows) == 2
+    assert losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
+    weights = jnp.array([1.0, 0.0])
+    assert losses.anchor(rows, -rows[::-1], weights) == 1

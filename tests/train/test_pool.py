@@ -31,7 +31,7 @@ def test_targets_are_positives_and_other_positives_are_no_negatives(tiny, pool):
             assert (query, documents[target]) in known
             for c, document in enumerate(documents):
                 other = (query, document) in known and c != target
-                assert batch["contrast"][n, c] == (not other)
+                assert batch["where"][n, c] == (not other)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tiny):
@@ -46,9 +46,9 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tiny):
 def test_sources_get_their_share_and_weight(tiny):
     data, _ = tiny
     batch = make_batch(data, pool=20, step=0, **OPTIONS)
-    assert (batch["weight"] == 3.0).sum() == 9
-    assert (batch["weight"] == 0.5).sum() == 3
-    assert ((batch["queries"] >= 40) == (batch["weight"] == 0.5)).all()
+    assert (batch["weights"] == 3.0).sum() == 9
+    assert (batch["weights"] == 0.5).sum() == 3
+    assert ((batch["queries"] >= 40) == (batch["weights"] == 0.5)).all()
 
 
 def test_mined_negatives_enter_the_pool(tiny):
