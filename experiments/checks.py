@@ -55,8 +55,20 @@ def check_config(config) -> None:
         value = config[section][field]
         if value < least:
             raise ValueError(f"{section}.{field} is {value}; must be at least {least}")
-    if config.tower.trainable == "last_n" and not config.joint.last_n:
-        raise ValueError("tower.trainable='last_n' needs joint.last_n and dense.last_n")
+    if config.tower.trainable != "head":
+        _check_trained_tower(config)
+
+
+def _check_trained_tower(config) -> None:
+    for name in ("dense", "joint"):
+        if config.tower.trainable == "last_n" and not config[name].last_n:
+            raise ValueError(f"tower.trainable='last_n' needs {name}.last_n above 0")
+        for source in ("documents", "synthetic"):
+            if config[name].sources[source]:
+                raise ValueError(
+                    f"{name}.sources.{source} is {config[name].sources[source]}: these "
+                    "queries are cached tower outputs, so a trained tower needs it 0"
+                )
 
 
 def _choice(field: str, value, allowed: tuple) -> None:

@@ -46,8 +46,11 @@ def run(config, workdir: Path, checkpoint: Path | None = None) -> None:
     """Train, index and evaluate every system of a config, then show what was won."""
     check_config(config)
     claim(config, workdir)
+    if checkpoint is not None:
+        config = with_tree_of(config, checkpoint)
     inputs = load_inputs(config)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
+    write_config(config, workdir)
     log, trained, built = MetricLog(workdir / "metrics.jsonl"), {}, {}
     for name in config.systems:
         for compression, budgets in _runs(config, name):
@@ -66,11 +69,13 @@ def run(config, workdir: Path, checkpoint: Path | None = None) -> None:
 
 
 def claim(config, workdir: Path) -> None:
-    """Write config.json, or refuse a workdir that holds another experiment."""
+    """Refuse a workdir that holds another experiment, before anything is touched."""
     path = workdir / "config.json"
     ours = json.loads(config.to_json())
     if path.exists():
         theirs = json.loads(path.read_text())
+        if not ours["tree"]["branching"]:  # to be chosen, as it was then
+            ours["tree"]["branching"] = theirs["tree"]["branching"]
         names = sorted(set(ours) | set(theirs))
         differ = [
             name
@@ -83,7 +88,22 @@ def claim(config, workdir: Path) -> None:
                 f"{', '.join(differ)}; choose another --workdir (nothing was changed)"
             )
         LOG.info("%s: reusing what is complete, resuming what is not", workdir)
-    atomic_write(path, (json.dumps(ours, indent=2) + "\n").encode())
+
+
+def write_config(config, workdir: Path) -> None:
+    """Write config.json, with what was chosen to fit the corpus."""
+    text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+    atomic_write(workdir / "config.json", text.encode())
+
+
+def with_tree_of(config, finished: Path):
+    """The config with the number of leaves that a finished run was trained with."""
+    path = finished / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"--checkpoint={finished} holds no finished run")
+    config = config.copy_and_resolve_references()
+    config.tree.branching = json.loads(path.read_text())["tree"]["branching"]
+    return config
 
 
 def _runs(config, name: str):

@@ -81,7 +81,9 @@ def _examples(inputs, trained, built, console, count: int = 3) -> None:
         console.print("no queries to show; ask your own with experiments.search")
         return
     index = built[run].index
-    chosen = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    # Questions of a line's length; the longest summaries are paragraphs.
+    short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
+    chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
     beam = index.encoder["default_beam"] if index.num_leaves > 1 else 1
     hits = index.search(trained[run].queries[chosen], 3, beam=beam)
     console.print(f"\nexamples, {run}:", highlight=False)

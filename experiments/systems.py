@@ -75,6 +75,12 @@ def get_system(name: str) -> System:
     return SYSTEMS[name]
 
 
+def is_trained(system: System) -> bool:
+    """Whether the system or one that it starts from has a phase of training."""
+    parent = system.parent
+    return bool(system.phases) or (parent is not None and is_trained(SYSTEMS[parent]))
+
+
 def config_of(config: ml_collections.ConfigDict, name: str):
     """The config of one system: the base with the system's overrides."""
     resolved = config.copy_and_resolve_references()

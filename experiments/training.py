@@ -21,7 +21,7 @@ from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves
 from ehi.train.phase import Phase
 from experiments.inputs import Inputs, without_labels
-from experiments.systems import config_of, get_system, num_subspaces
+from experiments.systems import config_of, get_system, is_trained, num_subspaces
 
 LOG = logging.getLogger("ehi")
 
@@ -105,7 +105,7 @@ def train_system(
 def build_model(config, system, compression: int | None, inputs: Inputs) -> JointIndex:
     """The module of a system, freshly initialised."""
     tower_width = inputs.pretrained.config["width"]
-    trains_tower = config.tower.trainable != "head" and bool(system.phases)
+    trains_tower = config.tower.trainable != "head" and is_trained(system)
     tree = None
     if system.tree:
         tree = {

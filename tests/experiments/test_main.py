@@ -117,6 +117,7 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
         corpus, systems=("ehi-pq",), budgets=("visit-50-8x",),
         **{"tower.trainable": "all", "dense.rates.tower": 1e-4,
            "joint.rates.tower": 1e-4, "joint.sources.documents": 0.0,
+           "joint.sources.synthetic": 0.0,
            "joint.refresh": 3, "joint.mined_per_query": 1, "joint.chunk": 8},
     )  # fmt: skip
     main.run(config, tmp_path)
@@ -155,6 +156,8 @@ def test_a_corpus_without_queries_is_indexed_and_not_scored(corpus, tmp_path, ca
         ({"budgets": ("visit-50-7x",)}, "not a whole number"),
         ({"joint.losses.distil": 1.0}, "unknown loss 'distil'"),
         ({"joint.rates.head": -1.0}, "is -1"),
+        ({"tower.trainable": "all"}, "joint.sources.documents is 0.1"),
+        ({"tower.trainable": "last_n"}, "needs dense.last_n"),
         ({"tower.trainable": "some"}, "'head', 'last_n', 'all'"),
         ({"dataset": ""}, "dataset is empty"),
         ({"tower.name": "/no/such/folder"}, "no model folder"),
@@ -168,7 +171,7 @@ def test_bad_configs_are_refused(corpus, tmp_path, changes, message):
 
 
 def test_a_workdir_of_another_experiment_is_refused_and_kept(corpus, tmp_path):
-    main.claim(tiny(corpus), tmp_path)
+    main.write_config(tiny(corpus), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match="another experiment.* joint, seed"):
         main.claim(tiny(corpus, seed=3, **{"joint.steps": 7}), tmp_path)
@@ -178,8 +181,27 @@ def test_a_workdir_of_another_experiment_is_refused_and_kept(corpus, tmp_path):
 
 def test_untrained_checkpoints_are_named(corpus, tmp_path):
     config = tiny(corpus, systems=("dense",), budgets=("flat",))
-    with pytest.raises(FileNotFoundError, match="holds no trained dense"):
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
         main.run(config, tmp_path / "run", checkpoint=tmp_path / "empty")
+    main.write_config(config, tmp_path / "begun")
+    with pytest.raises(FileNotFoundError, match="holds no trained dense"):
+        main.run(config, tmp_path / "run", checkpoint=tmp_path / "begun")
+
+
+def test_a_smaller_corpus_gets_the_tree_that_was_trained(corpus, tmp_path, capsys):
+    options = {"systems": ("kmeans-tree",), "budgets": ("visit-50",)}
+    config = tiny(corpus, **options, **{"tree.branching": 0})
+    main.run(config, tmp_path / "run")
+    assert open_index(tmp_path / "run" / "index").num_leaves == 32  # <= 2 sqrt(320)
+    small = tmp_path / "small"
+    small.mkdir()
+    lines = (corpus / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (small / "corpus.jsonl").write_text("".join(lines[:100]))
+    other = tiny(small, **options, **{"tree.branching": 0})
+    main.run(other, tmp_path / "other", checkpoint=tmp_path / "run")
+    index = open_index(tmp_path / "other" / "index")
+    assert (index.num_leaves, index.num_documents) == (32, 100)
+    main.run(other, tmp_path / "other", checkpoint=tmp_path / "run")  # reused
 
 
 def test_a_missing_split_is_named(corpus, tmp_path):
