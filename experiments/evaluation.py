@@ -39,7 +39,9 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
     """Build and save the index of a trained system, or open the one that is there."""
     if path.exists():
         index = open_index(path)
-        return Built(index, path, float(index.config["build_seconds"]))
+        # `index` serves the last system of a config, which may have been another.
+        if index.encoder["run"] == trained.run:
+            return Built(index, path, float(index.config["build_seconds"]))
     identity = _identity(config, trained, inputs)
     trained_tower = {
         name.removeprefix("tower/"): value

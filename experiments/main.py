@@ -35,6 +35,9 @@ CHECKPOINT = flags.DEFINE_string(
     "workdir of a finished run of this config: index another corpus or score another "
     "split with its parameters, without training",
 )  # fmt: skip
+TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "also write TensorBoard events (extra `tensorboard`)"
+)
 
 LOG = logging.getLogger("ehi")
 
@@ -42,7 +45,9 @@ LOG = logging.getLogger("ehi")
 FREE_FIELDS = ("systems", "budgets")
 
 
-def run(config, workdir: Path, checkpoint: Path | None = None) -> None:
+def run(
+    config, workdir: Path, checkpoint: Path | None = None, tensorboard: bool = False
+) -> None:
     """Train, index and evaluate every system of a config, then show what was won."""
     check_config(config)
     claim(config, workdir)
@@ -51,7 +56,8 @@ def run(config, workdir: Path, checkpoint: Path | None = None) -> None:
     inputs = load_inputs(config)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
     write_config(config, workdir)
-    log, trained, built = MetricLog(workdir / "metrics.jsonl"), {}, {}
+    events = workdir / "tensorboard" if tensorboard else None
+    log, trained, built = MetricLog(workdir / "metrics.jsonl", events), {}, {}
     for name in config.systems:
         for compression, budgets in _runs(config, name):
             run = run_name(name, compression)
@@ -143,8 +149,8 @@ def main(_) -> None:
     _speak()
     try:
         checkpoint = None if CHECKPOINT.value is None else Path(CHECKPOINT.value)
-        run(CONFIG.value, Path(WORKDIR.value), checkpoint)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        run(CONFIG.value, Path(WORKDIR.value), checkpoint, TENSORBOARD.value)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         # A user's mistake is one sentence; --verbosity=1 shows where it was noticed.
         LOG.debug("traceback", exc_info=True)
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)

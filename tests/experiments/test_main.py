@@ -111,6 +111,11 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(answer["hits"]) == 5
 
+    # Fewer systems are no other experiment; the last of them is the one served.
+    main.run(tiny(corpus, systems=("dense", "kmeans-tree")), tmp_path)
+    assert open_index(tmp_path / "index").encoder["run"] == "kmeans-tree"
+    assert {r.system for r in read_records(tmp_path / "results.jsonl")} == set(SYSTEMS)
+
 
 def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
     config = tiny(
