@@ -41,6 +41,8 @@ one_blas_thread = _OneThread()
 
 @functools.cache
 def _blas():
+    # Looked for once, at the first search: NumPy's own BLAS is loaded by then. One that
+    # another package brings later (SciPy has its own) computes nothing here.
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
