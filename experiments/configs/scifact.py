@@ -10,7 +10,10 @@ its test asks for documents seen in training. Choices are made with
 `:finetune` trains the tower, the tree and the leaves together in the one jitted step,
 300 steps of 32 queries, 32 and 128 tokens.
 
-Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4.
+Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
+`:finetune` 33 minutes. Expected nDCG@10 on test (seeds 0-2): zero-shot .645, dense
+.808; ehi .795 at 10% visited, .771 at 5%; joint-pq .804 at 64x; ehi-pq .792 at 10% and
+64x. `:finetune` (seed 0): dense .707, ehi-pq .664 against .625 of its separate row.
 """
 
 import ml_collections
