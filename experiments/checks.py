@@ -1,5 +1,7 @@
 """Refuse a config that cannot run, before anything is loaded or written."""
 
+from ehi.model.joint import ROTATIONS
+from ehi.model.routers import KINDS
 from ehi.train.phase import Phase
 from experiments.systems import Budget, get_system
 
@@ -39,9 +41,18 @@ def check_config(config) -> None:
         )
     _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
     _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
-    _choice("tree.kind", config.tree.kind, ("per_node", "per_level"))
+    _choice("tree.kind", config.tree.kind, tuple(KINDS))
+    _choice("tree.start", config.tree.start, ("kmeans", "random"))
+    if (
+        get_system(config.library_parent).pq
+        or get_system(config.library_parent).library
+    ):
+        raise ValueError(
+            f"library_parent is {config.library_parent!r}; must be a system with raw "
+            "embeddings, as 'dense' or 'ehi'"
+        )
     _choice("leaves.num_codewords", config.leaves.num_codewords, (16, 256))
-    _choice("leaves.rotation", config.leaves.rotation, ("none", "fixed", "learned"))
+    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
     for section, field, least in (
         ("tree", "height", 1),
         ("tree", "hidden", 0),

@@ -43,10 +43,12 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         if index.encoder["run"] == trained.run:
             return Built(index, path, float(index.config["build_seconds"]))
     identity = _identity(config, trained, inputs)
+    own = any(name.startswith("query_tower/") for name in trained.params)
+    group = "query_tower/" if own else "tower/"  # what a searcher needs
     trained_tower = {
-        name.removeprefix("tower/"): value
+        name.removeprefix(group): value
         for name, value in trained.params.items()
-        if name.startswith("tower/")
+        if name.startswith(group)
     }
     if trained_tower:
         # The index names it relative to itself, so that both can be moved together.
@@ -75,29 +77,47 @@ def evaluate_budget(
 ) -> Record | None:  # fmt: skip
     """The record of one cell; None if a single leaf is already over the budget."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
-    beam = 1
+    beam = index.num_leaves
     if budget.visit is not None:
         beam = beam_for_budget(index, queries, budget.visit)
         if beam is None:
-            LOG.warning(
-                "%s: one leaf a query already visits more than %s%% of the documents",
-                trained.run, budget.visit,
-            )  # fmt: skip
-            return None
-    cell = Cell(
-        name, config.variant, inputs.dataset.name, config.split, config.seed,
-        budget.name,
-    )  # fmt: skip
+            return over_budget(trained.run, budget)
+    cell = cell_of(config, inputs, name, budget)
     fields = measure(
         index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
         beam=beam, tower_width=inputs.pretrained.config["width"],
         run_path=folder / f"{cell.stem}.run.gz",
     )  # fmt: skip
+    fields["examples_per_second"] = trained.examples_per_second
+    return record_of(config, inputs, cell, fields, trained.seconds, built.seconds)
+
+
+def cell_of(config, inputs: Inputs, name: str, budget: Budget) -> Cell:
+    """What identifies the record of a system at a budget."""
+    return Cell(
+        name, config.variant, inputs.dataset.name, config.split, config.seed,
+        budget.name,
+    )  # fmt: skip
+
+
+def over_budget(run: str, budget: Budget) -> None:
+    """Say that there is no record, and why."""
+    LOG.warning(
+        "%s: one leaf a query already visits more than %s%% of the documents",
+        run, budget.visit,
+    )  # fmt: skip
+
+
+def record_of(
+    config, inputs: Inputs, cell: Cell, fields: dict, train_seconds: float,
+    build_seconds: float,
+) -> Record:  # fmt: skip
+    """The record of a cell: what was measured, and where it comes from."""
     return Record(
         **cell._asdict(),
         **fields,
-        train_seconds=trained.seconds,
-        build_seconds=built.seconds,
+        train_seconds=train_seconds,
+        build_seconds=build_seconds,
         config_hash=provenance.config_hash(
             json.loads(config.to_json()), without=("systems", "budgets", "seed")
         ),

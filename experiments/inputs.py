@@ -51,6 +51,10 @@ class Inputs:
         """The pretrained text encoder."""
         return load_tower(self.pretrained, dtype=jnp.dtype(self.dtype))
 
+    def fresh_tower(self) -> TextEncoder:
+        """A second copy of it, that shares no parameter with the first."""
+        return load_tower(self.pretrained, dtype=jnp.dtype(self.dtype))
+
     @functools.cached_property
     def document_features(self) -> np.ndarray:
         """The frozen tower's outputs (documents, T), cached on disk."""

@@ -23,6 +23,7 @@ class System:
         whose tree and codes are fitted to the parent's embeddings and left alone.
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
+      library: built and searched by Faiss or ScaNN; see `ehi.eval.baselines`.
     """
 
     parent: str | None = None
@@ -31,6 +32,7 @@ class System:
     phases: tuple[str, ...] = ()
     overrides: Mapping[str, object] = field(default_factory=dict)
     counterpart: str | None = None
+    library: bool = False
 
 
 _SEPARATE = {
@@ -42,19 +44,34 @@ _SEPARATE = {
 
 # With PQ leaves the quantised ranking is distilled, and the raw one not beside it.
 _QUANTISED = {"joint.losses.distill_raw": 0.0}
+_FLAT = {"leaves.residual": False}
 
 SYSTEMS = {
     "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
     "dense": System(phases=("dense",), overrides={"head.query_head": False}),
+    # The separate pipeline: fits to the embeddings of `dense`, and no training.
     "kmeans-tree": System("dense", tree=True, overrides=_SEPARATE),
-    "opq": System("dense", pq=True, overrides=_SEPARATE | {"leaves.residual": False}),
+    "opq": System("dense", pq=True, overrides=_SEPARATE | _FLAT),
     "kmeans-tree-opq": System("dense", tree=True, pq=True, overrides=_SEPARATE),
+    # The same by the libraries that people use.
+    "faiss-flat": System("dense", library=True),
+    "faiss-ivf": System("dense", tree=True, library=True),
+    "faiss-hnsw": System("dense", tree=True, library=True),
+    "faiss-pq": System("dense", pq=True, library=True),
+    "faiss-opq": System("dense", pq=True, library=True),
+    "faiss-fastscan": System("dense", pq=True, library=True),
+    "faiss-ivfpq": System("dense", tree=True, pq=True, library=True),
+    "faiss-opq-ivfpq": System("dense", tree=True, pq=True, library=True),
+    "lsh": System("dense", pq=True, library=True),
+    "itq-lsh": System("dense", pq=True, library=True),
+    "scann": System("dense", tree=True, pq=True, library=True),
+    # Ours.
     "ehi": System("dense", tree=True, phases=("joint",), counterpart="kmeans-tree"),
     "joint-pq": System(
         "dense",
         pq=True,
         phases=("joint",),
-        overrides=_QUANTISED | {"leaves.residual": False},
+        overrides=_QUANTISED | _FLAT,
         counterpart="opq",
     ),
     "ehi-pq": System(
@@ -64,6 +81,50 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED,
         counterpart="kmeans-tree-opq",
+    ),
+    # Published methods.
+    "jpq": System(
+        "dense",
+        pq=True,
+        phases=("jpq",),
+        overrides=_FLAT
+        | {
+            "tower.query_tower": True,
+            "head.query_head": True,
+            "leaves.rotation": "fixed",
+            "leaves.frozen_codes": True,
+        },
+        counterpart="opq",
+    ),
+    "poeem": System(
+        "dense",
+        tree=True,
+        pq=True,
+        phases=("poeem_warmup", "poeem"),
+        overrides={"tree.kind": "nearest", "leaves.codeword_gradient": False},
+        counterpart="kmeans-tree-opq",
+    ),
+    "repconc": System(
+        "dense", pq=True, phases=("repconc",), overrides=_FLAT, counterpart="opq"
+    ),
+    "distill-vq": System(
+        "dense",
+        tree=True,
+        pq=True,
+        phases=("distill_vq",),
+        overrides={
+            "head.query_head": True,
+            "tree.hidden": 0,
+            "leaves.rotation": "fixed",
+        },
+        counterpart="kmeans-tree-opq",
+    ),
+    "jtr": System(
+        "dense",
+        tree=True,
+        phases=("jtr",),
+        overrides={"head.query_head": True, "tree.height": 2, "tree.hidden": 0},
+        counterpart="kmeans-tree",
     ),
 }
 
@@ -82,25 +143,38 @@ def is_trained(system: System) -> bool:
 
 
 def config_of(config: ml_collections.ConfigDict, name: str):
-    """The config of one system: the base with the system's overrides."""
+    """The config of one system: the base with the system's overrides.
+
+    A system of another height gets as many leaves as fit into those of the base.
+    """
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.update_from_flattened_dict(dict(get_system(name).overrides))
+    if resolved.tree.height != config.tree.height:
+        leaves = config.tree.branching**config.tree.height
+        resolved.tree.branching = _branching(leaves, resolved.tree.height)
     return resolved
 
 
-def fit_to_corpus(config: ml_collections.ConfigDict, num_documents: int):
+def fit_to_corpus(config, num_documents: int):
     """The config with `tree.branching` chosen, where it is 0.
 
     At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
-    leaf of a tenth of the leaves; a power of two.
+    leaf of a tenth of the leaves; rounded down to a power of two.
     """
     config = config.copy_and_resolve_references()
     if not config.tree.branching:
-        leaves = 2 * num_documents**0.5
-        bits = max(1, int(math.log2(leaves) / config.tree.height))
-        config.tree.branching = 2**bits
+        leaves = 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
+        config.tree.branching = _branching(leaves, config.tree.height)
     return config
+
+
+def _branching(leaves: int, height: int) -> int:
+    """The largest B >= 2 with B^H <= leaves."""
+    branching = 2
+    while (branching + 1) ** height <= leaves:
+        branching += 1
+    return branching
 
 
 @dataclass(frozen=True)
@@ -141,7 +215,11 @@ class Budget:
         return cls(name, visit, compression)
 
     def applies_to(self, system: System) -> bool:
-        """Whether a system has what the budget limits."""
+        """Whether a system has what the budget limits, all of it and no more.
+
+        A budget can also be asked for by name where this does not hold: a tree of which
+        every leaf is visited (`flat-64x`), or a library without lists or without codes.
+        """
         return (self.visit is not None) == system.tree and (
             self.compression is not None
         ) == system.pq

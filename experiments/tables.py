@@ -1,39 +1,49 @@
-"""Committed records -> the tables of the README.
+"""Committed records -> the tables and figures of the paper, and those of the README.
 
 python -m experiments.tables --results=DIR --out=DIR [--readme=README.md] [--mix]
 python -m experiments.tables --results=DIR --collect RUN_DIR ...
 
+The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv, .tex and, of T1 and T2,
+.png; OUT/<dataset>-<split>.md, every record; and OUT/published.md, numbers of papers.
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ehi.eval.per_query import Values, aligned, read_run_values, read_values
-from ehi.eval.per_query import write_values as write_per_query
-from ehi.eval.records import Record, atomic_write, read_records, write_records
+from ehi.eval.figures import figure_rows
+from ehi.eval.per_query import Values, aligned
+from ehi.eval.records import Record, atomic_write
 from ehi.eval.report import HEADER, markdown_table, table_rows
-from ehi.eval.significance import compare, row_of
+from ehi.eval.significance import compare
+from ehi.eval.table_formats import latex, markdown, means_only, to_csv
+from experiments.collecting import collect, read_results
+from experiments.layouts import Filled, fill
+from experiments.paper_tables import TABLES, PaperTable, budgets_of, cells
+from experiments.published import published_table
+from experiments.table_records import Results, group, missing
 
-# Where `experiments.main` keeps run files and per-query values in its workdir.
-RUN_VALUES = "trec"
-
-SHORT_HEADER = (
-    "system",
-    "budget",
-    "seeds",
-    "nDCG@10",
-    "R@100",
-    "visited %",
-    "bytes/doc",
-    "vs separate",
-    "p",
-)
-FULL_HEADER = (*HEADER[:2], "seeds", *HEADER[2:])
+HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+
+# What the README shows, of the records that there are.
+README_TABLES = ("T1", "T2", "T3")
+README_DATASETS = ("pydocs", "scifact")
+README_LEGEND = (
+    "nDCG@10, mean over the seeds. Italic: best separate row of a column; bold: best "
+    "joint row; † better, ‡ worse than the best separate row with p < 0.05."
+)
+
+# Said beside every table of a dataset.
+DATASET_NOTES = {
+    "pydocs": "No document of pydocs is an answer both in train and in test.",
+    "scifact": "Of SciFact's 283 relevant test documents 181 are answers in its train "
+    "split too.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,17 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(path)
             return 0
         records, values = read_results(args.results, mix=args.mix)
-        counterparts = separate_counterparts()
-        short = tables(records, values, counterparts, SHORT_HEADER)
-        text = "\n\n".join(f"### {title}\n\n{table}" for title, table in short.items())
-        print(text)
-        if args.out:
-            full = tables(records, values, counterparts, FULL_HEADER)
-            for title, table in full.items():
-                path = args.out / f"{title.replace(', ', '-')}.md"
-                atomic_write(path, f"# {title}\n\n{table}\n".encode())
+        short = {}
+        for results in group(records, aligned(values), args.split):
+            short[results.dataset] = write_tables(args.out, results)
+        print("\n\n".join((README_LEGEND, *short.values())))
+        write_records_and_published(args.out, records, values)
         if args.readme:
-            replace_between_markers(args.readme, text)
+            shown = [short[name] for name in README_DATASETS if name in short]
+            if not shown:
+                raise ValueError(
+                    f"--readme shows {' and '.join(README_DATASETS)}; the records are "
+                    f"of {', '.join(short)}"
+                )
+            replace_between_markers(args.readme, "\n\n".join((README_LEGEND, *shown)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -68,6 +80,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", required=True, type=Path, help="folder of records")
     parser.add_argument("--out", type=Path, help="folder for the full tables")
     parser.add_argument("--readme", type=Path, help="file whose tables are replaced")
+    parser.add_argument("--split", default="test", help="split of T1-T5")
     parser.add_argument(
         "--mix",
         action="store_true",
@@ -93,80 +106,91 @@ def separate_counterparts() -> dict[str, str]:
     return {name: s.counterpart for name, s in SYSTEMS.items() if s.counterpart}
 
 
-def collect(run_folders: Iterable[Path], results: Path) -> list[Path]:
-    """Merge runs into the results folder; a cell that is there is replaced.
-
-    Returns:
-        Paths of the files written.
-
-    Raises:
-        FileNotFoundError: a folder has no results.jsonl.
-        ValueError: a record is not valid, or a run was scored on other queries than
-            the cells that are there.
-    """
-    records: dict[str, list[Record]] = {}
-    values: dict[str, Values] = {}
-    for folder in run_folders:
-        found = read_records(folder / "results.jsonl")
-        found_values = read_run_values(folder / RUN_VALUES, found)
-        for record in found:
-            records.setdefault(record.dataset, []).append(record)
-            if record.cell in found_values:
-                of_dataset = values.setdefault(record.dataset, {})
-                of_dataset[record.cell] = found_values[record.cell]
-    written = []
-    for dataset, found in records.items():
-        # Values first: a crash in between leaves values without a record, which no
-        # table reads, and not a record whose values are those of an older run.
-        if dataset in values:
-            written.append(results / f"{dataset}.per_query.npz")
-            write_per_query(written[-1], values[dataset])
-        written.append(results / f"{dataset}.jsonl")
-        write_records(written[-1], found)
-    return written
-
-
-def read_results(folder: Path, *, mix: bool = False) -> tuple[list[Record], Values]:
-    """Read all records of a folder and the per-query values beside them.
+def write_tables(folder: Path, results: Results) -> str:
+    """Write T1-T5 of one dataset.
 
     Args:
-        folder: holds `*.jsonl` and perhaps `*.per_query.npz`.
-        mix: allow records that differ in config or recipe to be averaged.
+        folder: that of the dataset goes in here.
+        results: of the dataset.
 
-    Raises:
-        FileNotFoundError: there are no records.
-        ValueError: two records of one row differ in `config_hash` or `recipe`.
+    Returns:
+        Markdown of the tables in short form.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(f"no *.jsonl in {folder}")
-    records: list[Record] = []
-    values: Values = {}
-    for path in paths:
-        records += read_records(path)
-        values |= read_values(path.with_suffix(".per_query.npz"))
-    if not mix:
-        check_same_origin(records)
-    # Of a cell in two files the later one counts, as its values do.
-    return list({record.cell: record for record in records}.values()), values
+    short = []
+    for table in TABLES.values():
+        if table.datasets and results.dataset not in table.datasets:
+            continue
+        filled = fill(table, results)
+        todo = missing(table, results)
+        write_table(folder / results.dataset, table, filled, todo, results)
+        if table.name in README_TABLES:
+            grid = markdown(means_only(filled.tables[0], ".3f"))
+            heading = f"### {table.name}, {results.dataset}: {table.title}"
+            short += [heading, grid, *([f"{todo}."] if todo else [])]
+    return "\n\n".join(short)
 
 
-def check_same_origin(records: Iterable[Record]) -> None:
-    """Refuse to average records of one row that were made in different ways.
+def write_table(
+    folder: Path, table: PaperTable, filled: Filled, todo: str | None, results: Results
+) -> None:
+    """Write one table as .md, .csv and .tex, and its figure if it has one."""
+    notes = [*filled.notes, *_origin(table, results), *([f"{todo}."] if todo else [])]
+    first, last = filled.tables[0], filled.tables[-1]
+    parts = [f"# {first.title}", *map(markdown, filled.tables)]
+    if table.across and (rows := _drawn(table, results)):
+        exact = {row.label: rows.pop(row) for row in list(rows) if row.kind == "exact"}
+        figure_rows(
+            folder / f"{table.name}.png",
+            {row.label: found for row, found in rows.items()},
+            across=table.across,
+            exact=exact,
+            title=first.title,
+        )
+        parts.append(f"![{first.title}]({table.name}.png)")
+    parts.append("\n".join(f"- {note}" for note in notes))
+    atomic_write(folder / f"{table.name}.md", ("\n\n".join(parts) + "\n").encode())
+    atomic_write(folder / f"{table.name}.csv", to_csv(last).encode())
+    with_notes = dataclasses.replace(first, notes=tuple(notes))
+    atomic_write(folder / f"{table.name}.tex", latex(with_notes).encode())
 
-    Raises:
-        ValueError: two seeds of a row differ in `config_hash` or `recipe`.
-    """
-    first_of: dict = {}
-    for record in records:
-        first = first_of.setdefault(row_of(record.cell), record)
-        for name in ("config_hash", "recipe"):
-            ours, theirs = getattr(record, name), getattr(first, name)
-            if ours != theirs:
-                raise ValueError(
-                    f"{tuple(record.cell)} has {name} {ours}, but {tuple(first.cell)} "
-                    f"has {theirs}: re-run one of them, or pass --mix"
-                )
+
+def _drawn(table: PaperTable, results: Results) -> dict:
+    """Row -> its records at all budgets, of the rows that were run."""
+    found = {
+        row: [r for b in budgets_of(table, row).values() for r in results.of(row, b)]
+        for row in table.rows
+    }
+    return {row: records for row, records in found.items() if records}
+
+
+def _origin(table: PaperTable, results: Results) -> list[str]:
+    """Where the numbers come from, and what must be known of the data."""
+    found = [r for cell in cells(table) for r in results.records.get(cell, ())]
+    notes = [note for name, note in DATASET_NOTES.items() if name == results.dataset]
+    mixed = [
+        " ".join(filter(None, cell))
+        for cell in cells(table)
+        if len({(r.config_hash, r.recipe) for r in results.records.get(cell, ())}) > 1
+    ]
+    if mixed:
+        notes.append(f"Of mixed configs or recipes: {', '.join(mixed)}.")
+    for name in ("hardware", "recipe", "git_commit"):
+        texts = dict.fromkeys(str(getattr(record, name)) for record in found)
+        notes += [f"{name}: {'; '.join(texts)}."] * bool(texts)
+    return notes
+
+
+def write_records_and_published(
+    folder: Path, records: Sequence[Record], values: Values
+) -> None:
+    """Write every record, in tables or not, and the numbers of papers."""
+    listed = tables(records, values, separate_counterparts(), HEADER_OF_RECORDS)
+    for title, table in listed.items():
+        path = folder / f"{title.replace(', ', '-')}.md"
+        atomic_write(path, f"# {title}\n\n{table}\n".encode())
+    published = published_table()
+    text = f"# {published.title}\n\n{markdown(published)}\n"
+    atomic_write(folder / "published.md", text.encode())
 
 
 def tables(

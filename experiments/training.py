@@ -11,14 +11,14 @@ from flax import nnx
 
 from ehi.index import build_index
 from ehi.model.encoder import start_from_pca
-from ehi.model.joint import JointIndex, split_model
+from ehi.model.joint import JointIndex, merge_model, split_model
 from ehi.train import checkpoint
-from ehi.train.embed import embed
+from ehi.train.embed import code_table, embed
 from ehi.train.export import index_arrays
 from ehi.train.inherit import fit_starts, inherit
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
-from ehi.train.negatives import mine_from_leaves
+from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.phase import Phase
 from experiments.inputs import Inputs, without_labels
 from experiments.systems import config_of, get_system, is_trained, num_subspaces
@@ -35,6 +35,7 @@ class Trained:
       params: 'group/.../name' -> array.
       documents, queries: embeddings (rows, D) of the corpus and of the query table.
       seconds: of training, the parent's and the fits' included.
+      examples_per_second: of its last phase; None where it was not trained here.
     """
 
     run: str
@@ -43,6 +44,7 @@ class Trained:
     documents: np.ndarray = field(repr=False)
     queries: np.ndarray = field(repr=False)
     seconds: float
+    examples_per_second: float | None = None
 
 
 def run_name(name: str, compression: int | None) -> str:
@@ -89,16 +91,23 @@ def train_system(
             parent = train_system(
                 config, system.parent, None, inputs, workdir, log, trained
             )
-        graphdef, params, seconds = _start(resolved, model, inputs, parent, workdir)
+        graphdef, params, seconds = _start(
+            resolved, system, model, inputs, parent, workdir
+        )
+        state = {"params": params, "stats": {}}
         for phase in system.phases:
-            params = _phase(
-                resolved, phase, run, graphdef, params, inputs, parent, workdir, log
+            state = _phase(
+                resolved, phase, run, graphdef, state, inputs, parent, workdir, log
             )
             seconds += log.seconds(run, phase)
+        params = state["params"]
         done = {"params": params, "seconds": jnp.float32(seconds)}
         checkpoint.save(final, 0, done)
     documents, queries = _final_embeddings(graphdef, params, inputs, run, workdir)
-    trained[run] = Trained(run, graphdef, params, documents, queries, seconds)
+    rate = None
+    if system.phases and source is None:
+        rate = log.examples_per_second(run, system.phases[-1])
+    trained[run] = Trained(run, graphdef, params, documents, queries, seconds, rate)
     return trained[run]
 
 
@@ -106,6 +115,7 @@ def build_model(config, system, compression: int | None, inputs: Inputs) -> Join
     """The module of a system, freshly initialised."""
     tower_width = inputs.pretrained.config["width"]
     trains_tower = config.tower.trainable != "head" and is_trained(system)
+    own_tower = trains_tower and config.tower.query_tower
     tree = None
     if system.tree:
         tree = {
@@ -123,28 +133,35 @@ def build_model(config, system, compression: int | None, inputs: Inputs) -> Join
                 f"tree.branching^tree.height = {leaves} leaves for "
                 f"{len(inputs.dataset.documents)} documents; use at most as many"
             )
+        if config.tree.kind == "nearest":
+            tree["query_router"] = False
     codewords = config.leaves.num_codewords
     subspaces = 0
     if system.pq:
+        # A document that is spilled to s leaves has s codes in the same bytes.
         subspaces = num_subspaces(
-            compression, tower_width=tower_width, num_codewords=codewords
-        )
+            compression * config.tree.spill, tower_width=tower_width,
+            num_codewords=codewords,
+        )  # fmt: skip
     return JointIndex(
         tower_width=tower_width,
         width=config.head.width or tower_width,
         head_hidden=config.head.hidden,
         query_head=config.head.query_head,
         tower=inputs.tower if trains_tower else None,
+        query_tower=inputs.fresh_tower() if own_tower else None,
         tree=tree,
         num_subspaces=subspaces,
         num_codewords=codewords,
         rotation=config.leaves.rotation if system.pq else "none",
         residual=bool(config.leaves.residual and system.pq and system.tree),
+        frozen_codes=config.leaves.frozen_codes,
+        codeword_gradient=config.leaves.codeword_gradient,
         rngs=nnx.Rngs(config.seed),
     )
 
 
-def _start(config, model, inputs, parent, workdir):
+def _start(config, system, model, inputs, parent, workdir):
     """Parameters before the first step: pretrained or inherited, fitted to data."""
     if parent is None:
         width = model.head.projection.shape[1]
@@ -152,32 +169,41 @@ def _start(config, model, inputs, parent, workdir):
             start = start_from_pca(inputs.document_features, width)
             model.head.projection[...] = start
         return *split_model(model), 0.0
-    seconds = fit_starts(
-        model, parent.documents, seed=config.seed, cache=workdir / "starts"
-    )
+    seconds = 0.0
+    if not any(config[name].start == "buffer" for name in system.phases):
+        seconds = fit_starts(
+            model, parent.documents, seed=config.seed, cache=workdir / "starts",
+            random_tree=config.tree.start == "random",
+        )  # fmt: skip
     graphdef, params = split_model(model)
     return graphdef, inherit(params, parent.params), seconds + parent.seconds
 
 
-def _phase(config, phase_name, run, graphdef, params, inputs, parent, workdir, log):
+def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
     """Run one phase, or return its end if it is complete."""
     phase = Phase.from_mapping(config[phase_name].to_dict())
     if phase_name == "dense" and without_labels(inputs):
         LOG.info("no train qrels: the pretrained encoder itself is the teacher")
-        return params
+        return state
+    params = state["params"]
+    if phase.start == "buffer":
+        model = merge_model(graphdef, params)
+        kept = np.asarray(state["stats"]["buffer"])  # (rows, D)
+        kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
+        fit_starts(model, kept, seed=config.seed, cache=workdir / "starts" / run)
+        params = split_model(model)[1]
+    tables = _tables(run, phase, graphdef, params, inputs, parent)
     trains_tower = any(name.startswith("tower/") for name in params)
-    tables = {}
-    if not trains_tower:
-        tables["features_queries"] = inputs.query_features
-    if not trains_tower or phase.losses.get("anchor"):
-        tables["features_documents"] = inputs.document_features
-    if phase.needs_teacher:
-        if parent is None:
-            raise ValueError(f"{run}: distillation needs a parent system as teacher")
-        tables["teacher_queries"] = parent.queries
-        tables["teacher_documents"] = parent.documents
     mine = None
-    if phase.refresh:
+    if phase.negatives == "teacher" and phase.refresh:
+
+        def mine(_):
+            return mine_from_teacher(
+                parent.documents, parent.queries, inputs.training,
+                per_query=phase.mined_kept,
+            )  # fmt: skip
+
+    elif phase.refresh:
 
         def mine(params):
             documents, queries = _embeddings(graphdef, params, inputs)
@@ -196,6 +222,25 @@ def _phase(config, phase_name, run, graphdef, params, inputs, parent, workdir, l
         directory=workdir / "checkpoints" / run / phase_name, log=log,
         lengths=lengths if trains_tower else (0, 0), mine=mine,
     )  # fmt: skip
+
+
+def _tables(run, phase, graphdef, params, inputs, parent) -> dict[str, np.ndarray]:
+    """The read-only arrays that the steps of a phase gather from."""
+    trains_tower = any(name.startswith("tower/") for name in params)
+    tables = {}
+    if not trains_tower:
+        tables["features_queries"] = inputs.query_features
+    if not trains_tower or phase.losses.get("anchor"):
+        tables["features_documents"] = inputs.document_features
+    if phase.needs_teacher:
+        if parent is None:
+            raise ValueError(f"{run}: distillation needs a parent system as teacher")
+        tables["teacher_queries"] = parent.queries
+        tables["teacher_documents"] = parent.documents
+    if phase.needs_codes:
+        documents, _ = _embeddings(graphdef, params, inputs)
+        tables["codes"] = code_table(graphdef, params, documents)
+    return tables
 
 
 def _embeddings(graphdef, params, inputs: Inputs):

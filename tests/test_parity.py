@@ -1,6 +1,7 @@
 """The trained model in JAX and the index in NumPy: same routes, codes and scores."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +23,14 @@ def trees():
                 "hidden": 5 if kind == "per_node" else 0,
                 "query_router": height != 2,
             }
+    for query_router in (False, True):
+        yield {
+            "kind": "nearest",
+            "height": 1,
+            "branching": 8,
+            "hidden": 0,
+            "query_router": query_router,
+        }
 
 
 def joint_index(tree, **leaves):
@@ -33,8 +42,10 @@ def joint_index(tree, **leaves):
     graphdef, params = split_model(model)
     key = jax.random.key(1)
     for number, (name, value) in enumerate(sorted(params.items())):
-        if name != "rotation/start":
-            noise = jax.random.normal(jax.random.fold_in(key, number), value.shape)
+        noise = jax.random.normal(jax.random.fold_in(key, number), value.shape)
+        if name == "rotation/turned":  # only orthogonal matrices are its values
+            params[name] = jnp.linalg.qr(noise)[0]
+        elif name != "rotation/start":
             params[name] = value + 0.1 * noise
     return graphdef, params
 
@@ -67,12 +78,19 @@ def jax_search(model, q, d, leaves_visited):
             "rotation": "fixed",
             "residual": True,
         },
+        {
+            "num_subspaces": 4,
+            "num_codewords": 16,
+            "rotation": "givens",
+            "residual": True,
+            "frozen_codes": True,
+        },
     ],
-    ids=["raw", "pq", "residual"],
+    ids=["raw", "pq", "residual", "frozen"],
 )
 def test_model_and_index_agree(tree, leaves):
     if tree is None and leaves.get("residual"):
-        pytest.skip("residual codes need a tree")
+        leaves = leaves | {"residual": False}  # residual codes need a tree
     graphdef, params = joint_index(tree, **leaves)
     model = merge_model(graphdef, params)
     rng = np.random.default_rng(0)
@@ -82,6 +100,10 @@ def test_model_and_index_agree(tree, leaves):
     index = build_index(
         np.asarray(d), np.arange(ROWS), **index_arrays(graphdef, params)
     )
+    if leaves.get("residual") and tree["kind"] == "nearest":
+        # Residuals are relative to the centroids that documents are routed by.
+        tied = params["router/nodes/0"][0]
+        np.testing.assert_array_equal(index.leaf_centroids, tied)
     beam = min(3, index.num_leaves)
     hits = index.search(np.asarray(q), 10, beam=beam)
     if tree is not None:
@@ -107,3 +129,22 @@ def test_model_and_index_agree(tree, leaves):
     best = np.sort(everything, 1)[:, ::-1][:, :10]
     np.testing.assert_allclose(full.scores, best, atol=1e-5)
     assert (full.visited == ROWS).all()
+
+
+def test_the_frozen_codebooks_choose_and_the_trained_ones_decode():
+    graphdef, params = joint_index(
+        None, num_subspaces=4, num_codewords=16, rotation="givens", frozen_codes=True
+    )
+    frozen = params["quantiser/assign_codebooks"]
+    trained = params["quantiser/codebooks"]
+    assert np.abs(frozen - trained).max() > 0.1
+    rotation = params["rotation/turned"]
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(WIDTH), atol=1e-6)
+    d = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    index = build_index(d, np.arange(ROWS), **index_arrays(graphdef, params))
+    parts = (d @ np.asarray(rotation)).reshape(ROWS, 4, 1, 4)
+    codes = np.square(parts - np.asarray(frozen)).sum(-1).argmin(-1)  # (N, M)
+    z_hat = np.asarray(trained)[np.arange(4), codes].reshape(ROWS, WIDTH)
+    hits = index.search(d[:20], 5, beam=1)
+    scores = d[:20] @ (z_hat @ np.asarray(rotation).T).T
+    np.testing.assert_allclose(hits.scores, -np.sort(-scores, 1)[:, :5], atol=1e-4)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.data import pydocs, sources
+from ehi.data import pydocs, ratings, sources
 from ehi.data.beir import BeirFolder, source_sha256
 from ehi.data.groups import connected_components
+from ehi.data.interactions import Interactions
 from ehi.data.prepared import Document, Documents, cache_folder, prepare
 
 
@@ -72,7 +73,8 @@ def open_dataset(
         name: 'pydocs'; 'beir/<name>', looked for in the folders of the environment
             variable EHI_DATA (`<name>` or `<name>.zip`) before it is downloaded;
             'beir/cqadupstack/<forum>'; or the path of a BEIR folder or zip, whose
-            queries and judgements may be missing.
+            queries and judgements may be missing; 'movielens-1m', 'amazon-books', or
+            the path of a folder like theirs (see `ehi.data.ratings`).
         data_dir: where prepared copies and downloads are kept; default the environment
             variable EHI_CACHE, else ~/.cache/ehi.
 
@@ -83,6 +85,9 @@ def open_dataset(
     cache = cache_folder(data_dir) / "datasets"
     if str(name) == "pydocs":
         return _open_pydocs(cache)
+    rated = ratings.find(str(name), cache)
+    if rated is not None:
+        return _open_ratings(*rated, cache)
     path, part, short_name = _find_beir(str(name), cache)
     root = sources.find_root(path, part)
     key = source_sha256(root)
@@ -105,8 +110,9 @@ def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
     path = Path(name).expanduser().resolve()
     if not path.exists():
         raise ValueError(
-            f"unknown data set {name!r}: expected 'pydocs', the path of a BEIR folder "
-            "or zip, 'beir/<folder or zip in a folder of EHI_DATA>', or "
+            f"unknown data set {name!r}: expected 'pydocs', 'movielens-1m', "
+            "'amazon-books', the path of a BEIR folder or zip, "
+            "'beir/<folder or zip in a folder of EHI_DATA>', or "
             + ", ".join(f"'beir/{known}'" for known in sorted(public))
         )
     return path, "", path.name.removesuffix(".zip")
@@ -117,6 +123,12 @@ def _open_pydocs(cache: Path) -> RetrievalDataset:
     key = pydocs.source_sha256(root)
     source = {"python": platform.python_version(), "sha256": key}
     return _read(pydocs.PyDocs, root, cache, key, name="pydocs", source=source)
+
+
+def _open_ratings(root, name: str, cache: Path) -> RetrievalDataset:
+    key = ratings.source_sha256(root)
+    source = {"layout": "ratings", "sha256": key}
+    return _read(Interactions, root, cache, key, name=name, source=source)
 
 
 def _read(

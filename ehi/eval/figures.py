@@ -1,22 +1,21 @@
-"""The two figures of a report: what effectiveness costs in work and in memory."""
+"""The figures of a report: what effectiveness costs in work and in memory."""
 
-import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from ehi.eval.records import Record, atomic_write
-
-# Okabe and Ito's palette, readable with any colour vision; yellow left out, too pale on
-# white. Beyond seven systems colours repeat, markers go on.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^vPX*<>p"
+from ehi.eval.plotting import (
+    bytes_axis,
+    exact_line,
+    label_ends,
+    new_axes,
+    percent_axis,
+    save,
+    styles,
+)
+from ehi.eval.records import Record
 
 Curve = Sequence[tuple[float, float]]
 
@@ -36,21 +35,16 @@ def figure_visited(
         exact: name -> nDCG@10 of an exhaustive search, drawn as a horizontal line.
         title: of the figure.
     """
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     labels = []
-    for style, (name, points) in zip(_styles(), curves.items(), strict=False):
+    for style, (name, points) in zip(styles(), curves.items(), strict=False):
         visited, ndcg = np.array(sorted(points)).T
         axes.plot(100 * visited, ndcg, **style)
         labels.append((float(ndcg[-1]), name, style["color"]))
-    labels += [_exact(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()]
-    axes.set_xscale("log")
-    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
-    left = min((100 * v for c in curves.values() for v, _ in c), default=1)
-    axes.set_xlim(max(tick for tick in ticks if tick <= max(left, 0.5)), 103)
-    _set_ticks(axes, ticks, [f"{tick:g}%" for tick in ticks])
-    axes.set_xlabel("documents visited")
-    _label_ends(axes, labels)
-    _save(figure, path)
+    labels += [exact_line(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()]
+    percent_axis(axes, [v for points in curves.values() for v, _ in points])
+    label_ends(axes, labels)
+    save(figure, path)
 
 
 def figure_bytes(
@@ -81,114 +75,81 @@ def figure_bytes(
             by_bytes = points.setdefault(name, {})
             by_bytes.setdefault(record.bytes_per_doc, []).append(record.ndcg_at_10)
             compression_of[record.bytes_per_doc] = record.compression
-    figure, axes = _axes(title)
-    labels = [_exact(axes, name, float(np.mean(v))) for name, v in exact.items()]
-    for style, (name, by_bytes) in zip(_styles(), points.items(), strict=False):
+    figure, axes = new_axes(title)
+    labels = [exact_line(axes, name, float(np.mean(v))) for name, v in exact.items()]
+    for style, (name, by_bytes) in zip(styles(), points.items(), strict=False):
         size = sorted(by_bytes)
         ndcg = [float(np.mean(by_bytes[b])) for b in size]
         if "% visited" in name:
             style |= {"markerfacecolor": "white", "linestyle": ":"}
         axes.plot(size, ndcg, **style)
         labels.append((ndcg[-1], name, style["color"], size[-1]))
-    axes.set_xscale("log")
-    axes.margins(x=0.1)
-    _set_ticks(axes, *_byte_ticks(compression_of))
-    axes.set_xlabel("bytes per document (compression)")
-    _label_ends(axes, labels)
-    _save(figure, path)
+    bytes_axis(axes, compression_of)
+    label_ends(axes, labels)
+    save(figure, path)
 
 
-def _byte_ticks(compression_of: Mapping[float, float]) -> tuple[list, list[str]]:
-    """Sizes at least 15% apart, the smaller of two close ones kept."""
-    ticks: list[float] = []
-    for size in sorted(compression_of):
-        if not ticks or size > 1.15 * ticks[-1]:
-            ticks.append(size)
-    return ticks, [f"{size:.4g}\n({compression_of[size]:.3g}x)" for size in ticks]
+def figure_rows(
+    path: str | Path,
+    rows: Mapping[str, Sequence[Record]],
+    *,
+    across: str,
+    exact: Mapping[str, Sequence[Record]],
+    title: str = "",
+) -> None:
+    """Draw rows of a paper table: one point a budget, bars of the seeds' deviation.
 
-
-def _axes(title: str) -> tuple[Figure, Axes]:
-    # Figure and canvas without pyplot: no global state, no display.
-    figure = Figure(figsize=(7.5, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_ylabel("nDCG@10")
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _exact(axes: Axes, name: str, ndcg: float) -> tuple[float, str, str]:
-    """Draw the horizontal line of an exhaustive search; return its label."""
-    axes.axhline(ndcg, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
-    return ndcg, name, "#555555"
-
-
-def _styles() -> Iterator[dict[str, Any]]:
-    for i in range(len(COLOURS) * len(MARKERS)):
-        yield {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 5,
-            "linewidth": 1.6,
-            "clip_on": False,
-            "zorder": 3,
-        }
-
-
-def _set_ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    low, high = axes.get_xlim()
-    inside = [(t, x) for t, x in zip(ticks, labels, strict=True) if low <= t <= high]
-    axes.set_xticks(*zip(*inside, strict=True) if inside else ([], []))
-    axes.minorticks_off()
-
-
-def _label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
-    """Name the lines right of the plot, spread out so that no two names touch.
+    Records that do not know what the x axis shows are left out.
 
     Args:
-        axes: with all lines drawn.
-        labels: (y, name, colour[, x]) of the end of each line; x defaults to the edge.
+        path: of the PNG file.
+        rows: label -> records of all its budgets and seeds.
+        across: the x axis, 'docs_visited' or 'bytes_per_doc'.
+        exact: label -> records of an exhaustive search, drawn as a horizontal line.
+        title: of the figure.
+
+    Raises:
+        ValueError: `across` is neither of the two.
     """
-    low, high = axes.get_ylim()
-    labels = sorted(labels, key=lambda label: label[0])
-    wanted = np.array([(label[0] - low) / (high - low) for label in labels])
-    places = _spread(wanted, gap=0.055)
-    for (y, name, colour, *x), place in zip(labels, places, strict=True):
-        at_data = (x[0], y) if x else (1.0, y)
-        axes.annotate(
-            name,
-            xy=at_data,
-            xycoords="data" if x else axes.get_yaxis_transform(),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            color=colour,
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
+    if across not in ("docs_visited", "bytes_per_doc"):
+        raise ValueError(
+            f"across is {across!r}; allowed: 'docs_visited', 'bytes_per_doc'"
         )
+    figure, axes = new_axes(title)
+    labels = [
+        exact_line(
+            axes, f"{name}, exact", float(np.mean([r.ndcg_at_10 for r in found]))
+        )
+        for name, found in exact.items()
+        if found
+    ]
+    drawn = []
+    for style, (name, found) in zip(styles(), rows.items(), strict=False):
+        known = [record for record in found if getattr(record, across) is not None]
+        if not known:
+            continue
+        x, ndcg, deviation = _points(known, across).T
+        if across == "docs_visited":
+            x = 100 * x
+        axes.errorbar(x, ndcg, yerr=deviation, capsize=2, elinewidth=0.8, **style)
+        labels.append((float(ndcg[-1]), name, style["color"], float(x[-1])))
+        drawn += known
+    if across == "docs_visited":
+        percent_axis(axes, [record.docs_visited for record in drawn])
+    else:
+        bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
+    label_ends(axes, labels)
+    save(figure, path)
 
 
-def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Places closest to the wanted ones (sorted) that are at least `gap` apart.
-
-    With u_i = place_i - i gap the condition is that u does not decrease: isotonic
-    regression, solved by pooling adjacent violators.
-    """
-    blocks: list[tuple[float, int]] = []  # (mean, size)
-    for i, place in enumerate(wanted):
-        mean, size = place - i * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            before, count = blocks.pop()
-            mean = (mean * size + before * count) / (size + count)
-            size += count
-        blocks.append((mean, size))
-    steady = np.concatenate([np.full(size, mean) for mean, size in blocks] or [[]])
-    return steady + gap * np.arange(len(wanted))
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    atomic_write(path, buffer.getvalue())
+def _points(records: Iterable[Record], across: str) -> np.ndarray:
+    """(budgets, 3): x, mean nDCG@10, its sample deviation (0 of one seed), x sorted."""
+    by_budget: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        point = (getattr(record, across), record.ndcg_at_10)
+        by_budget.setdefault(record.budget, []).append(point)
+    points = []
+    for found in by_budget.values():
+        x, ndcg = np.array(found).T
+        points.append((x.mean(), ndcg.mean(), ndcg.std(ddof=1) if len(x) > 1 else 0.0))
+    return np.array(sorted(points))

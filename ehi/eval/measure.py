@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ehi.eval.baselines import Baseline
 from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
 from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
@@ -17,7 +18,9 @@ LATENCY_K = 10
 _LOOK_AHEAD = 4
 
 
-def beam_for_budget(index: Index, queries: np.ndarray, percent: float) -> int | None:
+def beam_for_budget(
+    index: Index | Baseline, queries: np.ndarray, percent: float
+) -> int | None:
     """Largest beam whose counted mean of documents visited fits a budget.
 
     The count grows with the beam, strictly so in a tree of height 1. In a deeper tree a
@@ -59,7 +62,7 @@ def beam_for_budget(index: Index, queries: np.ndarray, percent: float) -> int | 
 
 
 def measure(
-    index: Index,
+    index: Index | Baseline,
     queries: np.ndarray,
     query_ids: Sequence[str],
     qrels: Qrels,
@@ -115,8 +118,8 @@ def measure(
         "index_bytes": int(index.index_bytes),
         "beam": beam,
         "rerank": rerank,
-        "leaf_load_max": int(index.leaf_load_max),
-        "leaf_load_cv": float(index.leaf_load_cv),
+        "leaf_load_max": index.leaf_load_max,
+        "leaf_load_cv": index.leaf_load_cv,
         **_latency(lambda row: search(row, 1), queries, latency_queries),
         "qps_batch": _queries_per_second(lambda rows: search(rows, threads), queries),
         "threads": threads,
@@ -131,7 +134,7 @@ def per_query_path(run_path: str | Path) -> Path:
 
 
 def curve(
-    index: Index,
+    index: Index | Baseline,
     queries: np.ndarray,
     query_ids: Sequence[str],
     qrels: Qrels,

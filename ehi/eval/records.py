@@ -76,6 +76,7 @@ class Record:
     # What it cost to make.
     train_seconds: float
     build_seconds: float
+    examples_per_second: float | None = None  # of training, where there is any
     # Where it comes from. `recipe` is raised when the numbers of a system change.
     config_hash: str
     recipe: int
@@ -111,15 +112,15 @@ class Record:
         """Check and read one JSON object.
 
         Raises:
-            ValueError: it is no object, a field is unknown or missing, or its value has
-              the wrong type.
+            ValueError: it is no object, a field is unknown or missing (unless older
+              records lack it), or its value has the wrong type.
         """
         if not isinstance(data, dict):
             raise ValueError(f"expected a JSON object, found {data!r:.40}")
         known = {_key(name): name for name in _FIELD_TYPES}
         if unknown := sorted(set(data) - set(known)):
             raise ValueError(f"unknown field {unknown[0]!r}; fields are {list(known)}")
-        if missing := sorted(set(known) - set(data)):
+        if missing := sorted(set(known) - set(data) - _ADDED_LATER):
             raise ValueError(f"missing field {missing[0]!r}")
         return cls(**{known[key]: value for key, value in data.items()})
 
@@ -183,6 +184,10 @@ def atomic_write_npy(path: str | Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     atomic_write(path, buffer.getvalue())
+
+
+# Fields that records of earlier commits do not have.
+_ADDED_LATER = {"examples_per_second"}
 
 
 def _key(field_name: str) -> str:

@@ -111,9 +111,7 @@ def compare(
 ) -> dict[Row, Comparison]:
     """Test each row against its counterpart's row of the same variant and budget.
 
-    Each query's value is its mean over the seeds that both rows have. Rows without a
-    counterpart, or without per-query values, are left out. The p-values of one call
-    (one table) are Holm-corrected together.
+    Rows without a counterpart, or without per-query values, are left out.
 
     Args:
         records: records of a table.
@@ -124,30 +122,60 @@ def compare(
     Raises:
         ValueError: two cells to be compared have different numbers of queries.
     """
+    cells = [record.cell for record in records if record.cell in per_query]
+    pairs = [
+        (row, (counterparts[row[0]], *row[1:]))
+        for row in dict.fromkeys(map(row_of, cells))
+        if row[0] in counterparts
+    ]
+    values = {cell: per_query[cell] for cell in cells}
+    found = compare_pairs(pairs, values, permutations=permutations)
+    return {row: comparison for (row, _), comparison in found.items()}
+
+
+def compare_pairs(
+    pairs: Iterable[tuple[Row, Row]],
+    per_query: Mapping[Cell, np.ndarray],
+    *,
+    permutations: int = 100_000,
+) -> dict[tuple[Row, Row], Comparison]:
+    """Test the first row of each pair against the second.
+
+    Each query's value is its mean over the seeds that both rows have. Pairs that have
+    no seed in common, or no per-query values, are left out. The p-values of one call
+    (one table) are Holm-corrected together.
+
+    Args:
+        pairs: rows and what each is tested against.
+        per_query: cell -> (N,) values of the same N queries in the same order.
+        permutations: of each test.
+
+    Raises:
+        ValueError: two cells to be compared have different numbers of queries.
+    """
     by_row: dict[Row, dict[int, np.ndarray]] = {}
-    for cell in (record.cell for record in records):
-        if cell in per_query:
-            by_row.setdefault(row_of(cell), {})[cell.seed] = per_query[cell]
+    for cell, values in per_query.items():
+        by_row.setdefault(row_of(cell), {})[cell.seed] = values
     found = {}
-    for row, ours in by_row.items():
-        theirs = by_row.get((counterparts.get(row[0], ""), *row[1:]), {})
+    for row, other in dict.fromkeys(pairs):
+        ours, theirs = by_row.get(row, {}), by_row.get(other, {})
         if seeds := sorted(set(ours) & set(theirs)):
             differences = [_subtract(row, ours[s], theirs[s]) for s in seeds]
-            found[row] = (seeds, np.stack(differences))  # (seeds, N)
+            found[row, other] = (seeds, np.stack(differences))  # (seeds, N)
     p_values = [
         randomisation_test(d.mean(axis=0), permutations=permutations)
         for _, d in found.values()
     ]
     return {
-        row: Comparison(
-            counterpart=counterparts[row[0]],
+        pair: Comparison(
+            counterpart=pair[1][0],
             difference=float(differences.mean()),
             p_value=p_value,
             p_holm=float(p_holm),
             seeds=tuple(seeds),
             signs=tuple(int(s) for s in np.sign(differences.mean(axis=1))),
         )
-        for (row, (seeds, differences)), p_value, p_holm in zip(
+        for (pair, (seeds, differences)), p_value, p_holm in zip(
             found.items(), p_values, holm(p_values), strict=True
         )
     }

@@ -24,6 +24,7 @@ def build_index(
     query_tree=None,
     rotation=None,
     codebooks=None,
+    assign_codebooks=None,
     leaf_centroids=None,
     spill=1,
     leaf_dtype="float32",
@@ -41,6 +42,8 @@ def build_index(
         query_tree: the queries' own tree of the same height and branching, or None.
         rotation: (D, D) orthogonal, z = x @ rotation; PQ leaves only.
         codebooks: (M, K, S) for PQ leaves, None for raw ones.
+        assign_codebooks: (M, K, S) that choose the codes, None for `codebooks`; a code
+            keeps its meaning when codebooks are trained after it was given (JPQ).
         leaf_centroids: (P, D), codes are then of x - centroid; PQ leaves only.
         spill: leaves a document is stored in, s.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
@@ -83,6 +86,7 @@ def build_index(
         copies[order],
         num_leaves,
         codebooks=codebooks,
+        assign_codebooks=assign_codebooks,
         rotation=rotation,
         leaf_centroids=leaf_centroids,
         leaf_dtype=leaf_dtype,
@@ -130,6 +134,7 @@ def _leaves(
     num_leaves,
     *,
     codebooks,
+    assign_codebooks,
     rotation,
     leaf_centroids,
     leaf_dtype,
@@ -140,14 +145,27 @@ def _leaves(
             f"leaf_dtype must be 'float32' or 'float16', got {leaf_dtype!r}"
         )
     if codebooks is None:
-        if rotation is not None or leaf_centroids is not None:
-            raise ValueError("rotation and leaf_centroids need codebooks")
+        for name, value in (
+            ("rotation", rotation),
+            ("leaf_centroids", leaf_centroids),
+            ("assign_codebooks", assign_codebooks),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} needs codebooks")
         vectors = embeddings
         if leaf_dtype == "float16":
             vectors = _half("embeddings", embeddings)
         return {"vectors": vectors[rows]}
     width = embeddings.shape[1]
     codebooks = check.check_codebooks(codebooks, width)
+    choosing = codebooks
+    if assign_codebooks is not None:
+        choosing = check.check_codebooks(assign_codebooks, width)
+        if choosing.shape != codebooks.shape:
+            raise ValueError(
+                f"assign_codebooks are {choosing.shape}, codebooks {codebooks.shape}; "
+                "they must have one shape"
+            )
     if rotation is not None:
         rotation = check.check_rotation(rotation, width)
     if leaf_centroids is not None:
@@ -161,10 +179,11 @@ def _leaves(
                 vectors -= leaf_centroids[leaf_of_copy[part]]
             if rotation is not None:
                 vectors = vectors @ rotation
-            codes[part] = encode_pq(vectors, codebooks)
+            codes[part] = encode_pq(vectors, choosing)
     return {
         "codes": pack_codes(codes, codebooks.shape[1]),
         "codebooks": codebooks,
+        "assign_codebooks": None if choosing is codebooks else choosing,
         "rotation": rotation,
         "leaf_centroids": leaf_centroids,
     }

@@ -5,7 +5,7 @@ import operator
 import numpy as np
 
 _TREE_ENTRIES = {
-    "per_node": ({"nodes", "scale"}, {"w_in", "w_out"}),
+    "per_node": ({"nodes", "scale"}, {"biases", "w_in", "w_out"}),
     "per_level": ({"u", "w"}, set()),
 }
 
@@ -76,10 +76,11 @@ def check_tree(tree, width, name="tree"):
     required, optional = _TREE_ENTRIES[kind]
     tree = {key: value for key, value in tree.items() if value is not None}
     entries = tree.keys() - {"kind"}
-    if not required <= entries <= required | optional or len(entries & optional) == 1:
+    lone = len(entries & {"w_in", "w_out"}) == 1
+    if lone or not required <= entries <= required | optional:
         raise ValueError(
-            f"a {kind} {name} holds {sorted(required)} and, together or not at all, "
-            f"{sorted(optional)}; got {sorted(entries)}"
+            f"a {kind} {name} holds {sorted(required)} and perhaps "
+            f"{sorted(optional)} (w_in and w_out together); got {sorted(entries)}"
         )
     checked = _per_node if kind == "per_node" else _per_level
     return {"kind": kind, **checked(tree, width, name)}
@@ -136,6 +137,16 @@ def _per_node(tree, width, name):
     if not np.isfinite(scale):
         raise ValueError(f"{name} scale must be finite, got {scale}")
     checked = {"nodes": nodes, "scale": scale}
+    if "biases" in tree:
+        if len(tree["biases"]) != len(nodes):
+            raise ValueError(
+                f"{name} has {len(nodes)} levels of nodes, {len(tree['biases'])} of "
+                "biases"
+            )
+        checked["biases"] = [
+            _array(f"{name} biases[{h}]", level, (branching**h, branching))
+            for h, level in enumerate(tree["biases"])
+        ]
     if "w_in" in tree:
         hidden = np.shape(tree["w_in"])[-1] if np.ndim(tree["w_in"]) else 0
         checked["w_in"] = _array(f"{name} w_in", tree["w_in"], (width, hidden))

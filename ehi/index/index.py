@@ -17,6 +17,7 @@ PLAIN_ARRAYS = (
     "vectors",
     "codes",
     "codebooks",
+    "assign_codebooks",
     "rotation",
     "leaf_centroids",
     "rerank_vectors",
@@ -66,6 +67,8 @@ class Index:
         vectors: (C, D) float32 or float16 in raw leaves, else None.
         codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
         codebooks: (M, K, S) float32.
+        assign_codebooks: (M, K, S) float32 that chose the codes, where these are others
+            than `codebooks` (JPQ), or None.
         rotation: (D, D) float32, applied as q @ rotation, or None.
         leaf_centroids: (P, D) float32 where codes are of residuals, or None.
         rerank_vectors: (N, D) float16 by row, or None.
@@ -85,6 +88,7 @@ class Index:
     vectors: np.ndarray | None = None
     codes: np.ndarray | None = None
     codebooks: np.ndarray | None = None
+    assign_codebooks: np.ndarray | None = None
     rotation: np.ndarray | None = None
     leaf_centroids: np.ndarray | None = None
     rerank_vectors: np.ndarray | None = None

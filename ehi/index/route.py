@@ -3,6 +3,7 @@
 A tree is a dict of arrays, made by `ehi.model.tree` and read by nobody's framework:
 
     {'kind': 'per_node', 'nodes': [(1, B, D), (B, B, D), ...], 'scale': float,
+     'biases': [(1, B), (B, B), ...],                    absent: zeros
      'w_in': (D, hidden), 'w_out': (hidden, D)}          w_in and w_out may be absent
     {'kind': 'per_level', 'u': [(E, E), ...], 'w': [(E, B), ...]}, E = (h - 1) B + D
 
@@ -152,13 +153,16 @@ def _per_node(x, tree, level, nodes):
     num_nodes, branching, width = vectors.shape
     num, frontier = nodes.shape
     scale = np.float32(tree["scale"])
+    biases = tree["biases"][level] if "biases" in tree else None  # (B^level, B)
     if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
         logits = x @ vectors.reshape(num_nodes * branching, width).T
-        return logits.reshape(num, frontier, branching) * scale
+        logits = logits.reshape(num, frontier, branching)
+        return (logits if biases is None else logits + biases) * scale
     logits = np.empty((num * frontier, branching), np.float32)
     for node, members in zip(*group_by(nodes.ravel()), strict=True):
         logits[members] = x[members // frontier] @ vectors[node].T
-    return logits.reshape(num, frontier, branching) * scale
+    logits = logits.reshape(num, frontier, branching)
+    return (logits if biases is None else logits + biases[nodes]) * scale
 
 
 def _per_level(x, tree, level, nodes):

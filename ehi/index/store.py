@@ -181,6 +181,8 @@ def _check_codes(index, copies):
     code_bytes = num_subspaces if num_codewords == 256 else num_subspaces // 2
     _expect("codes", index.codes, (copies, code_bytes), "uint8")
     _expect("codebooks", index.codebooks, codebooks.shape, "float32")
+    if index.assign_codebooks is not None:
+        _expect("assign_codebooks", index.assign_codebooks, codebooks.shape, "float32")
     square = (index.width, index.width)
     if index.rotation is not None:
         _expect("rotation", index.rotation, square, "float32")

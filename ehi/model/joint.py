@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ehi.model.balanced import balanced_codes
 from ehi.model.encoder import Head, TextEncoder
-from ehi.model.pq import ProductQuantiser, Rotation
-from ehi.model.tree import assign, make_router
+from ehi.model.pq import GivensRotation, ProductQuantiser, Rotation
+from ehi.model.routers import make_router
+from ehi.model.tree import assign
 
 # The groups of parameters, in flow order: each may have its own learning rate.
 GROUPS = (
     "tower",
+    "query_tower",
     "head",
     "query_head",
     "router",
@@ -19,6 +22,7 @@ GROUPS = (
     "rotation",
     "quantiser",
 )
+ROTATIONS = ("none", "fixed", "learned", "givens")
 
 
 class JointIndex(nnx.Module):
@@ -35,13 +39,19 @@ class JointIndex(nnx.Module):
       head_hidden: width of the head's hidden layer; 0 for a linear head.
       query_head: give queries a head of their own.
       tower: the text encoder, or None when its outputs are cached and fed instead.
+      query_tower: a text encoder of the queries' own, where that of the documents is
+        frozen (JPQ), or None for one encoder called twice.
       tree: arguments of ``make_router`` (``kind, height, branching, hidden``) plus
         ``query_router``, whether queries have a router of their own (which then has
         the hidden layer); None for no tree.
       num_subspaces: M; 0 for raw leaves.
       num_codewords: K, 16 or 256.
-      rotation: 'none', 'fixed' (the start stays) or 'learned' (start times Cayley).
-      residual: quantise the difference to a learned centroid of the leaf.
+      rotation: 'none', 'fixed' (the start stays), 'learned' (start times Cayley) or
+        'givens' (turned by `ehi.train.givens`).
+      residual: quantise the difference to a learned centroid of the leaf; with a
+        'nearest' router its centroids are the leaves'.
+      frozen_codes: documents keep the codes of the start; see `ProductQuantiser`.
+      codeword_gradient: whether ranking losses reach the codewords.
     """
 
     def __init__(
@@ -52,15 +62,19 @@ class JointIndex(nnx.Module):
         head_hidden: int,
         query_head: bool = False,
         tower: TextEncoder | None = None,
+        query_tower: TextEncoder | None = None,
         tree: dict | None = None,
         num_subspaces: int = 0,
         num_codewords: int = 256,
         rotation: str = "none",
         residual: bool = False,
+        frozen_codes: bool = False,
+        codeword_gradient: bool = True,
         rngs: nnx.Rngs,
     ):
         _check_leaves(tree, num_subspaces, rotation, residual)
-        self.tower = tower
+        self.residual, self.codeword_gradient = residual, codeword_gradient
+        self.tower, self.query_tower = tower, query_tower
         self.head = Head(tower_width, width, hidden=head_hidden, rngs=rngs)
         self.query_head = (
             Head(tower_width, width, hidden=head_hidden, rngs=rngs)
@@ -68,43 +82,33 @@ class JointIndex(nnx.Module):
             else None
         )
         self.router, self.query_router = _routers(tree, width, rngs)
+        tied = self.router is not None and self.router.kind == "nearest"
         self.leaf_centroids = (
             nnx.Param(jnp.zeros((self.router.num_leaves, width)))  # (P, D)
-            if residual
+            if residual and not tied
             else None
         )
-        self.rotation = (
-            Rotation(width, learned=rotation == "learned", rngs=rngs)
-            if rotation != "none"
-            else None
-        )
+        self.rotation = _rotation(rotation, width, rngs)
         self.quantiser = (
             ProductQuantiser(
                 width,
                 num_subspaces=num_subspaces,
                 num_codewords=num_codewords,
+                frozen_codes=frozen_codes,
                 rngs=rngs,
             )
             if num_subspaces
             else None
         )
 
-    def features(self, inputs, chunk: int = 0) -> jax.Array:
-        """Tower outputs: ``inputs`` itself if cached (N, T), else of (ids, mask)."""
-        if not isinstance(inputs, tuple):
-            return inputs
-        if not chunk or inputs[0].shape[0] <= chunk:
-            return self.tower(*inputs)
-        return _in_chunks(self.tower, inputs, chunk)
-
     def embed_queries(self, inputs, chunk: int = 0) -> jax.Array:
         """Unit embeddings (N, D) of queries."""
-        head = self.query_head or self.head
-        return head(self.features(inputs, chunk))
+        tower, head = self.query_tower or self.tower, self.query_head or self.head
+        return head(_features(tower, inputs, chunk))
 
     def embed_documents(self, inputs, chunk: int = 0) -> jax.Array:
         """Unit embeddings (N, D) of documents."""
-        return self.head(self.features(inputs, chunk))
+        return self.head(_features(self.tower, inputs, chunk))
 
     def route_queries(self, q: jax.Array) -> jax.Array:
         """log p(leaf | query) (N, P)."""
@@ -114,30 +118,68 @@ class JointIndex(nnx.Module):
         """log p(leaf | document) (N, P)."""
         return self.router.leaf_log_probs(d)
 
-    def quantise(self, d: jax.Array, log_p: jax.Array | None = None):
-        """Straight-through reconstruction of documents.
+    def centroids(self) -> jax.Array | None:
+        """Centroids of the leaves (P, D) that codes are residual to, or None."""
+        if not self.residual:
+            return None
+        tied = self.leaf_centroids is None
+        return self.router.nodes[0][...][0] if tied else self.leaf_centroids[...]
+
+    def rotate(self, d: jax.Array, log_p: jax.Array | None = None):
+        """What is quantised of documents: rotated residuals.
 
         Args:
           d: embeddings (N, D).
           log_p: log p(leaf | d) (N, P); needed with residual codes.
 
         Returns:
+          z (N, D) with ``z = (d - c) R``; c (N, D), or 0 without residual codes; R
+          (D, D), or None without a rotation.
+        """
+        centroids, c = self.centroids(), 0.0
+        if centroids is not None:
+            c = centroids[assign(jax.lax.stop_gradient(log_p))[:, 0]]  # (N, D)
+        rotation = None if self.rotation is None else self.rotation.matrix()  # (D, D)
+        z = d - c
+        return (z if rotation is None else z @ rotation), c, rotation
+
+    def quantise(self, d: jax.Array, log_p: jax.Array | None = None, balance=None):
+        """Straight-through reconstruction of documents.
+
+        Args:
+          d: embeddings (N, D).
+          log_p: log p(leaf | d) (N, P); needed with residual codes.
+          balance: keyword arguments of `balanced_codes`, to spread these documents
+            evenly over the codewords; None for the nearest ones.
+
+        Returns:
           d_hat (N, D), whose gradient reaches the embeddings, the chosen codewords,
           the rotation and the leaf centroids; z and z_hat (N, D), what was quantised
-          and its plain reconstruction, both rotated; codes (N, M).
+          and its plain reconstruction, both rotated; d_plain (N, D), what the index
+          will hold, without a gradient to d; codes (N, M).
         """
-        centroids = 0.0
-        if self.leaf_centroids is not None:
-            leaves = assign(jax.lax.stop_gradient(log_p))[:, 0]  # (N,)
-            centroids = self.leaf_centroids[...][leaves]  # (N, D)
-        z = d - centroids
-        rotation = None if self.rotation is None else self.rotation.matrix()  # (D, D)
-        if rotation is not None:
-            z = z @ rotation
-        through, codes = self.quantiser.straight_through(z)
-        d_hat = through if rotation is None else through @ rotation.T
+        z, c, rotation = self.rotate(d, log_p)
+        if balance is None:
+            codes = self.quantiser.encode(z)
+        else:
+            codes = balanced_codes(self.quantiser.codebooks[...], z, **balance)
+        through = self.quantiser.straight_through(
+            z, codes, codeword_gradient=self.codeword_gradient
+        )
         z_hat = self.quantiser.decode(codes)
-        return d_hat + centroids, z, z_hat, codes
+
+        def back(z_hat):
+            return (z_hat if rotation is None else z_hat @ rotation.T) + c
+
+        return back(through), z, z_hat, back(z_hat), codes
+
+
+def _rotation(kind: str, width: int, rngs: nnx.Rngs):
+    if kind == "none":
+        return None
+    if kind == "givens":
+        return GivensRotation(width)
+    return Rotation(width, learned=kind == "learned", rngs=rngs)
 
 
 def _routers(tree: dict | None, width: int, rngs: nnx.Rngs):
@@ -154,14 +196,24 @@ def _routers(tree: dict | None, width: int, rngs: nnx.Rngs):
 
 
 def _check_leaves(tree, num_subspaces, rotation, residual) -> None:
-    if rotation not in ("none", "fixed", "learned"):
+    if rotation not in ROTATIONS:
         raise ValueError(
-            f"rotation={rotation!r} is unknown; allowed: 'none', 'fixed', 'learned'"
+            f"rotation={rotation!r} is unknown; allowed: "
+            f"{', '.join(map(repr, ROTATIONS))}"
         )
     if residual and tree is None:
         raise ValueError("residual codes need a tree: residual=True but tree=None")
     if residual and not num_subspaces:
         raise ValueError("residual=True needs PQ leaves, but num_subspaces=0")
+
+
+def _features(tower, inputs, chunk: int) -> jax.Array:
+    """Tower outputs: ``inputs`` itself if cached (N, T), else of (ids, mask)."""
+    if not isinstance(inputs, tuple):
+        return inputs
+    if not chunk or inputs[0].shape[0] <= chunk:
+        return tower(*inputs)
+    return _in_chunks(tower, inputs, chunk)
 
 
 def _in_chunks(tower, inputs, chunk: int) -> jax.Array:

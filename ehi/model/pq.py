@@ -86,6 +86,34 @@ class Rotation(nnx.Module):
         skew = self.skew[...]
         return jnp.dot(start, cayley(skew - skew.T), precision=_EXACT)
 
+    def start_from(self, start: jax.Array) -> None:
+        """Take over R_0, in place: part of building the model, never of a step."""
+        self.start[...] = _orthogonal(start, self.start.shape[0])
+
+
+class GivensRotation(nnx.Module):
+    """An orthogonal matrix that the optimiser itself turns, plane by plane.
+
+    The other way to learn a rotation: the parameter is R, and only
+    `ehi.train.givens.givens_descent` may update it, because any other step would leave
+    the orthogonal matrices (Poeem: Zhang et al. 2021, arXiv 2105.03933; Jiang et al.
+    2022, arXiv 2203.05082). Convention as of `Rotation`.
+
+    Args:
+      width: D.
+    """
+
+    def __init__(self, width: int):
+        self.turned = nnx.Param(jnp.eye(width))
+
+    def matrix(self) -> jax.Array:
+        """R (D, D)."""
+        return self.turned[...]
+
+    def start_from(self, start: jax.Array) -> None:
+        """Take over an orthogonal matrix, in place: part of building the model."""
+        self.turned[...] = _orthogonal(start, self.turned.shape[0])
+
 
 def _orthogonal(start, width: int) -> jax.Array:
     start = np.asarray(start, np.float32)
@@ -157,42 +185,65 @@ class ProductQuantiser(nnx.Module):
       width: D, of the (rotated) embeddings.
       num_subspaces: M, which must divide D.
       num_codewords: K, 16 (half a byte a subspace) or 256 (one byte).
+      frozen_codes: choose codes by the codebooks of the start, whatever the trained
+        ones have become, so that a document keeps its code (JPQ: Zhan et al. 2021,
+        arXiv 2108.00644, section 4).
       rngs: key of the random codebooks, of the size of unit embeddings' subvectors.
     """
 
     def __init__(
-        self, width: int, *, num_subspaces: int, num_codewords: int, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        num_subspaces: int,
+        num_codewords: int,
+        frozen_codes: bool = False,
+        rngs: nnx.Rngs,
     ):
         check_sizes(width, num_subspaces, num_codewords)
         shape = (num_subspaces, num_codewords, width // num_subspaces)
         codebooks = jax.random.normal(rngs.params(), shape) / width**0.5
         self.codebooks = nnx.Param(codebooks)  # (M, K, S)
+        self.assign_codebooks = nnx.Param(codebooks) if frozen_codes else None
+
+    def start_from(self, codebooks: jax.Array) -> None:
+        """Take over codebooks (M, K, S), in place: part of building the model."""
+        self.codebooks[...] = jnp.asarray(codebooks)
+        if self.assign_codebooks is not None:
+            self.assign_codebooks[...] = jnp.asarray(codebooks)
 
     def encode(self, z: jax.Array) -> jax.Array:
         """Codes (N, M) int32 of rotated embeddings z (N, D)."""
-        return encode(self.codebooks[...], z)
+        frozen = self.assign_codebooks
+        return encode((self.codebooks if frozen is None else frozen)[...], z)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Reconstructions z_hat (N, D) of codes (N, M)."""
         return decode(self.codebooks[...], codes)
 
-    def straight_through(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """z_hat with a gradient to z as well as to the chosen codewords, and codes.
+    def straight_through(
+        self, z: jax.Array, codes: jax.Array, *, codeword_gradient: bool = True
+    ) -> jax.Array:
+        """z_hat with a gradient to z as well as to the chosen codewords.
 
         ``z_hat + z - stop_gradient(z)``: the value is exactly z_hat; backwards, the
         step of choosing is the identity (Bengio et al. 2013, arXiv 1308.3432; VQ-VAE,
         van den Oord et al. 2017, arXiv 1711.00937, section 3.2), while z_hat itself
         hands the same gradient to the codewords, as in MoPQ (Xiao et al. 2021, arXiv
-        2104.07858) and unlike VQ-VAE and Poeem, whose task loss stops before them.
+        2104.07858).
 
         Args:
           z: rotated embeddings (N, D).
+          codes: of z (N, M), from `encode` or `balanced_codes`.
+          codeword_gradient: False stops before the codewords, as VQ-VAE and Poeem do.
 
         Returns:
-          z_hat (N, D) and codes (N, M) int32.
+          z_hat (N, D).
         """
-        codes = self.encode(z)
-        return self.decode(codes) + (z - jax.lax.stop_gradient(z)), codes
+        z_hat = self.decode(codes)
+        if not codeword_gradient:
+            z_hat = jax.lax.stop_gradient(z_hat)
+        return z_hat + (z - jax.lax.stop_gradient(z))
 
 
 def check_sizes(width: int, num_subspaces: int, num_codewords: int) -> None:

@@ -44,6 +44,28 @@ def embed(graphdef, params, side: str, source, *, desc: str | None = None):
     )  # fmt: skip
 
 
+def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
+    """Codes of the whole corpus by the current parameters, as the index has them.
+
+    Args:
+      graphdef, params: of a `JointIndex` with PQ leaves and without a tree.
+      documents: embeddings (rows, D).
+
+    Returns:
+      codes (rows, M) uint8.
+    """
+
+    @jax.jit
+    def apply(params, d):
+        model = merge_model(graphdef, params)
+        return model.quantiser.encode(model.rotate(d)[0])
+
+    chunks = (documents[i : i + ROWS] for i in range(0, len(documents), ROWS))
+    return np.concatenate([np.asarray(apply(params, c)) for c in chunks]).astype(
+        np.uint8
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def _compiled(graphdef, side: str):
     @jax.jit

@@ -17,7 +17,14 @@ def index_arrays(graphdef, params) -> dict:
     """
     model = merge_model(graphdef, params)
     arrays = dict.fromkeys(
-        ("tree", "query_tree", "rotation", "codebooks", "leaf_centroids")
+        (
+            "tree",
+            "query_tree",
+            "rotation",
+            "codebooks",
+            "assign_codebooks",
+            "leaf_centroids",
+        )
     )
     if model.router is not None:
         arrays["tree"] = to_numpy(model.router)
@@ -27,8 +34,11 @@ def index_arrays(graphdef, params) -> dict:
         arrays["rotation"] = np.asarray(model.rotation.matrix())
     if model.quantiser is not None:
         arrays["codebooks"] = np.asarray(model.quantiser.codebooks[...])
-    if model.leaf_centroids is not None:
-        arrays["leaf_centroids"] = np.asarray(model.leaf_centroids[...])
+        if model.quantiser.assign_codebooks is not None:
+            frozen = model.quantiser.assign_codebooks[...]
+            arrays["assign_codebooks"] = np.asarray(frozen)
+    if model.residual:
+        arrays["leaf_centroids"] = np.asarray(model.centroids())
     return arrays
 
 

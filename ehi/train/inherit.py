@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehi.model.joint import JointIndex
-from ehi.train import starts
+from ehi.train.kmeans import kmeans, kmeans_tree
+from ehi.train.opq import fit_opq, fit_pq
 
 # Rounds of codebook and rotation fits; enough for distortion to have settled.
 OPQ_ROUNDS = 40
@@ -22,12 +23,12 @@ OPQ_ROUNDS = 40
 def inherit(
     params: Mapping[str, jax.Array], parent: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Copy the parent's tower and head; a query head starts as a copy of the head."""
+    """Copy the parent's tower and head; the queries' own start as copies of them."""
     params = dict(params)
     for name, start in params.items():
         group, _, rest = name.partition("/")
-        source = f"head/{rest}" if group == "query_head" else name
-        if group not in ("tower", "head", "query_head"):
+        source = f"{group.removeprefix('query_')}/{rest}"
+        if group not in ("tower", "query_tower", "head", "query_head"):
             continue
         value = parent.get(name, parent.get(source))
         if value is None or value.shape != start.shape:
@@ -41,7 +42,12 @@ def inherit(
 
 
 def fit_starts(
-    model: JointIndex, documents: np.ndarray, *, seed: int, cache: Path
+    model: JointIndex,
+    documents: np.ndarray,
+    *,
+    seed: int,
+    cache: Path,
+    random_tree: bool = False,
 ) -> float:
     """Fit tree and leaves to document embeddings, in place, before training.
 
@@ -54,45 +60,59 @@ def fit_starts(
       documents: embeddings (rows, D) by the parent's head.
       seed: of the fits.
       cache: folder where fits are kept, so that systems share what they share.
+      random_tree: leave the tree and the leaves' centroids as they are.
 
     Returns:
       the seconds that the fits took when they were made.
     """
-    key, targets, seconds = jax.random.key(seed), documents, 0.0
-    shape = ""
-    if model.router is not None:
-        height, branching = model.router.height, model.router.branching
-        shape = f"{branching}^{height}"
-        tree, seconds = _cached(
-            cache / f"kmeans-tree-{shape}-seed{seed}.npz",
-            lambda: _fit_tree(documents, height, branching, key),
-        )
-        nodes = [tree[f"nodes_{h}"] for h in range(height)]
-        for router in (model.router, model.query_router):
-            if router is not None:
-                router.start_from(nodes)
-        if model.leaf_centroids is not None:
-            model.leaf_centroids[...] = jnp.asarray(tree["centroids"])
-            targets = documents - tree["centroids"][tree["leaves"]]
+    key = jax.random.key(seed)
+    targets, of_tree, seconds = documents, "", 0.0
+    if model.router is not None and not random_tree:
+        targets, of_tree, seconds = _start_tree(model, documents, key, seed, cache)
     if model.quantiser is not None:
         m, k, _ = model.quantiser.codebooks.shape
         kind = "pq" if model.rotation is None else "opq"
-        kind += f"-residual-{shape}" if model.leaf_centroids is not None else ""
         fit, took = _cached(
-            cache / f"{kind}-{m}x{k}-seed{seed}.npz",
+            cache / f"{kind}{of_tree}-{m}x{k}-seed{seed}.npz",
             lambda: _fit_leaves(targets, m, k, model.rotation is not None, key),
         )
         seconds += took
-        model.quantiser.codebooks[...] = jnp.asarray(fit["codebooks"])
+        model.quantiser.start_from(fit["codebooks"])
         if model.rotation is not None:
-            model.rotation.start[...] = jnp.asarray(fit["rotation"])
+            model.rotation.start_from(fit["rotation"])
     return seconds
 
 
-def _fit_tree(documents, height, branching, key) -> dict:
-    nodes, leaves = starts.kmeans_tree(
-        documents, height=height, branching=branching, key=key
+def _start_tree(model, documents, key, seed, cache):
+    """Fit the tree; what is left to quantise, what to call it, and the seconds."""
+    router = model.router
+    nearest = router.kind == "nearest"
+    name = f"{'lists' if nearest else 'tree'}-{router.branching}^{router.height}"
+    tree, seconds = _cached(
+        cache / f"kmeans-{name}-seed{seed}.npz",
+        lambda: _fit_tree(documents, router.height, router.branching, nearest, key),
     )
+    nodes = [tree[f"nodes_{h}"] for h in range(router.height)]
+    for started in (router, model.query_router):
+        if started is not None:
+            started.start_from(nodes)
+    if model.leaf_centroids is not None:
+        model.leaf_centroids[...] = jnp.asarray(tree["centroids"])
+    if not model.residual:
+        return documents, "", seconds
+    residuals = documents - tree["centroids"][tree["leaves"]]
+    return residuals, f"-residual-{name}", seconds
+
+
+def _fit_tree(documents, height, branching, nearest, key) -> dict:
+    if nearest:  # plain k-means: a leaf is whatever is nearest to its centroid
+        centroids, leaves = kmeans(documents, branching, key=key)
+        return {
+            "nodes_0": np.asarray(centroids)[None],
+            "leaves": np.asarray(leaves),
+            "centroids": np.asarray(centroids),
+        }
+    nodes, leaves = kmeans_tree(documents, height=height, branching=branching, key=key)
     leaves = np.asarray(leaves)  # (rows,)
     num_leaves = branching**height
     counts = np.bincount(leaves, minlength=num_leaves)
@@ -108,8 +128,8 @@ def _fit_tree(documents, height, branching, key) -> dict:
 def _fit_leaves(targets, m, k, rotated, key) -> dict:
     options = {"num_subspaces": m, "num_codewords": k, "key": key}
     if not rotated:
-        return {"codebooks": np.asarray(starts.fit_pq(targets, **options))}
-    rotation, codebooks = starts.fit_opq(targets, rounds=OPQ_ROUNDS, **options)
+        return {"codebooks": np.asarray(fit_pq(targets, **options))}
+    rotation, codebooks = fit_opq(targets, rounds=OPQ_ROUNDS, **options)
     return {"rotation": np.asarray(rotation), "codebooks": np.asarray(codebooks)}
 
 

@@ -55,9 +55,17 @@ class MetricLog:
 
     def seconds(self, run: str, phase: str) -> float:
         """Training time of a phase, over all the sessions it took."""
+        return sum(row["seconds"] for row in self._rows(run, phase))
+
+    def examples_per_second(self, run: str, phase: str) -> float | None:
+        """Queries that a phase trained on in a second; None where it has not run."""
+        rows = self._rows(run, phase)
+        examples = sum(row["examples_per_second"] * row["seconds"] for row in rows)
+        seconds = self.seconds(run, phase)
+        return examples / seconds if seconds else None
+
+    def _rows(self, run: str, phase: str) -> list[dict]:
         if not self._path.exists():
-            return 0.0
+            return []
         rows = map(json.loads, self._path.read_text().splitlines())
-        return sum(
-            row["seconds"] for row in rows if (row["run"], row["phase"]) == (run, phase)
-        )
+        return [row for row in rows if (row["run"], row["phase"]) == (run, phase)]

@@ -38,7 +38,7 @@ def run_phase(
     log: MetricLog,
     lengths: tuple[int, int] = (0, 0),
     mine: Callable[[dict], np.ndarray] | None = None,
-) -> dict[str, jax.Array]:
+) -> dict:
     """Train one phase to its end, from its last checkpoint if it has one.
 
     The batch, the key and the parameters are pure functions of (seed, step) and of the
@@ -58,13 +58,14 @@ def run_phase(
       mine: parameters -> mined negatives (rows, m); called every `phase.refresh` steps.
 
     Returns:
-      the trained parameters.
+      the state of the last step: `params`, and `stats` for a phase that starts from
+      what this one kept.
 
     Raises:
       FloatingPointError: the loss or a gradient became NaN or infinite.
     """
     mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
-    train_step, state = _compile_later(graphdef, params, phase)
+    train_step, state = make_phase_step(graphdef, params, phase)
     mined = None
     if mines:
         mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
@@ -89,10 +90,10 @@ def run_phase(
                 bar.set_postfix(_flush(log, run, name, done, pending, clock))
             if saves:
                 _save(directory, done, state, mined)
-    return state["params"]
+    return state
 
 
-def _compile_later(graphdef, params, phase: Phase):
+def make_phase_step(graphdef, params, phase: Phase):
     """The jitted step of a phase, and the state it starts from."""
     trained = trained_names(params, phase.rates, phase.last_n)
     optimizer = make_optimizer(
@@ -101,12 +102,11 @@ def _compile_later(graphdef, params, phase: Phase):
     )  # fmt: skip
     train_step = make_train_step(
         graphdef, optimizer, trained,
-        weights=phase.losses, temperature=phase.temperature,
-        teacher_temperature=phase.teacher_temperature, margin=phase.margin,
-        intra_leaf_threshold=phase.intra_leaf_threshold,
-        revive_every=phase.revive_every, chunk=phase.chunk,
+        weights=phase.losses, revive_every=phase.revive_every,
+        **phase.objective_options,
     )  # fmt: skip
-    return train_step, start_state(params, optimizer, trained)
+    buffer = (phase.buffer, params["head/projection"].shape[1])
+    return train_step, start_state(params, optimizer, trained, buffer)
 
 
 def _batch(data, phase: Phase, seed, step, mined, lengths) -> dict:
@@ -114,6 +114,7 @@ def _batch(data, phase: Phase, seed, step, mined, lengths) -> dict:
         data, batch_size=phase.batch_size, pool=phase.pool,
         sources=phase.sources, source_weights=phase.source_weights,
         seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
+        lists_positives=phase.needs_codes,
         query_length=lengths[0], document_length=lengths[1],
     )  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""The losses: pure functions of arrays that return a float32 scalar.
+"""The losses of scores: queries against candidate documents.
 
-The formulas are those of one row; the loss is the weighted mean over the rows,
-``sum_n w_n loss_n / sum_n w_n`` (0 if all weights are). Arguments in common:
+All losses, here and in `ehi.train.tree_losses` and `ehi.train.vector_losses`, are pure
+functions of arrays that return a float32 scalar. The formulas are those of one row; the
+loss is the weighted mean over the rows, ``sum_n w_n loss_n / sum_n w_n`` (0 if all
+weights are). Arguments in common:
 
   where: True where an entry counts, None for everywhere. A masked entry has no
     influence on value or gradient, whatever it holds.
@@ -11,10 +13,7 @@ The formulas are those of one row; the loss is the weighted mean over the rows,
 import jax
 import jax.numpy as jnp
 
-# Stands for minus infinity, of which differences and products would be NaN.
-_NEVER = -1e30
-# Keeps logarithms and quotients finite where there is nothing to count.
-_TINY = jnp.finfo(jnp.float32).tiny
+from ehi.train.masking import as_float32, masked, row_mean
 
 
 def softmax_contrastive(
@@ -44,9 +43,9 @@ def softmax_contrastive(
     """
     is_target = _is_target(scores, target)  # (N, C)
     where = None if where is None else where | is_target
-    scores = _masked(_float(scores) / temperature, where)
+    scores = masked(as_float32(scores) / temperature, where)
     positive = jnp.take_along_axis(scores, target[:, None], -1)[:, 0]  # (N,)
-    return _mean(jax.nn.logsumexp(scores, -1) - positive, weights)
+    return row_mean(jax.nn.logsumexp(scores, -1) - positive, weights)
 
 
 def hinge_contrastive(
@@ -80,150 +79,10 @@ def hinge_contrastive(
     """
     negative = ~_is_target(scores, target)  # (N, C)
     negative = negative if where is None else negative & where
-    scores = _float(scores)
+    scores = as_float32(scores)
     positive = jnp.take_along_axis(scores, target[:, None], -1)  # (N, 1)
     hinge = jnp.where(negative, jax.nn.relu(scores - positive + margin), 0.0)
-    return _mean(hinge.sum(-1) / jnp.maximum(negative.sum(-1), 1), weights)
-
-
-def path_agreement(
-    log_p_query: jax.Array,
-    log_p_document: jax.Array,
-    weights: jax.Array | None = None,
-) -> jax.Array:
-    r"""How improbable it is that a query and its document draw the same leaf.
-
-    .. math:: -\log \sum_l p(l \mid q_n) \, p(l \mid d_n)
-
-    Args:
-      log_p_query: (N, P).
-      log_p_document: (N, P), of the relevant document of each row.
-      weights: (N,).
-    """
-    # Leaves of probability below 1e-38 still have a gradient: products stay logs.
-    agree = jax.nn.logsumexp(_float(log_p_query) + _float(log_p_document), -1)
-    return _mean(-agree, weights)
-
-
-def intra_leaf(
-    similarity: jax.Array,
-    path_similarity: jax.Array,
-    where: jax.Array | None = None,
-    *,
-    threshold: float,
-) -> jax.Array:
-    r"""Documents that are not alike should not share a path.
-
-    .. math:: \frac{1}{C (C - 1)} \sum_{i \ne j} 1[s_{ij} < \tau] \, T(d_i)^\top T(d_j)
-
-    The indicator has no gradient, so the loss moves documents in the tree only.
-
-    Args:
-      similarity: (C, C), inner products of the documents' embeddings.
-      path_similarity: (C, C), inner products of their path embeddings.
-      where: (C, C), False for pairs to leave out (a document met twice, padding).
-      threshold: tau; documents at least as similar as this may share a path.
-
-    Returns:
-      the mean over all ordered pairs that count.
-
-    References:
-      EHI: Kumar et al. 2023, arXiv 2310.08891, section 3, intra-leaf similarity.
-    """
-    counts = ~jnp.eye(similarity.shape[0], dtype=bool)
-    if where is not None:
-        counts &= where
-    apart = counts & (similarity < threshold)
-    shared = jnp.where(apart, _float(path_similarity), 0.0)
-    return shared.sum() / jnp.maximum(counts.sum(), 1)
-
-
-def load_balance(leaf_probs: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    r"""How far the mean leaf distribution of the documents is from uniform.
-
-    .. math:: KL(\bar p \,\|\, 1/P) = \sum_l \bar p_l \log(P \bar p_l)
-
-    Args:
-      leaf_probs: (C, P), p(leaf | document).
-      weights: (C,).
-
-    Returns:
-      from 0 (every leaf has the same load) to log P (one leaf has it all).
-    """
-    mean = jax.vmap(_mean, (1, None))(_float(leaf_probs), weights)  # (P,)
-    return jnp.sum(mean * jnp.log(jnp.maximum(mean, _TINY) * mean.size))
-
-
-def leaf_entropy(log_p: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    r"""How undecided the documents are between the leaves.
-
-    .. math:: -\sum_l p(l \mid d_n) \log p(l \mid d_n)
-
-    Args:
-      log_p: (C, P), log p(leaf | document).
-      weights: (C,).
-
-    Returns:
-      the mean, from 0 to log P.
-    """
-    log_p = jnp.maximum(_float(log_p), _NEVER)  # 0 log 0 = 0
-    return _mean(-jnp.sum(jnp.exp(log_p) * log_p, -1), weights)
-
-
-def codebook_distortion(
-    z: jax.Array, z_hat: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
-    r"""Draws the chosen codewords to the embeddings, which stay.
-
-    .. math:: \| \mathrm{sg}(z_n) - \hat z_n \|^2
-
-    Args:
-      z: (N, D), embeddings before quantisation.
-      z_hat: (N, D), their reconstructions with a gradient to the codewords, from
-        `ProductQuantiser.decode` (not the straight-through ones).
-      weights: (N,).
-
-    References:
-      VQ-VAE: van den Oord et al. 2017, arXiv 1711.00937, eq. 3, second term.
-    """
-    return _mean(_squared_distance(jax.lax.stop_gradient(z), z_hat), weights)
-
-
-def commitment_distortion(
-    z: jax.Array, z_hat: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
-    r"""Draws the embeddings to their codewords, which stay.
-
-    .. math:: \| z_n - \mathrm{sg}(\hat z_n) \|^2
-
-    Args: as `codebook_distortion`, to which it is equal in value.
-
-    References:
-      VQ-VAE: van den Oord et al. 2017, arXiv 1711.00937, eq. 3, third term.
-    """
-    return _mean(_squared_distance(z, jax.lax.stop_gradient(z_hat)), weights)
-
-
-def anchor(
-    embeddings: jax.Array, origin: jax.Array, weights: jax.Array | None = None
-) -> jax.Array:
-    r"""Keeps embeddings near the pretrained encoder's, whose neighbours are good.
-
-    .. math:: 1 - \langle d_n, o_n \rangle
-
-    What is learned from labelled documents is pulled back on all others, so that it
-    does not undo what the encoder knew of them.
-
-    Args:
-      embeddings: (N, D), unit rows.
-      origin: (N, D), unit rows.
-      weights: (N,).
-
-    Returns:
-      the mean, from 0 to 2.
-    """
-    cosine = jnp.sum(_float(embeddings) * _float(origin), -1)  # (N,)
-    return _mean(1.0 - cosine, weights)
+    return row_mean(hinge.sum(-1) / jnp.maximum(negative.sum(-1), 1), weights)
 
 
 def distillation(
@@ -254,55 +113,99 @@ def distillation(
     References:
       Distill-VQ: Xiao et al. 2022, arXiv 2204.00185 (ListNet on a dense teacher).
     """
-    teacher = jax.lax.stop_gradient(_float(teacher_scores)) / teacher_temperature
-    student = _float(student_scores) / temperature
-    log_p = jax.nn.log_softmax(_masked(teacher, where))  # (N, C)
-    log_q = jax.nn.log_softmax(_masked(student, where))  # (N, C)
-    return _mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1), weights)
+    teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature
+    student = as_float32(student_scores) / temperature
+    log_p = jax.nn.log_softmax(masked(teacher, where))  # (N, C)
+    log_q = jax.nn.log_softmax(masked(student, where))  # (N, C)
+    return row_mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1), weights)
 
 
-def route_distillation(
+def list_net(
     teacher_scores: jax.Array,
-    log_p_document: jax.Array,
-    log_p_query: jax.Array,
+    student_scores: jax.Array,
     where: jax.Array | None = None,
     *,
     teacher_temperature: float = 1.0,
+    temperature: float = 1.0,
     weights: jax.Array | None = None,
-    document_gradient: bool = False,
 ) -> jax.Array:
-    r"""A query goes to the leaves that hold its teacher's neighbours.
+    r"""Cross-entropy of the student's ranking with the teacher's (ListNet, top one).
 
-    .. math:: -\sum_l \Big( \sum_c p_{nc} \, p(l \mid d_c) \Big) \log p(l \mid q_n),
-      \quad p_n = \mathrm{softmax}(t_n / \tau_t)
+    .. math:: -\sum_c p_{nc} \log \hat p_{nc}, \quad p = \mathrm{softmax}(t_n / \tau_t),
+      \quad \hat p = \mathrm{softmax}(s_n / \tau)
+
+    It is `distillation` plus the teacher's entropy, which is constant:
+    the gradients are equal, and that one's value is 0 at the optimum.
 
     Args:
       teacher_scores: (N, C), without gradient.
-      log_p_document: (C, P), log p(leaf | document).
-      log_p_query: (N, P), log p(leaf | query).
-      where: (N, C), candidates that count, at least one in a row.
-      teacher_temperature: tau_t > 0; the smaller, the fewer neighbours matter.
+      student_scores: (N, C).
+      where: (N, C), candidates that count on both sides, at least one in a row.
+      teacher_temperature: tau_t > 0.
+      temperature: tau > 0.
       weights: (N,).
-      document_gradient: let the documents move towards their queries' leaves as well.
+
+    References:
+      ListNet: Cao et al. 2007, Learning to rank: from pairwise approach to listwise
+      approach, ICML; Distill-VQ: Xiao et al. 2022, arXiv 2204.00185.
     """
-    teacher = jax.lax.stop_gradient(_float(teacher_scores)) / teacher_temperature
-    leaves = jnp.exp(_float(log_p_document))  # (C, P)
-    if not document_gradient:
-        leaves = jax.lax.stop_gradient(leaves)
-    target = jax.nn.softmax(_masked(teacher, where)) @ leaves  # (N, P)
-    return _mean(-jnp.sum(target * _float(log_p_query), -1), weights)
+    teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature
+    student = as_float32(student_scores) / temperature
+    p = jax.nn.softmax(masked(teacher, where))  # (N, C)
+    log_q = jax.nn.log_softmax(masked(student, where))  # (N, C)
+    return row_mean(-jnp.sum(p * log_q, -1), weights)
 
 
-def _float(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
+def lambda_rank(
+    scores: jax.Array,
+    ranks: jax.Array,
+    relevant: jax.Array,
+    where: jax.Array | None = None,
+    *,
+    cut: int,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    r"""Pairs in the wrong order cost what their exchange would gain in MRR.
 
+    .. math:: \frac{1}{|C^+_n| |C^-_n|} \sum_{p \in C^+_n} \sum_{c \in C^-_n}
+      |w(r_{nc}) - w(r_{np})| \log(1 + \exp(s_{nc} - s_{np})), \quad
+      w(r) = 1/r \text{ if } r \le cut \text{ else } 0
 
-def _squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(_float(a) - _float(b)), -1)
+    All C^2 pairs of a row are looked at: 4 N C^2 bytes a copy.
 
+    Args:
+      scores: (N, C), of queries against candidate documents.
+      ranks: (N, C), places in the search's result from 1 on, without gradient; 0 or
+        less for a document that was not found, which has w = 0.
+      relevant: (N, C) bool.
+      where: (N, C), candidates that count.
+      cut: the last rank that matters, >= 1.
+      weights: (N,).
 
-def _masked(scores: jax.Array, where: jax.Array | None) -> jax.Array:
-    return scores if where is None else jnp.where(where, scores, _NEVER)
+    Returns:
+      the mean; a row without a positive or without a negative has loss 0.
+
+    Raises:
+      ValueError: for a cut < 1.
+
+    References:
+      JPQ: Zhan et al. 2021, arXiv 2108.00644; LambdaRank: Burges 2010, From RankNet to
+      LambdaRank to LambdaMART, MSR-TR-2010-82.
+    """
+    if not cut >= 1:
+        raise ValueError(f"cut={cut}; must be >= 1")
+    where = jnp.ones(scores.shape, bool) if where is None else where
+    relevant = relevant.astype(bool)
+    # Zero instead of minus infinity: a pair's difference must be finite on both sides.
+    scores = jnp.where(where, as_float32(scores), 0.0)
+    ranks = jax.lax.stop_gradient(ranks)
+    counted = where & (ranks >= 1) & (ranks <= cut)
+    gain = jnp.where(counted, 1.0 / jnp.where(counted, ranks, 1), 0.0)  # (N, C)
+    pairs = (relevant & where)[:, :, None] & (~relevant & where)[:, None]  # (N, C, C)
+    change = jnp.abs(gain[:, :, None] - gain[:, None])
+    wrong = jax.nn.softplus(scores[:, None] - scores[:, :, None])
+    total = jnp.sum(jnp.where(pairs, change * wrong, 0.0), (1, 2))  # (N,)
+    return row_mean(total / jnp.maximum(pairs.sum((1, 2)), 1), weights)
 
 
 def _is_target(scores: jax.Array, target: jax.Array) -> jax.Array:
@@ -311,12 +214,3 @@ def _is_target(scores: jax.Array, target: jax.Array) -> jax.Array:
             f"scores (N, C) and target (N,) have shapes {scores.shape}, {target.shape}"
         )
     return jnp.arange(scores.shape[1]) == target[:, None]  # (N, C)
-
-
-def _mean(rows: jax.Array, weights: jax.Array | None) -> jax.Array:
-    if weights is None:
-        return rows.mean()
-    rows, weights = _float(rows), _float(weights)
-    # 0 * inf would be NaN, and a row of padding must not spoil the mean.
-    rows = jnp.where(weights > 0, rows * weights, 0.0)
-    return rows.sum() / jnp.maximum(weights.sum(), _TINY)

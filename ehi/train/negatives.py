@@ -1,9 +1,32 @@
-"""Hard negatives from the leaves that each training query visits (EHI, Section 3)."""
+"""Hard negatives: from the leaves that a query visits (EHI), or from its teacher.
+
+JPQ's negatives are not here: they come from the whole code table inside the step.
+"""
 
 import numpy as np
 
-from ehi.index import Index
+from ehi.index import Index, build_index
 from ehi.train.pool import TrainingSet
+
+
+def mine_from_teacher(
+    documents: np.ndarray, queries: np.ndarray, data: TrainingSet, *, per_query: int
+) -> np.ndarray:
+    """The documents that a teacher ranks first, known positives left out.
+
+    Args:
+      documents, queries: embeddings (rows, D) by the teacher.
+      data: tells which documents are known positives.
+      per_query: documents kept for a query.
+
+    Returns:
+      document rows (rows, per_query) int32, best first, padded with -1.
+
+    References:
+      Distill-VQ: Xiao et al. 2022, arXiv 2204.00185, section 3.3 (top-200).
+    """
+    index = build_index(documents, np.arange(len(documents)), tree=None)
+    return mine_from_leaves(index, queries, data, per_query=per_query, beam=1)
 
 
 def mine_from_leaves(

@@ -11,19 +11,25 @@ import jax
 import jax.numpy as jnp
 
 from ehi.model.joint import JointIndex
-from ehi.train import losses
+from ehi.model.tree import assign
+from ehi.train import losses, tree_losses, vector_losses
+from ehi.train.code_search import score_rows, search_codes
 
 # Terms by what they need. The order is the order of the flow.
 RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor")
 TREE_TERMS = (
     "path",
     "path_hinge",
+    "leaf_likelihood",
     "route_distill",
     "intra_leaf",
     "balance",
     "entropy",
 )
-LEAF_TERMS = ("quantised", "distill", "codebook", "commitment")
+# Of the pool's documents, which are quantised for them; `lambda_rank` asks the whole
+# code table instead.
+POOL_LEAF_TERMS = ("quantised", "distill", "codebook", "commitment", "reconstruction")
+LEAF_TERMS = (*POOL_LEAF_TERMS, "lambda_rank")
 TEACHER_TERMS = ("distill_raw", "route_distill", "distill")
 TERMS = RAW_TERMS + TREE_TERMS + LEAF_TERMS
 
@@ -56,6 +62,9 @@ def objective(
     teacher_temperature: float = 0.05,
     margin: float = 0.3,
     intra_leaf_threshold: float = 0.9,
+    lambda_cut: int = 200,
+    top_k: int = 200,
+    balance: Mapping | None = None,
     chunk: int = 0,
 ):
     """The weighted sum of the terms, and what the step logs and counts.
@@ -64,19 +73,22 @@ def objective(
       model: the joint index.
       tables: `features_queries (rows, T)`, `features_documents (rows, T)` when the
         tower is frozen; `teacher_queries (rows, D)`, `teacher_documents (rows, D)` for
-        the distillation terms.
+        the distillation terms; `codes (documents, M)` uint8 for `lambda_rank`.
       batch: see `ehi.train.pool.make_batch`.
       weights: term -> weight > 0, as `weights_for` gives them.
       temperature: of the student's softmaxes over scores (cosines).
       teacher_temperature: of the teacher's.
       margin: gamma of the hinge losses.
       intra_leaf_threshold: documents more alike than this may share a path.
+      lambda_cut, top_k: of `lambda_rank`: ranks behind the cut weigh nothing; documents
+        retrieved for each query.
+      balance: see `JointIndex.quantise`.
       chunk: rows a forward of the tower holds activations for; 0 for all.
 
     Returns:
-      loss (), and a dict of `terms`, `codes` (C, M), `z` (C, D), the vectors that were
-      quantised, and `leaf_counts` (P,), documents of the pool in each leaf; None where
-      the model has no such part.
+      loss (), and a dict of `terms`, `d` (C, D), `codes` (C, M), `z` (C, D), the
+      vectors that were quantised, and `leaf_counts` (P,), documents of the pool in each
+      leaf; None where the model has no such part.
     """
     q = model.embed_queries(_inputs(tables, batch, "queries"), chunk)  # (N, D)
     d = model.embed_documents(_inputs(tables, batch, "documents"), chunk)  # (C, D)
@@ -95,22 +107,55 @@ def objective(
             raw, margin=margin, **options["contrast"]
         )
     if "anchor" in weights:
-        terms["anchor"] = losses.anchor(d, _origin(tables, batch, d))
+        terms["anchor"] = vector_losses.anchor(d, _origin(tables, batch, d))
     log_pd = leaf_counts = codes = z = None
     if model.router is not None:
         log_pq, log_pd = model.route_queries(q), model.route_documents(d)  # (., P)
         terms |= _tree_terms(weights, model, q, d, log_pq, log_pd, **options)
         leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
-    if model.quantiser is not None:
-        d_hat, z, z_hat, codes = model.quantise(d, log_pd)
+    if any(name in weights for name in POOL_LEAF_TERMS):
+        d_hat, z, z_hat, d_plain, codes = model.quantise(d, log_pd, balance)
         quantised = q @ d_hat.T  # (N, C)
         terms |= _ranking_terms(weights, quantised, ("quantised", "distill"), **options)
         # Always reported: the distortion is how one sees that codewords still fit.
-        terms["codebook"] = losses.codebook_distortion(z, z_hat)
+        terms["codebook"] = vector_losses.codebook_distortion(z, z_hat)
         if "commitment" in weights:
-            terms["commitment"] = losses.commitment_distortion(z, z_hat)
+            terms["commitment"] = vector_losses.commitment_distortion(z, z_hat)
+        if "reconstruction" in weights:
+            terms["reconstruction"] = vector_losses.codebook_distortion(d, d_plain)
+    if "lambda_rank" in weights:
+        terms["lambda_rank"] = _lambda_rank(
+            model, q, tables["codes"], batch,
+            temperature=temperature, cut=lambda_cut, top_k=top_k,
+        )  # fmt: skip
     loss = sum(weight * terms[name] for name, weight in weights.items())
-    return loss, {"terms": terms, "codes": codes, "z": z, "leaf_counts": leaf_counts}
+    found = {"d": d, "codes": codes, "z": z, "leaf_counts": leaf_counts}
+    return loss, {"terms": terms} | found
+
+
+def _lambda_rank(model, q, codes, batch, *, temperature, cut, top_k):
+    """JPQ: what the current codebooks retrieve from the whole code table, re-ranked.
+
+    The negatives are the first `top_k` documents of the index as it is at this step;
+    positives that are not among them are appended, with a rank behind the cut.
+    """
+    rotation = None if model.rotation is None else model.rotation.matrix()  # (D, D)
+    q = q if rotation is None else q @ rotation
+    codebooks = model.quantiser.codebooks[...]  # (M, K, S)
+    top_k = min(top_k, len(codes))
+    _, found = search_codes(q, codebooks, codes, k=top_k)  # (N, k)
+    known = batch["positives"]  # (N, A), padded with -1
+    # A positive that was retrieved stands among the found already.
+    twice = (known[:, :, None] == found[:, None]).any(-1)  # (N, A)
+    rows = jnp.concatenate([found, known], 1)  # (N, k + A)
+    where = jnp.concatenate([jnp.ones_like(found, bool), (known >= 0) & ~twice], 1)
+    relevant = (rows[:, :, None] == known[:, None]).any(-1) & (rows >= 0)
+    ranks = jnp.broadcast_to(1 + jnp.arange(rows.shape[1]), rows.shape)
+    ranks = jnp.where(jnp.arange(rows.shape[1]) < top_k, ranks, cut + top_k + 1)
+    scores = score_rows(q, codebooks, codes, rows) / temperature  # (N, k + A)
+    return losses.lambda_rank(
+        scores, ranks, relevant, where, cut=cut, weights=batch["weights"]
+    )
 
 
 def _teacher_scores(tables, batch, weights):
@@ -148,8 +193,13 @@ def _tree_terms(
     """Terms of the leaves of both sides, log_pq (N, P) and log_pd (C, P)."""
     terms = {}
     if "path" in weights:
-        terms["path"] = losses.path_agreement(
+        terms["path"] = tree_losses.path_agreement(
             log_pq, log_pd[contrast["target"]], weights=contrast["weights"]
+        )
+    if "leaf_likelihood" in weights:
+        home = assign(jax.lax.stop_gradient(log_pd))[:, 0]  # (C,)
+        terms["leaf_likelihood"] = tree_losses.leaf_likelihood(
+            log_pq, home[contrast["target"]], weights=contrast["weights"]
         )
     if "path_hinge" in weights or "intra_leaf" in weights:
         query_router = model.query_router or model.router
@@ -159,11 +209,11 @@ def _tree_terms(
             path_q @ path_d.T, margin=margin, **contrast
         )
     if "intra_leaf" in weights:
-        terms["intra_leaf"] = losses.intra_leaf(
+        terms["intra_leaf"] = tree_losses.intra_leaf(
             d @ d.T, path_d @ path_d.T, threshold=threshold
         )
     if "route_distill" in weights:
-        terms["route_distill"] = losses.route_distillation(
+        terms["route_distill"] = tree_losses.route_distillation(
             teacher,
             log_pd,
             log_pq,
@@ -171,9 +221,9 @@ def _tree_terms(
             document_gradient=True,  # documents move to where queries look for them
         )
     if "balance" in weights:
-        terms["balance"] = losses.load_balance(jnp.exp(log_pd))
+        terms["balance"] = tree_losses.load_balance(jnp.exp(log_pd))
     if "entropy" in weights:
-        terms["entropy"] = losses.leaf_entropy(log_pd)
+        terms["entropy"] = tree_losses.leaf_entropy(log_pd)
     return terms
 
 

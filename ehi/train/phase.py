@@ -31,6 +31,13 @@ class Phase:
       revive_every: steps between revivals of dead codewords; 0 for never.
       chunk: rows per forward of a trained tower (gradient caching); 0 for all.
       last_n: train only the last n layers of the tower; 0 for all.
+      negatives: mined from the 'leaves' that a query visits (EHI), or the 'teacher's
+        own nearest documents (Distill-VQ).
+      lambda_cut, top_k: of the `lambda_rank` term (JPQ).
+      sinkhorn, sinkhorn_epsilon: iterations and temperature of balanced codes
+        (RepCONC); 0 iterations for the nearest codewords.
+      buffer: document embeddings kept for a later phase to start from (Poeem).
+      start: '' to go on, 'buffer' to fit tree and leaves to the kept embeddings first.
       log_every, checkpoint_every: steps.
     """
 
@@ -56,6 +63,13 @@ class Phase:
     revive_every: int = 0
     chunk: int = 0
     last_n: int = 0
+    negatives: str = "leaves"
+    lambda_cut: int = 200
+    top_k: int = 200
+    sinkhorn: int = 0
+    sinkhorn_epsilon: float = 0.003
+    buffer: int = 0
+    start: str = ""
     log_every: int = 20
     checkpoint_every: int = 100
 
@@ -63,11 +77,24 @@ class Phase:
         check_weights(self.losses)
         for name in ("batch_size", "pool", "log_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("lambda_cut", "top_k"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("sinkhorn", "buffer"):
+            _at_least(name, getattr(self, name), 0)
+        for name, allowed in (
+            ("negatives", ("leaves", "teacher")),
+            ("start", ("", "buffer")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed: "
+                    f"{', '.join(map(repr, allowed))}"
+                )
         for name in ("steps", "warmup", "refresh", "mined_per_query", "chunk"):
             _at_least(name, getattr(self, name), 0)
         for name in ("revive_every", "last_n", "weight_decay", "clip"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("temperature", "teacher_temperature"):
+        for name in ("temperature", "teacher_temperature", "sinkhorn_epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; must be above 0")
         if self.pool < self.batch_size:
@@ -92,6 +119,21 @@ class Phase:
     def needs_teacher(self) -> bool:
         """Whether a term compares with a frozen teacher's scores."""
         return any(self.losses.get(name) for name in TEACHER_TERMS)
+
+    @property
+    def needs_codes(self) -> bool:
+        """Whether a term searches the code table of the whole corpus."""
+        return bool(self.losses.get("lambda_rank"))
+
+    @property
+    def objective_options(self) -> dict:
+        """What the step hands on to the objective."""
+        names = ("temperature", "teacher_temperature", "margin")
+        names += ("intra_leaf_threshold", "lambda_cut", "top_k", "chunk")
+        balance = {"epsilon": self.sinkhorn_epsilon, "iterations": self.sinkhorn}
+        return {name: getattr(self, name) for name in names} | {
+            "balance": balance if self.sinkhorn else None
+        }
 
     @classmethod
     def from_mapping(cls, mapping: Mapping) -> "Phase":

@@ -4,6 +4,7 @@ In-batch negatives, mined negatives and the softmax over a whole corpus differ o
 which documents are in the pool. A batch is a pure function of (seed, step).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,11 @@ class TrainingSet:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         object.__setattr__(self, "_positives", (offsets, documents[order]))
 
+    @functools.cached_property
+    def most_positives(self) -> int:
+        """Known positives of the query that has most."""
+        return int(np.diff(self._positives[0]).max())
+
     def positives(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All known positives of queries: positions in `queries`, document rows."""
         offsets, documents = self._positives
@@ -58,6 +64,7 @@ def make_batch(
     step: int,
     mined: np.ndarray | None = None,
     mined_per_query: int = 0,
+    lists_positives: bool = False,
     query_length: int = 0,
     document_length: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -72,12 +79,14 @@ def make_batch(
       seed, step: what the batch is a pure function of.
       mined: hard negatives (num_queries, m), padded with -1.
       mined_per_query: how many of them enter the pool for each query.
+      lists_positives: also list all known positives of each query.
       query_length, document_length: tokens, when the tower is trained.
 
     Returns:
       queries (N,) and documents (C,) rows; target (N,) position in the pool of the
       row's own positive; where (N, C), False for its *other* known positives,
-      which are no negatives; weights (N,); with a trained tower also
+      which are no negatives; weights (N,); where asked for `positives` (N, A) document
+      rows padded with -1, A being the most that any query has; with a trained tower
       `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`.
     """
     queries, positives, weight = _sample(
@@ -101,6 +110,8 @@ def make_batch(
         "where": where,
         "weights": weight.astype(np.float32),
     }
+    if lists_positives:
+        batch["positives"] = _listed(row, known, (len(queries), data.most_positives))
     if query_length:
         sides = (
             ("queries", data.query_tokens, queries, query_length),
@@ -109,6 +120,14 @@ def make_batch(
         for side, tokens, rows, length in sides:
             batch[f"{side}_ids"], batch[f"{side}_mask"] = tokens.pad(rows, length)
     return batch
+
+
+def _listed(row: np.ndarray, known: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Known positives of each query (N, A), padded with -1; `row` ascends."""
+    listed = np.full(shape, -1, np.int32)
+    column = np.arange(len(row)) - np.searchsorted(row, row)
+    listed[row, column] = known
+    return listed
 
 
 def _sample(data, batch_size, sources, source_weights, seed, step):

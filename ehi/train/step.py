@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ehi.model.joint import GROUPS, merge_model
 from ehi.model.pq import revive, update_usage
+from ehi.train.givens import givens_descent
 from ehi.train.objective import objective, weights_for
 
 # How fast the moving average of codeword counts forgets; a codeword whose average
@@ -61,7 +62,7 @@ def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
 
     # A rotation starts from a fixed orthogonal matrix, of which only the skew part
     # learns; a head with a hidden layer from a fixed projection, likewise.
-    fixed = {"rotation/start"} | {
+    fixed = {"rotation/start", "quantiser/assign_codebooks"} | {
         f"{head}/projection"
         for head in ("head", "query_head")
         if f"{head}/w_in" in params
@@ -69,9 +70,9 @@ def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
 
     def is_trained(name: str) -> bool:
         parts = name.split("/")
-        if parts[0] == "tower" and last_n:
+        if parts[0].endswith("tower") and last_n:
             in_last = parts[1] == "layers" and int(parts[2]) >= first
-            return bool(rates.get("tower")) and in_last
+            return bool(rates.get(parts[0])) and in_last
         return bool(rates.get(parts[0])) and name not in fixed
 
     return frozenset(name for name in params if is_trained(name))
@@ -86,15 +87,15 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Adam with a learning rate per group; weight decay and clipping on the tower.
+    """Adam with a learning rate per group; weight decay and clipping on the towers.
 
     Args:
       rates: group -> peak learning rate.
       steps: length of the phase.
       warmup: steps of linear warm-up.
       decay: 'cosine' (to 0 at the end), 'linear' or 'constant'.
-      weight_decay: decoupled, of the tower's matrices only.
-      clip: global gradient norm of the tower; 0 for none.
+      weight_decay: decoupled, of a tower's matrices only.
+      clip: global gradient norm of a tower; 0 for none.
     """
     if decay not in ("cosine", "linear", "constant"):
         raise ValueError(
@@ -112,25 +113,41 @@ def make_optimizer(
         return optax.join_schedules([ramp, after], [warmup]) if warmup else after
 
     def of_group(group: str, rate: float):
-        if group != "tower":
+        if not group.endswith("tower"):
             return optax.adam(schedule(rate))
         matrices = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
         adamw = optax.adamw(schedule(rate), weight_decay=weight_decay, mask=matrices)
         return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
 
     transforms = {g: of_group(g, r) for g, r in rates.items() if r}
+    if rates.get("rotation"):
+        # An orthogonal matrix is turned, plane by plane, and never added to.
+        transforms["givens"] = givens_descent(schedule(rates["rotation"]))
+
+    def label(name: str) -> str:
+        return "givens" if name == "rotation/turned" else name.split("/")[0]
+
     return optax.multi_transform(
-        transforms, lambda params: {name: name.split("/")[0] for name in params}
+        transforms, lambda params: {name: label(name) for name in params}
     )
 
 
-def start_state(params: dict, optimizer, trained: frozenset[str]) -> dict:
+def start_state(
+    params: dict, optimizer, trained: frozenset[str], buffer: tuple[int, int] = (0, 0)
+) -> dict:
     """params, opt_state, stats and step 0.
 
     The parameters are copied: a step donates its state, and the caller's arrays may be
     another system's start too.
+
+    Args:
+      params: name -> array.
+      optimizer, trained: from `make_optimizer` and `trained_names`.
+      buffer: rows and width of the document embeddings that are kept; 0 rows for none.
     """
     params, stats = {name: jnp.copy(value) for name, value in params.items()}, {}
+    if buffer[0]:
+        stats["buffer"] = jnp.zeros(buffer, jnp.float32)  # (rows, D)
     if "quantiser/codebooks" in params:
         m, k, _ = params["quantiser/codebooks"].shape
         stats["usage"] = jnp.full((m, k), 1.0 / k, jnp.float32)  # (M, K) share
@@ -181,10 +198,7 @@ def make_train_step(
         (loss, found), grads = jax.value_and_grad(loss_of, has_aux=True)(some)
         updates, opt_state = optimizer.update(grads, state["opt_state"], some)
         params = params | optax.apply_updates(some, updates)
-        stats = state["stats"]
-        if found["codes"] is not None:
-            usage = update_usage(stats["usage"], found["codes"], USAGE_DECAY)
-            stats = {"usage": usage}
+        stats = _update_stats(state["stats"], found, state["step"])
         if found["codes"] is not None and revive_every:
             params, stats = _revive(
                 params, stats, found, jax.random.fold_in(key, state["step"]),
@@ -197,6 +211,19 @@ def make_train_step(
     return train_step
 
 
+def _update_stats(stats: dict, found: dict, step) -> dict:
+    """Codeword use by a moving average; the last embeddings of documents in a ring."""
+    stats = dict(stats)
+    if found["codes"] is not None:
+        stats["usage"] = update_usage(stats["usage"], found["codes"], USAGE_DECAY)
+    if "buffer" in stats:
+        rows = len(found["d"])
+        place = (step * rows + jnp.arange(rows)) % len(stats["buffer"])
+        newest = jax.lax.stop_gradient(found["d"])
+        stats["buffer"] = stats["buffer"].at[place].set(newest)
+    return stats
+
+
 def _revive(params, stats, found, key, *, now):
     """Every few steps, move dead codewords onto vectors of the batch."""
     codebooks = params["quantiser/codebooks"]  # (M, K, S)
@@ -206,7 +233,7 @@ def _revive(params, stats, found, key, *, now):
     dead = stats["usage"] < DEAD_SHARE / k
     usage = jnp.where(now & dead, 1.0 / k, stats["usage"])
     params = params | {"quantiser/codebooks": jnp.where(now, alive, codebooks)}
-    return params, {"usage": usage}
+    return params, stats | {"usage": usage}
 
 
 def _norms(grads: dict) -> dict:

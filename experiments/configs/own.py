@@ -17,12 +17,11 @@ otherwise; from about a million documents on, --config.tree.height=2 routes fast
 import ml_collections
 
 from experiments.configs import base
+from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; there are no variants."""
-    if variant:
-        raise ValueError(f"unknown variant {variant!r} of own; there are none")
+    """The experiment; `variant` is '' or of `experiments.variants`."""
     c = base.get_config()
     c.dataset = ""  # required: --config.dataset=PATH
-    return c
+    return apply_variant(c, variant)

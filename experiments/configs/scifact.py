@@ -19,10 +19,11 @@ Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
 import ml_collections
 
 from experiments.configs import base
+from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; `variant` is '' (tower frozen) or 'finetune'."""
+    """The experiment; `variant` is '', 'finetune' or of `experiments.variants`."""
     c = base.get_config()
     c.dataset = "beir/scifact"
     # The positives themselves, beside the distilled ranking: most of test asks for
@@ -32,9 +33,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.joint.losses.quantised = 0.1
     if variant == "finetune":
         _finetune(c)
-    elif variant:
-        raise ValueError(f"unknown variant {variant!r} of scifact; allowed: 'finetune'")
-    return c
+        return c
+    return apply_variant(c, variant)
 
 
 def _finetune(c) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ehi.eval.figures import _spread, figure_bytes, figure_visited
+from ehi.eval.figures import figure_bytes, figure_visited
+from ehi.eval.plotting import spread
 from ehi.eval.report import HEADER, print_table, table_rows, write_report
 from ehi.eval.significance import Comparison, row_of
 
@@ -86,8 +87,8 @@ def test_figures_accept_a_single_point_and_no_curve(tmp_path, make_record):
 
 def test_labels_are_spread_as_little_as_needed():
     wanted = np.array([0.0, 0.5, 0.5, 0.52, 1.0])
-    places = _spread(wanted, gap=0.1)
+    places = spread(wanted, gap=0.1)
     assert (np.diff(places) >= 0.1 - 1e-12).all()
     np.testing.assert_allclose(places[[0, 4]], wanted[[0, 4]])
     assert places[1:4].mean() == pytest.approx(wanted[1:4].mean())
-    assert _spread(np.array([]), 0.1).shape == (0,)
+    assert spread(np.array([]), 0.1).shape == (0,)

@@ -3,76 +3,22 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from topics import tiny
 
 from ehi.eval.records import read_records
 from ehi.index import open_index
-from experiments import main, search
+from experiments import cells, main, search, workdir
 from experiments.configs import own, pydocs, scifact
-from experiments.systems import SYSTEMS
-
-FIXTURES = Path(__file__).parent.parent / "fixtures"
-# The vocabulary of the tiny tower is letters: a topic is one, the rest is noise.
-TOPICS, NOISE = "abcdefgh", "ijklmnopqrstuvwxyz"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """320 documents on 8 topics, 48 queries; train and test ask for other documents."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("data") / "topics"
-    (folder / "qrels").mkdir(parents=True)
-
-    def text(topic, words):
-        drawn = rng.choice(list(NOISE), size=words)
-        return " ".join(f"{TOPICS[topic]} {TOPICS[topic]} {word}" for word in drawn)
-
-    with (folder / "corpus.jsonl").open("w") as file:
-        for n in range(320):
-            document = {"_id": f"d{n}", "title": text(n % 8, 1), "text": text(n % 8, 4)}
-            file.write(json.dumps(document) + "\n")
-    with (folder / "queries.jsonl").open("w") as file:
-        for n in range(48):
-            file.write(json.dumps({"_id": f"q{n}", "text": text(n % 8, 3)}) + "\n")
-    for split, queries in (("train", range(32)), ("test", range(32, 48))):
-        lines = [f"q{n}\td{n}\t1" for n in queries]
-        table = "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n"
-        (folder / "qrels" / f"{split}.tsv").write_text(table)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.getbasetemp() / "main-cache"
-    monkeypatch.setenv("EHI_CACHE", str(cache))
-
-
-def tiny(folder, **changes):
-    c = own.get_config()
-    c.dataset = str(folder)
-    c.tower.name = str(FIXTURES / "minilm_tiny")
-    c.tower.query_length = c.tower.document_length = 16
-    c.head.hidden = 8
-    c.tree.hidden = 8
-    c.tree.branching = 8
-    c.leaves.num_codewords = 16
-    for phase in (c.dense, c.joint):
-        phase.steps, phase.batch_size, phase.pool = 6, 16, 64
-        phase.log_every, phase.checkpoint_every = 2, 4
-    c.budgets = ("flat", "flat-8x", "visit-50", "visit-50-8x")
-    with c.unlocked():
-        c.update_from_flattened_dict(changes)
-    return c
 
 
 def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch):
     config = tiny(corpus)
     main.run(config, tmp_path)
     records = read_records(tmp_path / "results.jsonl")
-    assert {record.system for record in records} == set(SYSTEMS)
+    assert {record.system for record in records} == set(config.systems)
     for record in records:
         assert 0 <= record.ndcg_at_10 <= 1
         assert record.dataset == "topics"
@@ -94,7 +40,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     before = (tmp_path / "results.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(training, "run_phase", None)
-        patch.setattr(main, "evaluate_budget", None)
+        patch.setattr(cells, "evaluate_budget", None)
         main.run(config, tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("ehi-pq") == shown.count("ehi-pq")
@@ -114,7 +60,8 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     # Fewer systems are no other experiment; the last of them is the one served.
     main.run(tiny(corpus, systems=("dense", "kmeans-tree")), tmp_path)
     assert open_index(tmp_path / "index").encoder["run"] == "kmeans-tree"
-    assert {r.system for r in read_records(tmp_path / "results.jsonl")} == set(SYSTEMS)
+    records = read_records(tmp_path / "results.jsonl")
+    assert {record.system for record in records} == set(config.systems)
 
 
 def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
@@ -176,19 +123,20 @@ def test_bad_configs_are_refused(corpus, tmp_path, changes, message):
 
 
 def test_a_workdir_of_another_experiment_is_refused_and_kept(corpus, tmp_path):
-    main.write_config(tiny(corpus), tmp_path)
+    workdir.write_config(tiny(corpus), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match="another experiment.* joint, seed"):
-        main.claim(tiny(corpus, seed=3, **{"joint.steps": 7}), tmp_path)
+        workdir.claim(tiny(corpus, seed=3, **{"joint.steps": 7}), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
-    main.claim(tiny(corpus, systems=("dense",)), tmp_path)  # a subset is no other one
+    # A subset of the systems is no other experiment.
+    workdir.claim(tiny(corpus, systems=("dense",)), tmp_path)
 
 
 def test_untrained_checkpoints_are_named(corpus, tmp_path):
     config = tiny(corpus, systems=("dense",), budgets=("flat",))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         main.run(config, tmp_path / "run", checkpoint=tmp_path / "empty")
-    main.write_config(config, tmp_path / "begun")
+    workdir.write_config(config, tmp_path / "begun")
     with pytest.raises(FileNotFoundError, match="holds no trained dense"):
         main.run(config, tmp_path / "run", checkpoint=tmp_path / "begun")
 

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ehi.eval.metrics import evaluate
 from ehi.eval.records import read_records, write_records
 from experiments import tables
+from experiments.collecting import collect, read_results
+from experiments.paper_tables import TABLES
 
 
 @pytest.fixture
@@ -41,22 +45,89 @@ def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
     assert status == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
-    assert "old" not in text
-    row = next(x for x in text.splitlines() if x.startswith("| ehi |"))
-    # 8 of 20 queries differ, all one way: p = 2 / 2^8.
-    assert "| 2 | 0.6000 ± 0.0000 |" in row and "| +0.4000 ++ | 0.008 |" in row
+    assert "\nold\n" not in text
+    # 8 of 20 queries differ, all one way, in the one test of the table: p = 2 / 2^8.
+    none = "| not run | not run | not run |"
+    assert f"| kmeans-tree {none} *0.200* {none}" in text
+    assert f"| ehi {none} **0.600**† {none}" in text
     assert text.split(f"{tables.BEGIN}\n")[1].split(f"\n{tables.END}")[0] in (
         capsys.readouterr().out
     )
-    assert "queries/s" in (out / "pydocs-test.md").read_text()
+    assert "| +0.4000 ++ | 0.008 |" in (out / "pydocs-test.md").read_text()
+    assert (
+        "| kmeans-tree | +0.4000 | ++ | 0.008 |" in (out / "pydocs/T1.md").read_text()
+    )
+
+
+def test_committed_records_make_every_table(tmp_path):
+    results = Path(tables.__file__).parent / "results"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    arguments = [f"--results={results}", f"--out={tmp_path}", f"--readme={readme}"]
+    assert tables.main(arguments) == 0
+    for name, wanted in (("pydocs", TABLES), ("scifact", set(TABLES) - {"T4"})):
+        folder = tmp_path / name
+        written = {path.name for path in folder.iterdir()}
+        assert written == {
+            *(f"{table}.{kind}" for table in wanted for kind in ("md", "csv", "tex")),
+            "T1.png",
+            "T2.png",
+        }
+        assert (folder / "T1.png").read_bytes().startswith(b"\x89PNG")
+        headings = [f"### {table}, {name}: " for table in ("T1", "T2", "T3")]
+        assert all(heading in readme.read_text() for heading in headings)
+    assert (
+        "181 are answers in its train split"
+        in (tmp_path / "scifact" / "T1.tex").read_text()
+    )
+    assert "JPQ" in (tmp_path / "published.md").read_text()
+    assert "JPQ" not in readme.read_text()
+
+
+def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_record):
+    for dataset in ("scifact", "own"):
+        path = tmp_path / f"{dataset}.jsonl"
+        write_records(path, [make_record(dataset=dataset, seed=s) for s in range(2)])
+    assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 0
+    for name, argument in (("scifact", "beir/scifact"), ("own", "PATH/own")):
+        text = (tmp_path / name / "T1.md").read_text()
+        assert "| ehi | visit-1 | 0 | not run | - |" in text
+        assert text.endswith(
+            "71 of 72 cells not run, 1 with fewer than 3 seeds; to make them: `python "
+            f"-m experiments.reproduce --table=T1 --dataset={argument} --seeds=3 "
+            "--workdir=DIR`.\n"
+        )
+    # No row of T2 was run: there is nothing to draw.
+    assert not (tmp_path / "own" / "T2.png").exists()
+
+
+def test_readme_is_left_alone_by_records_of_other_datasets(
+    tmp_path, make_record, capsys
+):
+    write_records(tmp_path / "own.jsonl", [make_record(dataset="own")])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.BEGIN}\nold\n{tables.END}\n")
+    arguments = [f"--results={tmp_path}", f"--out={tmp_path}", f"--readme={readme}"]
+    assert tables.main(arguments) == 1
+    assert "the records are of own" in capsys.readouterr().err
+    assert "old" in readme.read_text()
+
+
+def test_a_split_without_records_is_named(tmp_path, make_record, capsys):
+    write_records(tmp_path / "a.jsonl", [make_record()])
+    arguments = [f"--results={tmp_path}", f"--out={tmp_path}", "--split=dev"]
+    assert tables.main(arguments) == 1
+    assert "no records of split 'dev'; there are records of ['test']" in (
+        capsys.readouterr().err
+    )
 
 
 def test_collecting_again_replaces_cells(tmp_path, run_folder):
     results = tmp_path / "results"
-    tables.collect([run_folder("a", 0)], results)
-    tables.collect([run_folder("b", 0, gain=0)], results)
+    collect([run_folder("a", 0)], results)
+    collect([run_folder("b", 0, gain=0)], results)
     assert [r.ndcg_at_10 for r in read_records(results / "pydocs.jsonl")] == [0.2, 0.2]
-    _, values = tables.read_results(results)
+    _, values = read_results(results)
     assert [ndcg.sum() for _, ndcg in values.values()] == [4, 4]
 
 
@@ -78,19 +149,23 @@ def test_rows_of_different_origin_are_refused_unless_mixed(
     err = capsys.readouterr().err
     assert next(iter(change)) in err and "--mix" in err
     assert tables.main([*arguments, "--mix"]) == 0
+    assert (
+        "Of mixed configs or recipes: ehi visit-10."
+        in (tmp_path / "pydocs" / "T1.md").read_text()
+    )
 
 
 def test_a_commit_may_differ(tmp_path, make_record):
     write_records(
         tmp_path / "a.jsonl", [make_record(), make_record(seed=1, git_commit="x")]
     )
-    assert len(tables.read_results(tmp_path)[0]) == 2
+    assert len(read_results(tmp_path)[0]) == 2
 
 
 def test_of_a_cell_in_two_files_the_later_counts(tmp_path, make_record):
     for name, value in (("a", 0.1), ("b", 0.2)):
         write_records(tmp_path / f"{name}.jsonl", [make_record(ndcg_at_10=value)])
-    assert [r.ndcg_at_10 for r in tables.read_results(tmp_path)[0]] == [0.2]
+    assert [r.ndcg_at_10 for r in read_results(tmp_path)[0]] == [0.2]
 
 
 @pytest.mark.parametrize(

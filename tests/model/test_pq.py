@@ -126,17 +126,18 @@ def test_decode_puts_codewords_side_by_side_and_codes_survive():
 
 def test_straight_through_value_is_the_reconstruction():
     pq, z = quantiser(), vectors()
-    through, codes = jax.jit(pq.straight_through)(z)
-    np.testing.assert_array_equal(through, pq.decode(pq.encode(z)))
-    np.testing.assert_array_equal(codes, pq.encode(z))
+    codes = pq.encode(z)
+    through = jax.jit(pq.straight_through)(z, codes)
+    np.testing.assert_array_equal(through, pq.decode(codes))
 
 
 def test_straight_through_gradients_reach_vectors_and_chosen_codewords():
     pq, z, upstream = quantiser(), 0.3 * vectors(), vectors(seed=2)
     graphdef, params = nnx.split(pq, nnx.Param)
 
-    def loss(params, z):
-        return jnp.sum(nnx.merge(graphdef, params).straight_through(z)[0] * upstream)
+    def loss(params, z, **options):
+        pq = nnx.merge(graphdef, params)
+        return jnp.sum(pq.straight_through(z, pq.encode(z), **options) * upstream)
 
     to_params, to_z = jax.grad(loss, (0, 1))(params, z)
     np.testing.assert_allclose(to_z, upstream, rtol=1e-6)
@@ -147,6 +148,23 @@ def test_straight_through_gradients_reach_vectors_and_chosen_codewords():
     )
     (to_books,) = jax.tree.leaves(to_params)
     np.testing.assert_allclose(to_books, expected, rtol=1e-5, atol=1e-6)
+    stopped, to_z = jax.grad(
+        lambda params, z: loss(params, z, codeword_gradient=False), (0, 1)
+    )(params, z)
+    np.testing.assert_allclose(to_z, upstream, rtol=1e-6)
+    assert not np.any(jax.tree.leaves(stopped)[0])
+
+
+def test_frozen_codes_outlive_the_codebooks_that_gave_them():
+    pq = ProductQuantiser(
+        D, num_subspaces=M, num_codewords=K, frozen_codes=True, rngs=nnx.Rngs(0)
+    )
+    books = jax.random.normal(jax.random.key(5), pq.codebooks.shape)
+    pq.start_from(books)
+    before = pq.encode(vectors())
+    pq.codebooks[...] = books[:, ::-1]  # every codeword is another now
+    np.testing.assert_array_equal(pq.encode(vectors()), before)
+    assert not np.allclose(pq.decode(before), decode(books, before))
 
 
 def test_gradient_of_decode_matches_finite_differences():

@@ -42,7 +42,7 @@ def train(tiny, tiny_model, folder, phase=PHASE, **changes):
         graphdef, params, data, tables, dataclasses.replace(phase, **changes),
         run="tiny", name="joint", seed=0, directory=folder / "checkpoints",
         log=MetricLog(folder / "metrics.jsonl"), mine=mine,
-    )  # fmt: skip
+    )["params"]  # fmt: skip
 
 
 class Cut(Exception):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from ehi.train import losses
+from ehi.train import losses, tree_losses, vector_losses
 
 N, C, P, D = 4, 6, 5, 3
 
@@ -39,10 +39,11 @@ ROW_LOSSES = {
         lambda s, t, m, w: losses.hinge_contrastive(s, t, m, margin=0.5, weights=w),
         (SCORES, TARGET, WHERE),
     ),
-    "path": (losses.path_agreement, (LOG_Q, LOG_D)),
-    "entropy": (losses.leaf_entropy, (LOG_Q,)),
-    "codebook": (losses.codebook_distortion, (Z, Z_HAT)),
-    "commitment": (losses.commitment_distortion, (Z, Z_HAT)),
+    "path": (tree_losses.path_agreement, (LOG_Q, LOG_D)),
+    "leaf": (tree_losses.leaf_likelihood, (LOG_Q, jnp.array([4, 0, 0, 2]))),
+    "entropy": (tree_losses.leaf_entropy, (LOG_Q,)),
+    "codebook": (vector_losses.codebook_distortion, (Z, Z_HAT)),
+    "commitment": (vector_losses.commitment_distortion, (Z, Z_HAT)),
     "distill": (
         lambda t, s, m, w: losses.distillation(
             t, s, m, teacher_temperature=0.5, temperature=2.0, weights=w
@@ -50,7 +51,7 @@ ROW_LOSSES = {
         (TEACHER, SCORES, WHERE),
     ),
     "route": (
-        lambda t, q, m, w: losses.route_distillation(
+        lambda t, q, m, w: tree_losses.route_distillation(
             t, LOG_C, q, m, teacher_temperature=0.5, weights=w
         ),
         (TEACHER, LOG_Q, WHERE),
@@ -109,7 +110,7 @@ def test_masked_is_the_subset(name):
     elif name == "distill":
         subset = loss(a[:, keep], b[:, keep], everywhere, None)
     else:
-        subset = losses.route_distillation(
+        subset = tree_losses.route_distillation(
             a[:, keep], LOG_C[keep], b, teacher_temperature=0.5
         )
     np.testing.assert_allclose(loss(a, b, where, None), subset, rtol=1e-5)
@@ -126,64 +127,6 @@ def test_the_target_counts_even_where_the_mask_forgets_it():
     assert losses.hinge_contrastive(SCORES, TARGET, nothing, margin=1.0) == 0.0
 
 
-def test_path_agreement_closed_form_and_stability():
-    one_hot = jnp.log(jnp.eye(P)[:2] + 1e-30)
-    assert losses.path_agreement(one_hot, one_hot) == pytest.approx(0.0, abs=1e-6)
-    uniform = jnp.full((2, P), -jnp.log(P))
-    assert losses.path_agreement(uniform, uniform) == pytest.approx(np.log(P))
-    # exp(-100) underflows in float32; the loss of opposite paths must not.
-    far = jnp.array([[0.0, -100.0]]), jnp.array([[-100.0, 0.0]])
-    value, gradient = jax.value_and_grad(losses.path_agreement)(*far)
-    assert value == pytest.approx(100 - np.log(2), rel=1e-5)
-    np.testing.assert_allclose(gradient, [[-0.5, -0.5]], rtol=1e-5)
-
-
-def test_intra_leaf_counts_unlike_pairs_that_share_a_path():
-    similarity = jnp.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
-    paths = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
-    shared = paths @ paths.T
-    loss = losses.intra_leaf(similarity, shared, threshold=0.5)
-    np.testing.assert_allclose(loss, (4 * 0.5) / 6, rtol=1e-6)
-    # Without document 2 only the like pair is left, which may share its leaf.
-    where = jnp.ones((3, 3), bool).at[2].set(False).at[:, 2].set(False)
-    assert losses.intra_leaf(similarity, shared, where, threshold=0.5) == 0.0
-    to_similarity = jax.grad(losses.intra_leaf)(similarity, shared, threshold=0.5)
-    assert not to_similarity.any()
-
-
-def test_load_balance_is_zero_for_equal_loads_only():
-    assert losses.load_balance(jnp.eye(P)) == pytest.approx(0.0, abs=1e-6)
-    one_leaf = jnp.zeros((C, P)).at[:, 2].set(1.0)
-    value, gradient = jax.value_and_grad(losses.load_balance)(one_leaf)
-    assert value == pytest.approx(np.log(P), rel=1e-6)
-    assert jnp.isfinite(gradient).all()
-    weights = jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])
-    half = losses.load_balance(jnp.eye(P), weights)
-    assert half == pytest.approx(np.log(P / 2), rel=1e-6)
-
-
-def test_leaf_entropy_closed_form():
-    assert losses.leaf_entropy(jnp.full((3, P), -jnp.log(P))) == pytest.approx(
-        np.log(P)
-    )
-    sure = jnp.array([[0.0, -jnp.inf, -jnp.inf]])
-    value, gradient = jax.value_and_grad(losses.leaf_entropy)(sure)
-    assert value == 0.0 and jnp.isfinite(gradient).all()
-
-
-def test_distortions_have_one_value_and_opposite_gradients():
-    for loss, moves, stays in (
-        (losses.codebook_distortion, 1, 0),
-        (losses.commitment_distortion, 0, 1),
-    ):
-        value = np.square(np.asarray(Z - Z_HAT)).sum(-1).mean()
-        np.testing.assert_allclose(loss(Z, Z_HAT), value, rtol=1e-6)
-        gradients = jax.grad(loss, (0, 1))(Z, Z_HAT)
-        expected = 2 * (Z - Z_HAT) / N * (-1 if moves else 1)
-        np.testing.assert_allclose(gradients[moves], expected, rtol=1e-5)
-        assert not gradients[stays].any()
-
-
 def test_distillation_is_zero_for_equal_rankings_and_kl_otherwise():
     shifted = TEACHER / 2 + 3.0
     equal = losses.distillation(
@@ -195,20 +138,6 @@ def test_distillation_is_zero_for_equal_rankings_and_kl_otherwise():
     np.testing.assert_allclose(losses.distillation(TEACHER, SCORES), kl, rtol=1e-5)
     to_teacher = jax.grad(losses.distillation)(TEACHER, SCORES)
     assert not to_teacher.any()
-
-
-def test_route_distillation_is_cross_entropy_with_the_neighbours_leaves():
-    p = np.asarray(jax.nn.softmax(TEACHER / 0.5))
-    target = p @ np.exp(np.asarray(LOG_C))
-    expected = -(target * np.asarray(LOG_Q)).sum(-1).mean()
-    options = {"teacher_temperature": 0.5}
-    loss = losses.route_distillation(TEACHER, LOG_C, LOG_Q, **options)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    for both in (False, True):
-        gradients = jax.grad(losses.route_distillation, (0, 1, 2))(
-            TEACHER, LOG_C, LOG_Q, document_gradient=both, **options
-        )
-        assert [bool(g.any()) for g in gradients] == [False, both, True]
 
 
 @pytest.mark.parametrize("name", ["softmax_where", "path", "entropy", "distill"])
@@ -236,12 +165,3 @@ def test_scores_and_targets_that_do_not_fit_are_refused():
         losses.softmax_contrastive(SCORES, TARGET[:3])
     with pytest.raises(ValueError, match=r"\(6,\), \(4,\)"):
         losses.hinge_contrastive(SCORES[0], TARGET, margin=0.1)
-
-
-def test_anchor_is_zero_at_the_origin_and_two_opposite_to_it():
-    rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    assert losses.anchor(rows, rows) == 0
-    assert losses.anchor(rows, -rows) == 2
-    assert losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
-    weights = jnp.array([1.0, 0.0])
-    assert losses.anchor(rows, -rows[::-1], weights) == 1

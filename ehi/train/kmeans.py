@@ -1,4 +1,4 @@
-"""Where training starts, and the separate pipeline: k-means, PQ and OPQ fits.
+"""k-means: of rows, and down a tree.
 
 Everything is a function of the rows and a key. Fits run on the rows given: of a large
 corpus pass a sample, 256 rows a centroid are plenty (Faiss takes no more).
@@ -8,15 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from ehi.model.pq import check_sizes, decode, nearest
+from ehi.model.pq import nearest
 
 # Rows whose distances to all centroids are in memory at a time.
 _CHUNK = 16384
-_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
 
 def kmeans(
@@ -46,7 +42,7 @@ def kmeans(
     Raises:
       ValueError: for fewer rows than clusters, or rows that are not finite.
     """
-    x = _check_rows(x, num_clusters, "clusters")
+    x = check_rows(x, num_clusters, "clusters")
     root = jnp.zeros(len(x), jnp.int32)
     start = jnp.zeros((1, num_clusters, x.shape[1]))
     centroids, chosen = _split_groups(x, root, start, iterations, key, spherical)
@@ -76,7 +72,7 @@ def kmeans_tree(
     Raises:
       ValueError: for more leaves than rows, or rows that are not finite.
     """
-    x = _unit(_check_rows(x, branching**height, "leaves"))
+    x = _unit(check_rows(x, branching**height, "leaves"))
     nodes, parents, levels = jnp.zeros(len(x), jnp.int32), _unit(x.mean(0))[None], []
     for h in range(height):
         seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
@@ -90,87 +86,6 @@ def kmeans_tree(
     return levels, nodes
 
 
-def fit_pq(
-    x: jax.Array,
-    *,
-    num_subspaces: int,
-    num_codewords: int,
-    iterations: int = 25,
-    key: jax.Array,
-) -> jax.Array:
-    """Product quantisation: k-means in each of M subspaces.
-
-    Args:
-      x: rows (N, D), finite.
-      num_subspaces: M, which divides D.
-      num_codewords: K, 16 or 256, at most N.
-      iterations: of k-means.
-      key: of the rows that the codewords start from.
-
-    Returns:
-      codebooks (M, K, S).
-
-    Raises:
-      ValueError: for sizes that do not fit, or rows that are not finite.
-
-    References:
-      Jégou et al. 2011, Product quantization for nearest neighbor search, TPAMI 33.
-    """
-    x = _check_rows(x, num_codewords, "codewords")
-    check_sizes(x.shape[1], num_subspaces, num_codewords)
-    codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
-    return _refine_codebooks(x, codebooks, codes, iterations)[0]
-
-
-def fit_opq(
-    x: jax.Array,
-    *,
-    num_subspaces: int,
-    num_codewords: int,
-    rounds: int = 50,
-    iterations: int = 25,
-    key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Optimised product quantisation: an orthogonal matrix and codebooks.
-
-    Minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from a
-    random rotation. A round is two iterations of k-means and then a rotation of the
-    rows onto their reconstructions (orthogonal Procrustes). The random start is on
-    purpose: from principal axes with balanced variances (the paper's parametric
-    solution) 5,300 MiniLM embeddings end at 27% more distortion with 48 x 256
-    codewords, and at 3% less with 24 x 256.
-
-    Args:
-      x: rows (N, D), finite.
-      num_subspaces: M, which divides D.
-      num_codewords: K, 16 or 256, at most N.
-      rounds: of codebooks and rotation in turn.
-      iterations: of k-means after the last round.
-      key: of the first rotation and of the rows that the codewords start from.
-
-    Returns:
-      R (D, D), with ``z = x @ R``, and codebooks (M, K, S) of z.
-
-    Raises:
-      ValueError: for sizes that do not fit, or rows that are not finite.
-
-    References:
-      Ge et al. 2013, Optimized product quantization for approximate nearest neighbor
-      search, CVPR, section 3.1 (the non-parametric solution).
-    """
-    x = _check_rows(x, num_codewords, "codewords")
-    check_sizes(x.shape[1], num_subspaces, num_codewords)
-    rotation_key, rows_key = jax.random.split(key)
-    rotation = jax.random.orthogonal(rotation_key, x.shape[1])
-    z = _dot(x, rotation)
-    codebooks, codes = _start_codebooks(z, num_subspaces, num_codewords, rows_key)
-    for _ in tqdm(range(rounds), "OPQ", disable=None):
-        codebooks, codes = _refine_codebooks(z, codebooks, codes, 2)
-        rotation = _procrustes(_cross(x, codebooks, codes))
-        z = _dot(x, rotation)
-    return rotation, _refine_codebooks(z, codebooks, codes, iterations)[0]
-
-
 @functools.partial(jax.jit, static_argnames=("spherical",))
 def _split_groups(x, groups, start, iterations, key, spherical):
     """k-means in each of G groups of rows at once, from random rows of the group.
@@ -182,15 +97,15 @@ def _split_groups(x, groups, start, iterations, key, spherical):
     random = jax.random.uniform(key, (len(x),))
     everywhere = jnp.ones(start.shape[:2], bool)
     start = _move_to_rows(start, everywhere, x, groups, random)
-    chosen = _choose(x, groups, start)
+    chosen = choose(x, groups, start)
 
     def iteration(_, state):
-        return _refine(x, groups, *state, spherical=spherical)
+        return refine(x, groups, *state, spherical=spherical)
 
     return jax.lax.fori_loop(0, iterations, iteration, (start, chosen))
 
 
-def _refine(x, groups, centroids, chosen, *, spherical=False):
+def refine(x, groups, centroids, chosen, *, spherical=False):
     """One iteration of k-means: centroids (G, B, D) and choices (N,), both better."""
     flat = centroids.reshape(-1, x.shape[1])  # (G B, D)
     counts = jnp.zeros(len(flat)).at[chosen].add(1.0)
@@ -206,7 +121,7 @@ def _refine(x, groups, centroids, chosen, *, spherical=False):
     means = means.reshape(centroids.shape)
     # Rare after the first iterations, and the sort in it costs as much as all the rest.
     centroids = jax.lax.cond(empty.any(), fill, lambda same: same, means)
-    return centroids, _choose(x, groups, centroids)
+    return centroids, choose(x, groups, centroids)
 
 
 def _move_to_rows(centroids, which, x, groups, priority):
@@ -223,7 +138,7 @@ def _move_to_rows(centroids, which, x, groups, priority):
     return jnp.where((which & (rank < sizes[:, None]))[:, :, None], rows, centroids)
 
 
-def _choose(x, groups, centroids):
+def choose(x, groups, centroids):
     """The nearest centroid (N,) of each row's group, a chunk of rows at a time."""
     num_groups, branching, width = centroids.shape
     words = centroids.reshape(-1, width)  # (G B, D)
@@ -243,57 +158,12 @@ def _choose(x, groups, centroids):
     return jax.lax.map(of_chunk, chunks).reshape(-1)[:n]
 
 
-def _start_codebooks(z, num_subspaces, num_codewords, key):
-    rows = jax.random.permutation(key, len(z))[:num_codewords]
-    codebooks = z[rows].reshape(num_codewords, num_subspaces, -1).swapaxes(0, 1)
-    return codebooks, _encode(codebooks, z)
-
-
-@jax.jit
-def _refine_codebooks(z, codebooks, codes, iterations):
-    """Iterations of k-means in every subspace: codebooks (M, K, S), codes (N, M)."""
-    m, _, s = codebooks.shape
-    root = jnp.zeros(len(z), jnp.int32)
-
-    def of_subspace(subspace):
-        x, words, chosen = subspace  # (N, S), (K, S), (N,)
-        words, chosen = jax.lax.fori_loop(
-            0, iterations, lambda _, s: _refine(x, root, *s), (words[None], chosen)
-        )
-        return words[0], chosen
-
-    parts = z.reshape(len(z), m, s).swapaxes(0, 1)  # (M, N, S)
-    codebooks, codes = jax.lax.map(of_subspace, (parts, codebooks, codes.T))
-    return codebooks, codes.T
-
-
-@jax.jit
-def _encode(codebooks, z):
-    m, _, s = codebooks.shape
-    root = jnp.zeros(len(z), jnp.int32)
-    parts = z.reshape(len(z), m, s).swapaxes(0, 1)  # (M, N, S)
-    return jax.lax.map(lambda p: _choose(p[0], root, p[1][None]), (parts, codebooks)).T
-
-
-@jax.jit
-def _cross(x, codebooks, codes):
-    return _dot(x.T, decode(codebooks, codes))  # (D, D)
-
-
-def _procrustes(cross) -> jax.Array:
-    """The orthogonal R (D, D) with the least ``|x R - z_hat|^2``, given x' z_hat."""
-    # On the host: accelerators are slow at this, and so are BLAS threads that have to
-    # share their cores (40 times slower than one thread, measured at D = 384).
-    with threadpool_limits(1, "blas"):
-        u, _, vt = np.linalg.svd(np.asarray(cross, np.float64))
-        return jnp.asarray(u @ vt, jnp.float32)
-
-
 def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _check_rows(x, least: int, what: str) -> jax.Array:
+def check_rows(x, least: int, what: str) -> jax.Array:
+    """The rows in float32; refuse fewer than `least`, or any that is not finite."""
     x = jnp.asarray(x, jnp.float32)
     if x.ndim != 2 or len(x) < least:
         raise ValueError(f"{least} {what} need as many rows (N, D), got {x.shape}")

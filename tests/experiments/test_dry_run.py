@@ -1,0 +1,207 @@
+"""The dry run against real batches, tables and steps; the paper-scale configs."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from ehi.model.encoder import TextEncoder
+from ehi.model.joint import split_model
+from ehi.train.phase import Phase
+from ehi.train.pool import TrainingSet, make_batch
+from experiments.abstract import (
+    Sizes,
+    abstract_batch,
+    abstract_model,
+    abstract_tables,
+    data_sizes,
+    tower_shape,
+)
+from experiments.checks import check_config
+from experiments.configs import paper_ehi, paper_jpq, paper_poeem, pydocs
+from experiments.dry_run import dry_run, show_dry_run
+from experiments.flops import count_flops
+from experiments.systems import get_system
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+TOWER = {
+    "vocab_size": 50, "width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32,
+    "max_positions": 32, "type_vocab_size": 2,
+}  # fmt: skip
+PAPERS = [
+    *((paper_ehi, name) for name in paper_ehi.DATA_SETS),
+    (paper_ehi, "scifact-encoder"),
+    *((paper_jpq, name) for name in paper_jpq.ARGUMENTS),
+    *((paper_poeem, name) for name in paper_poeem.DATA_SETS),
+]
+
+
+def shrunk(c):
+    """The same config of a size that compiles in seconds."""
+    c.sizes = {"documents": 500, "train_queries": 300}
+    c.tower.shape = TOWER
+    c.tower.dtype = "float32"
+    c.tower.query_length, c.tower.document_length = 8, 12
+    c.tree.branching = min(c.tree.branching, 8)
+    c.leaves.num_codewords = 16
+    for name in ("dense", "joint", "jpq", "poeem_warmup", "poeem"):
+        c[name].batch_size, c[name].pool, c[name].chunk = 8, 16, 4
+        c[name].buffer = min(c[name].buffer, 32)
+    return c
+
+
+def test_reports_of_a_frozen_tower_and_what_is_shown(capsys):
+    c = shrunk(pydocs.get_config())
+    c.head.hidden = c.tree.hidden = 8
+    c.systems = ("kmeans-tree", "ehi-pq")
+    c.budgets = ("visit-10", "visit-10-8x")
+    reports = dry_run(c, flops_per_second=1e9)
+    # The parent first, and only once; nothing for the system that is not trained.
+    assert [(r.run, r.phase) for r in reports] == [
+        ("dense", "dense"),
+        ("ehi-pq-8x", "joint"),
+    ]
+    joint = reports[1]
+    # Train queries, two pseudo-queries, itself and two synthetic of each document.
+    assert joint.shapes["teacher_queries"] == "float32[2800, 16]"
+    assert joint.shapes["features_documents"] == "float32[500, 16]"
+    assert joint.seconds == joint.steps * joint.flops / 1e9 > 0
+    assert joint.peak >= joint.arguments > 4 * 2800 * 16
+    assert 0 < joint.trained < joint.parameters
+    show_dry_run(reports, Console(width=40))
+    shown = capsys.readouterr().out
+    assert "ehi-pq-8x, joint: 400 steps" in shown and "peak 0.0" in shown
+    assert "where bool[8, 16]" in shown
+
+
+class Tokens:
+    """What `make_batch` needs of a `TokenArray`."""
+
+    def pad(self, rows, length):
+        return np.zeros((len(rows), length), np.int32), np.ones(
+            (len(rows), length), bool
+        )
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_abstract_arrays_are_those_of_a_real_step(trains):
+    documents, queries = 60, 40
+    asked = np.arange(queries), np.arange(queries)
+    rows = queries + documents  # every document is a query for itself, too
+    data = TrainingSet(rows, documents, {"labelled": asked}, Tokens(), Tokens())
+    c = shrunk(pydocs.get_config())
+    c.pseudo.per_document = c.pseudo.synthetic = 0
+    c.tower.trainable = "all" if trains else "head"
+    c.joint.losses.lambda_rank = 1.0
+    sizes = Sizes(documents, queries)
+    model = abstract_model(c, get_system("joint-pq"), 8, sizes, TOWER)
+    _, params = split_model(model)
+    phase = Phase.from_mapping(c.joint.to_dict())
+    batch = make_batch(
+        data, batch_size=phase.batch_size, pool=phase.pool,
+        sources={"labelled": 1.0}, source_weights={}, seed=0, step=0,
+        lists_positives=True, query_length=8 * trains, document_length=12 * trains,
+    )  # fmt: skip
+    found = abstract_batch(c, phase, params, sizes)
+    assert found.keys() == batch.keys()
+    for name, value in batch.items():
+        assert found[name].dtype == value.dtype, name
+        if name != "positives":  # as wide as the data has it
+            assert found[name].shape == value.shape, name
+    tables = {
+        "teacher_queries": ((rows, 16), np.float32),
+        "teacher_documents": ((documents, 16), np.float32),
+        "codes": ((documents, 16), np.uint8),  # 8 bytes of 4-bit codes
+    }
+    if not trains:
+        tables["features_queries"] = tables["teacher_queries"]
+        tables["features_documents"] = tables["teacher_documents"]
+    found = abstract_tables(c, phase, params, sizes)
+    assert {n: (t.shape, t.dtype) for n, t in found.items()} == tables
+
+
+def test_flops_are_those_of_xla_and_loops_count_fully():
+    x = jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    w = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+
+    def once(x, w):
+        unused = w @ w  # never runs
+        return (x @ w).sum(), unused.shape
+
+    def looped(x, w):
+        return jax.lax.map(lambda row: row @ w, x).sum()
+
+    def flops(function):
+        return count_flops(jax.make_jaxpr(lambda x, w: function(x, w))(x, w).jaxpr)
+
+    exact = 2.0 * 32 * 64 * 64
+    assert flops(lambda x, w: once(x, w)[0]) == flops(looped) == exact
+    gradient = jax.grad(lambda w, x: jnp.square(x @ w).sum())
+    assert flops(lambda x, w: gradient(w, x)) == 2 * exact
+    choice = flops(
+        lambda x, w: jax.lax.cond(x[0, 0] > 0, looped, lambda x, w: 0.0, x, w)
+    )
+    assert choice == exact
+
+
+def test_sizes_and_tower_come_from_data_where_the_config_has_none(beir_folder):
+    c = pydocs.get_config()
+    assert tower_shape(c)["width"] == 384
+    c.tower.name = str(FIXTURES / "minilm_tiny")
+    encoder = nnx.eval_shape(lambda: TextEncoder(**tower_shape(c), rngs=nnx.Rngs(0)))
+    assert encoder.width == tower_shape(c)["width"] < 384
+    c.dataset = str(beir_folder)
+    assert data_sizes(c) == Sizes(documents=6, train_queries=4)
+
+
+@pytest.mark.parametrize(("module", "name"), PAPERS)
+def test_paper_configs_are_valid_and_say_what_is_remembered(module, name):
+    c = module.get_config(name)
+    check_config(c)
+    flat = c.to_dict()
+    for field in c.from_memory:
+        value = flat
+        for part in field.split("."):
+            value = value[part]
+    assert c.sizes.documents and c.sizes.train_queries
+    for section in ("joint", "jpq", "poeem"):
+        assert c[section].pool >= c[section].batch_size
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "runs"),
+    [
+        (paper_ehi, "msmarco", ["ehi joint"]),
+        (paper_ehi, "fiqa-encoder", ["dense dense"]),
+        (paper_jpq, "passage-48", ["jpq-64x jpq"]),
+        (paper_poeem, "movielens-1m", ["poeem-96x poeem_warmup", "poeem-96x poeem"]),
+    ],
+)
+def test_paper_configs_dry_run(module, name, runs):
+    c = shrunk(module.get_config(name))
+    if module is not paper_ehi:  # codes of the tiny tower, as many bytes a document
+        c.budgets = ("flat", "flat-8x", "visit-10-8x")
+        runs = [run.replace("64x", "8x").replace("96x", "8x") for run in runs]
+    assert [f"{r.run} {r.phase}" for r in dry_run(c, flops_per_second=1e9)] == runs
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [("paper_ehi", "scifact"), ("paper_jpq", "passage-16-star"), ("paper_poeem", "am")],
+)
+def test_unknown_arguments_name_the_known_ones(module, allowed):
+    config = importlib.import_module(f"experiments.configs.{module}")
+    with pytest.raises(ValueError, match=f"unknown argument 'x' .*{allowed}"):
+        config.get_config("x")
+
+
+def test_a_config_that_cannot_run_is_refused():
+    c = shrunk(pydocs.get_config())
+    c.tree.kind = "oak"
+    with pytest.raises(ValueError, match="tree.kind is 'oak'"):
+        dry_run(c, flops_per_second=1e9)

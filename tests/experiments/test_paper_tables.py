@@ -1,0 +1,244 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from ehi.eval.figures import figure_rows
+from ehi.eval.records import Record
+from experiments.layouts import fill
+from experiments.paper_tables import TABLES, Row, cells, rows_of
+from experiments.published import published
+from experiments.systems import SYSTEMS, Budget
+from experiments.table_records import group, missing
+
+QUERIES = 12
+
+
+@pytest.fixture
+def make_results(make_record):
+    """make_results({(system, variant, budget): nDCG@10 of each seed}) -> Results"""
+
+    def make(ndcg, **changes):
+        records, values = [], {}
+        for (system, variant, budget), of_seeds in ndcg.items():
+            for seed, mean in enumerate(of_seeds):
+                record = make_record(
+                    system=system, variant=variant, budget=budget, seed=seed,
+                    ndcg_at_10=mean, **changes,
+                )  # fmt: skip
+                records.append(record)
+                values[record.cell] = np.full(QUERIES, mean)
+        return group(records, values, "test")[0]
+
+    return make
+
+
+@pytest.fixture
+def variants(monkeypatch):
+    """`experiments.variants` with an ablation of ehi-pq, and one of another system"""
+
+    def variant(systems, note):
+        return types.SimpleNamespace(systems=systems, note=note)
+
+    module = types.ModuleType("experiments.variants")
+    module.VARIANTS = {
+        "no-path": variant(("ehi", "ehi-pq"), "path loss off"),
+        "paper": variant(("ehi",), "as published"),
+    }
+    monkeypatch.setitem(sys.modules, "experiments.variants", module)
+
+
+def shown(table):
+    """Rows of a table as header -> text, by their first two columns."""
+    return {
+        (row[0], row[1]): dict(zip(table.header, map(str, row), strict=True))
+        for row in table.rows
+    }
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_every_cell_is_a_known_system_at_a_known_budget(table):
+    found = cells(table)
+    assert found and len(set(found)) == len(found)
+    for system, _, budget in found:
+        assert system in SYSTEMS
+        # A tree may be searched whole, but nothing without codes is compressed.
+        assert Budget.parse(budget).compression is None or SYSTEMS[system].pq
+    for row in rows_of(table):
+        if row.kind == "separate":
+            assert not SYSTEMS[row.system].phases
+        if row.kind == "joint":
+            assert SYSTEMS[row.system].phases
+
+
+def test_cost_is_shown_once_a_system_at_its_representative_budget():
+    budgets = {cell[:2]: cell[2] for cell in cells(TABLES["T5"])}
+    assert len(budgets) == len(cells(TABLES["T5"]))
+    assert budgets["ehi-pq", ""] == budgets["scann", ""] == "visit-10-64x"
+    assert budgets["jpq", ""] == "flat-64x"
+    assert budgets["ehi", "paper"] == "visit-10"
+    assert budgets["dense", ""] == "flat"
+    assert ("faiss-ivf", "on-ehi") not in budgets
+
+
+def test_joint_rows_are_tested_against_the_best_separate_row_of_their_budget(
+    make_results,
+):
+    results = make_results(
+        {
+            ("kmeans-tree", "", "visit-5"): (0.4, 0.5, 0.6),
+            ("faiss-ivf", "", "visit-5"): (0.3, 0.3, 0.3),
+            ("kmeans-tree", "", "visit-10"): (0.5, 0.5, 0.5),
+            ("faiss-ivf", "", "visit-10"): (0.6, 0.6, 0.6),
+            # A control is better than either and is not taken for a separate row.
+            ("faiss-ivf", "on-ehi", "visit-10"): (0.9, 0.9, 0.9),
+            ("ehi", "", "visit-5"): (0.6, 0.7, 0.5),
+            ("ehi", "", "visit-10"): (0.4, 0.4, 0.4),
+            ("ehi-pq", "", "visit-10-64x"): (0.3, 0.3, 0.3),
+        }
+    )
+    filled = fill(TABLES["T1"], results)
+    grid, details = filled.tables
+    assert filled.notes[0] == (
+        "Best separate row: kmeans-tree at visit-5, faiss-ivf at visit-10."
+    )
+    found = shown(details)
+    # All 12 queries differ one way: p = 2 / 2^12, times the 4 tests of the table.
+    p = 4 * 2 / 2**12
+    assert found["ehi", "visit-5"] == {
+        "system": "ehi",
+        "budget": "visit-5",
+        "seeds": "3",
+        "nDCG@10": "0.6000 ± 0.1000",
+        "R@100": "0.8000 ± 0.0000",
+        "visited %": "9.9",
+        "bytes/doc": "1536",
+        "best separate": "kmeans-tree",
+        "difference": "+0.1000",
+        "signs": "++-",
+        "p": f"{p:.3f}",
+    }
+    assert found["ehi", "visit-10"]["best separate"] == "faiss-ivf"
+    assert found["ehi", "visit-10"]["difference"] == "-0.2000"
+    assert found["faiss-ivf:on-ehi", "visit-10"]["difference"] == "+0.3000"
+    assert found["kmeans-tree", "visit-5"]["best separate"] == "None"
+    columns = {row[0]: dict(zip(grid.header, row, strict=True)) for row in grid.rows}
+    marks = {
+        (name, budget): (row[budget].style, row[budget].sign)
+        for name, row in columns.items()
+        for budget in ("visit-5", "visit-10")
+        if not isinstance(row[budget], str | None)
+    }
+    assert marks["kmeans-tree", "visit-5"] == ("italic", "")
+    assert marks["faiss-ivf", "visit-5"] == ("", "")
+    assert marks["faiss-ivf", "visit-10"] == ("italic", "")
+    assert marks["ehi", "visit-5"] == ("bold", "†")
+    assert marks["ehi", "visit-10"] == ("bold", "‡")
+    # Compressed, it stands in the column of what it visits.
+    assert marks["ehi-pq (64x)", "visit-10"] == ("", "‡")
+    assert columns["ehi"]["visit-1"] == "not run"
+    assert columns["dense"]["visit-5"] is None
+
+
+def test_loss_is_relative_to_exact_search_and_paired_by_seed(make_results):
+    results = make_results(
+        {
+            ("dense", "", "flat"): (0.5, 0.8),
+            ("opq", "", "flat-64x"): (0.4, 0.72, 0.1),
+            ("joint-pq", "", "flat-64x"): (0.5, 0.8),
+        }
+    )
+    found = shown(fill(TABLES["T2"], results).tables[-1])
+    # 20% and 10%; the third seed has nothing to be paired with.
+    assert found["opq", "flat-64x"]["loss %"] == "15.0 ± 7.1"
+    assert found["opq", "flat-64x"]["p of loss"] == f"{3 * 2 / 2**12:.3f}"
+    assert found["joint-pq", "flat-64x"]["loss %"] == "0.0 ± 0.0"
+    assert found["joint-pq", "flat-64x"]["p of loss"] == "1.000"
+    assert found["dense", "flat"]["loss %"] == "None"
+
+
+def test_ablations_are_compared_with_the_default(make_results, variants):
+    default, ablation = rows_of(TABLES["T4"])
+    assert ablation == Row("ehi-pq", "no-path", note="path loss off")
+    budget = "visit-10-64x"
+    results = make_results(
+        {("ehi-pq", "", budget): (0.5, 0.6), ("ehi-pq", "no-path", budget): (0.4, 0.4)}
+    )
+    ((table,), _) = vars(fill(TABLES["T4"], results)).values()
+    line = shown(table)["ehi-pq:no-path", "path loss off"]
+    assert (line["seeds"], line["difference"], line["signs"]) == ("2", "-0.1500", "--")
+    assert line["p"] == "<0.001"
+    assert shown(table)["ehi-pq", "the default"]["difference"] == "None"
+    assert missing(TABLES["T4"], results).startswith("2 with fewer than 3 seeds; ")
+
+
+def test_ablations_may_not_be_defined_yet(make_results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "experiments.variants", None)
+    results = make_results({("ehi-pq", "", "visit-10-64x"): (0.5, 0.6, 0.7)})
+    filled = fill(TABLES["T4"], results)
+    assert len(filled.tables[0].rows) == 1
+    assert "experiments.variants names no ablation." in filled.notes
+    assert missing(TABLES["T4"], results) is None
+
+
+def test_cost_shows_what_the_records_know(make_results):
+    ndcg = {("ehi", "", "visit-10"): (0.5, 0.6)}
+    (table,) = fill(TABLES["T5"], make_results(ndcg)).tables
+    line = shown(table)["ehi", "visit-10"]
+    assert line["examples/s"] == "None"
+    assert (line["index MB"], line["leaf max"]) == ("8", "120")
+    assert shown(table)["jpq", "flat-64x"]["train s"] == "not run"
+    results = make_results(ndcg, examples_per_second=2000.0, leaf_load_cv=None)
+    line = shown(fill(TABLES["T5"], results).tables[0])["ehi", "visit-10"]
+    assert (line["examples/s"], line["leaf cv"]) == ("2000", "None")
+
+
+def test_older_records_lack_examples_per_second(make_record):
+    data = make_record().to_json()
+    del data["examples_per_second"]
+    assert Record.from_json(data) == make_record()
+
+
+def test_without_per_query_values_rows_are_shown_untested(make_record):
+    records = [make_record(), make_record(system="kmeans-tree", ndcg_at_10=0.4)]
+    (results,) = group(records, {}, "test")
+    line = shown(fill(TABLES["T1"], results).tables[-1])["ehi", "visit-10"]
+    assert (line["best separate"], line["p"]) == ("kmeans-tree", "None")
+
+
+def test_values_without_a_record_are_not_read(make_record):
+    cut_off = make_record(system="kmeans-tree")
+    values = {r.cell: np.zeros(3) for r in (make_record(), cut_off)}
+    (results,) = group([make_record()], values, "test")
+    assert list(results.per_query) == [make_record().cell]
+
+
+def test_figure_leaves_out_what_was_not_counted(tmp_path, make_record):
+    rows = {
+        "ehi": [make_record(seed=s, ndcg_at_10=0.4 + s / 10) for s in range(2)],
+        "scann": [make_record(system="scann", docs_visited=None)],
+    }
+    for across in ("docs_visited", "bytes_per_doc"):
+        path = tmp_path / f"{across}.png"
+        figure_rows(path, rows, across=across, exact={"dense": [make_record()]})
+        assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="across is 'bytes'; allowed"):
+        figure_rows(tmp_path / "x.png", rows, across="bytes", exact={})
+
+
+def test_published_numbers_have_a_source():
+    found = published()
+    assert all(p.source and p.value and p.measure for p in found)
+    keys = [(p.method, p.data, p.setting, p.measure, p.source) for p in found]
+    assert len(set(keys)) == len(keys)
+    values = {key[:4]: p.value for key, p in zip(keys, found, strict=True)}
+    passage = "MS MARCO passage"
+    assert values["JPQ", passage, "M = 24", "MRR@10"] == "0.305"
+    assert values["OPQ+ScaNN", "MS MARCO document", "M = 24", "MRR@100"] == "0.317"
+    assert values["RepCONC", passage, "ANCE, M = 48", "DL20 nDCG@10"] == ".641"
+    assert values["Distill-VQ", "NQ", "AR2-G", "MRR@10"] == ".6235"
+    assert values["JTR", "MS MARCO document", "-", "ms a query"] == "18"
+    assert values["Poeem", "synthetic", "tutorial, nprobe 1", "precision@100"] == (
+        "0.9805"
+    )

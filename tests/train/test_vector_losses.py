@@ -1,0 +1,32 @@
+"""The losses of embeddings: values, and whom their gradients move."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehi.train import vector_losses
+
+N, D = 4, 3
+Z, Z_HAT = (jax.random.normal(jax.random.key(seed), (N, D)) for seed in (0, 1))
+
+
+def test_distortions_have_one_value_and_opposite_gradients():
+    for loss, moves, stays in (
+        (vector_losses.codebook_distortion, 1, 0),
+        (vector_losses.commitment_distortion, 0, 1),
+    ):
+        value = np.square(np.asarray(Z - Z_HAT)).sum(-1).mean()
+        np.testing.assert_allclose(loss(Z, Z_HAT), value, rtol=1e-6)
+        gradients = jax.grad(loss, (0, 1))(Z, Z_HAT)
+        expected = 2 * (Z - Z_HAT) / N * (-1 if moves else 1)
+        np.testing.assert_allclose(gradients[moves], expected, rtol=1e-5)
+        assert not gradients[stays].any()
+
+
+def test_anchor_is_zero_at_the_origin_and_two_opposite_to_it():
+    rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    assert vector_losses.anchor(rows, rows) == 0
+    assert vector_losses.anchor(rows, -rows) == 2
+    assert vector_losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
+    weights = jnp.array([1.0, 0.0])
+    assert vector_losses.anchor(rows, -rows[::-1], weights) == 1
