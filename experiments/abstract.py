@@ -13,9 +13,10 @@ from flax import nnx
 
 from ehi.data.datasets import open_dataset
 from ehi.model.encoder import TextEncoder
+from ehi.model.params import has_tower
 from ehi.model.pretrained import resolve
 from ehi.train.phase import Phase
-from experiments.training import build_model
+from experiments.modules import build_model
 
 # Towers of configs that name no shape of their own.
 TOWERS = {
@@ -87,7 +88,7 @@ def abstract_batch(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
     }
     if phase.needs_codes:
         batch["positives"] = _array((n, MOST_POSITIVES), jnp.int32)
-    if _trains_tower(params):
+    if has_tower(params):
         for side, rows, length in (
             ("queries", n, config.tower.query_length),
             ("documents", c, config.tower.document_length),
@@ -104,7 +105,7 @@ def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict
     tower, synthetic queries.
     """
     in_width, width = params["head/projection"].shape  # (T, D)
-    documents, frozen = sizes.documents, not _trains_tower(params)
+    documents, frozen = sizes.documents, not has_tower(params)
     queries = sizes.train_queries + documents * (
         config.pseudo.per_document + 1 + (config.pseudo.synthetic if frozen else 0)
     )
@@ -120,10 +121,6 @@ def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict
         m = params["quantiser/codebooks"].shape[0]
         tables["codes"] = _array((documents, m), jnp.uint8)
     return tables
-
-
-def _trains_tower(params: Mapping) -> bool:
-    return any(name.startswith("tower/") for name in params)
 
 
 def _array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:

@@ -1,9 +1,21 @@
 """Refuse a config that cannot run, before anything is loaded or written."""
 
-from ehi.model.joint import ROTATIONS
+from ehi.model.rotation import ROTATIONS
 from ehi.model.routers import KINDS
 from ehi.train.phase import Phase
 from experiments.systems import Budget, get_system
+
+# The least that a number may be.
+LEAST = {
+    "tree.height": 1,
+    "tree.hidden": 0,
+    "tree.spill": 1,
+    "head.width": 0,
+    "head.hidden": 0,
+    "tower.query_length": 3,
+    "tower.document_length": 3,
+    "pseudo.per_document": 0,
+}
 
 
 def check_config(config) -> None:
@@ -12,6 +24,40 @@ def check_config(config) -> None:
     Raises:
       ValueError: names the field, its value and what is allowed.
     """
+    _check_systems(config)
+    if not config.dataset:
+        raise ValueError(
+            "dataset is empty; give --config.dataset='pydocs', 'beir/<name>' or the "
+            "path of a BEIR folder or zip"
+        )
+    if config.tree.branching and config.tree.branching < 2:
+        raise ValueError(
+            f"tree.branching is {config.tree.branching}; must be at least 2, or 0 to "
+            "choose it by the number of documents"
+        )
+    _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
+    _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
+    _choice("tree.kind", config.tree.kind, tuple(KINDS))
+    _choice("tree.start", config.tree.start, ("kmeans", "random"))
+    parent = get_system(config.library_parent)
+    if parent.pq or parent.library:
+        raise ValueError(
+            f"library_parent is {config.library_parent!r}; must be a system with raw "
+            "embeddings, as 'dense' or 'ehi'"
+        )
+    _choice("leaves.num_codewords", config.leaves.num_codewords, (16, 256))
+    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
+    for name, least in LEAST.items():
+        section, field = name.split(".")
+        value = config[section][field]
+        if value < least:
+            raise ValueError(f"{name} is {value}; must be at least {least}")
+    if config.tower.trainable != "head":
+        _check_trained_tower(config)
+
+
+def _check_systems(config) -> None:
+    """Their phases, and a budget for each."""
     if not config.systems:
         raise ValueError("systems is empty; name at least one")
     phases = set()
@@ -29,45 +75,6 @@ def check_config(config) -> None:
                 f"no budget of {', '.join(config.budgets)} applies to {name!r}: a tree "
                 "needs 'visit-...', PQ leaves need '...-64x'"
             )
-    if not config.dataset:
-        raise ValueError(
-            "dataset is empty; give --config.dataset='pydocs', 'beir/<name>' or the "
-            "path of a BEIR folder or zip"
-        )
-    if config.tree.branching and config.tree.branching < 2:
-        raise ValueError(
-            f"tree.branching is {config.tree.branching}; must be at least 2, or 0 to "
-            "choose it by the number of documents"
-        )
-    _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
-    _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
-    _choice("tree.kind", config.tree.kind, tuple(KINDS))
-    _choice("tree.start", config.tree.start, ("kmeans", "random"))
-    if (
-        get_system(config.library_parent).pq
-        or get_system(config.library_parent).library
-    ):
-        raise ValueError(
-            f"library_parent is {config.library_parent!r}; must be a system with raw "
-            "embeddings, as 'dense' or 'ehi'"
-        )
-    _choice("leaves.num_codewords", config.leaves.num_codewords, (16, 256))
-    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
-    for section, field, least in (
-        ("tree", "height", 1),
-        ("tree", "hidden", 0),
-        ("tree", "spill", 1),
-        ("head", "width", 0),
-        ("head", "hidden", 0),
-        ("tower", "query_length", 3),
-        ("tower", "document_length", 3),
-        ("pseudo", "per_document", 0),
-    ):
-        value = config[section][field]
-        if value < least:
-            raise ValueError(f"{section}.{field} is {value}; must be at least {least}")
-    if config.tower.trainable != "head":
-        _check_trained_tower(config)
 
 
 def _check_trained_tower(config) -> None:

@@ -19,10 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.markup import escape
 
-from ehi.model.joint import split_model
+from ehi.model.params import split_model
 from ehi.train import loop
+from ehi.train.optimizer import trained_names
 from ehi.train.phase import Phase
-from ehi.train.step import make_mesh, trained_names
+from ehi.train.step import make_mesh
 from experiments.abstract import (
     Sizes,
     abstract_batch,

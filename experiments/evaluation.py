@@ -103,7 +103,7 @@ def cell_of(config, inputs: Inputs, name: str, budget: Budget) -> Cell:
 def over_budget(run: str, budget: Budget) -> None:
     """Say that there is no record, and why."""
     LOG.warning(
-        "%s: one leaf a query already visits more than %s%% of the documents",
+        "%s: the smallest search already visits more than %s%% of the documents",
         run, budget.visit,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from ehi.index import build_index
 from ehi.model.encoder import start_from_pca
-from ehi.model.joint import JointIndex, merge_model, split_model
+from ehi.model.params import has_tower, merge_model, split_model
 from ehi.train import checkpoint
 from ehi.train.embed import code_table, embed
 from ehi.train.export import index_arrays
@@ -21,7 +21,8 @@ from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.phase import Phase
 from experiments.inputs import Inputs, without_labels
-from experiments.systems import config_of, get_system, is_trained, num_subspaces
+from experiments.modules import build_model
+from experiments.systems import config_of, get_system
 
 LOG = logging.getLogger("ehi")
 
@@ -111,56 +112,6 @@ def train_system(
     return trained[run]
 
 
-def build_model(config, system, compression: int | None, inputs: Inputs) -> JointIndex:
-    """The module of a system, freshly initialised."""
-    tower_width = inputs.pretrained.config["width"]
-    trains_tower = config.tower.trainable != "head" and is_trained(system)
-    own_tower = trains_tower and config.tower.query_tower
-    tree = None
-    if system.tree:
-        tree = {
-            "kind": config.tree.kind,
-            "height": config.tree.height,
-            "branching": config.tree.branching,
-            # A per_level router has the paper's residual layers and no other.
-            "hidden": config.tree.hidden if config.tree.kind == "per_node" else 0,
-            "scale": config.tree.scale,
-            "query_router": config.tree.query_router,
-        }
-        leaves = config.tree.branching**config.tree.height
-        if leaves > len(inputs.dataset.documents):
-            raise ValueError(
-                f"tree.branching^tree.height = {leaves} leaves for "
-                f"{len(inputs.dataset.documents)} documents; use at most as many"
-            )
-        if config.tree.kind == "nearest":
-            tree["query_router"] = False
-    codewords = config.leaves.num_codewords
-    subspaces = 0
-    if system.pq:
-        # A document that is spilled to s leaves has s codes in the same bytes.
-        subspaces = num_subspaces(
-            compression * config.tree.spill, tower_width=tower_width,
-            num_codewords=codewords,
-        )  # fmt: skip
-    return JointIndex(
-        tower_width=tower_width,
-        width=config.head.width or tower_width,
-        head_hidden=config.head.hidden,
-        query_head=config.head.query_head,
-        tower=inputs.tower if trains_tower else None,
-        query_tower=inputs.fresh_tower() if own_tower else None,
-        tree=tree,
-        num_subspaces=subspaces,
-        num_codewords=codewords,
-        rotation=config.leaves.rotation if system.pq else "none",
-        residual=bool(config.leaves.residual and system.pq and system.tree),
-        frozen_codes=config.leaves.frozen_codes,
-        codeword_gradient=config.leaves.codeword_gradient,
-        rngs=nnx.Rngs(config.seed),
-    )
-
-
 def _start(config, system, model, inputs, parent, workdir):
     """Parameters before the first step: pretrained or inherited, fitted to data."""
     if parent is None:
@@ -187,50 +138,58 @@ def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, lo
         return state
     params = state["params"]
     if phase.start == "buffer":
-        model = merge_model(graphdef, params)
-        kept = np.asarray(state["stats"]["buffer"])  # (rows, D)
-        kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
-        fit_starts(model, kept, seed=config.seed, cache=workdir / "starts" / run)
-        params = split_model(model)[1]
+        kept = state["stats"]["buffer"]
+        params = _fit_to_buffer(graphdef, params, kept, config.seed, workdir, run)
     tables = _tables(run, phase, graphdef, params, inputs, parent)
-    trains_tower = any(name.startswith("tower/") for name in params)
-    mine = None
-    if phase.negatives == "teacher" and phase.refresh:
-
-        def mine(_):
-            return mine_from_teacher(
-                parent.documents, parent.queries, inputs.training,
-                per_query=phase.mined_kept,
-            )  # fmt: skip
-
-    elif phase.refresh:
-
-        def mine(params):
-            documents, queries = _embeddings(graphdef, params, inputs)
-            index = build_index(
-                documents, np.arange(len(documents)), **index_arrays(graphdef, params)
-            )
-            return mine_from_leaves(
-                index, queries, inputs.training,
-                per_query=phase.mined_kept, beam=phase.mined_beam,
-            )  # fmt: skip
-
-    lengths = (config.tower.query_length, config.tower.document_length)
+    lengths = (0, 0)
+    if has_tower(params):
+        lengths = (config.tower.query_length, config.tower.document_length)
     return run_phase(
         graphdef, params, inputs.training, tables, phase,
         run=run, name=phase_name, seed=config.seed,
         directory=workdir / "checkpoints" / run / phase_name, log=log,
-        lengths=lengths if trains_tower else (0, 0), mine=mine,
+        lengths=lengths, mine=_miner(phase, graphdef, inputs, parent),
     )  # fmt: skip
+
+
+def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
+    """Tree and leaves fitted to the embeddings (rows, D) that a warm-up kept."""
+    model, kept = merge_model(graphdef, params), np.asarray(buffer)
+    kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
+    fit_starts(model, kept, seed=seed, cache=workdir / "starts" / run)
+    return split_model(model)[1]
+
+
+def _miner(phase, graphdef, inputs, parent):
+    """Parameters -> hard negatives (rows, m), or None where a phase mines none."""
+    if not phase.refresh:
+        return None
+
+    def from_teacher(_):
+        return mine_from_teacher(
+            parent.documents, parent.queries, inputs.training,
+            per_query=phase.mined_kept,
+        )  # fmt: skip
+
+    def from_leaves(params):
+        documents, queries = _embeddings(graphdef, params, inputs)
+        index = build_index(
+            documents, np.arange(len(documents)), **index_arrays(graphdef, params)
+        )
+        return mine_from_leaves(
+            index, queries, inputs.training,
+            per_query=phase.mined_kept, beam=phase.mined_beam,
+        )  # fmt: skip
+
+    return from_teacher if phase.negatives == "teacher" else from_leaves
 
 
 def _tables(run, phase, graphdef, params, inputs, parent) -> dict[str, np.ndarray]:
     """The read-only arrays that the steps of a phase gather from."""
-    trains_tower = any(name.startswith("tower/") for name in params)
     tables = {}
-    if not trains_tower:
+    if not has_tower(params):
         tables["features_queries"] = inputs.query_features
-    if not trains_tower or phase.losses.get("anchor"):
+    if not has_tower(params) or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features
     if phase.needs_teacher:
         if parent is None:
@@ -245,7 +204,7 @@ def _tables(run, phase, graphdef, params, inputs, parent) -> dict[str, np.ndarra
 
 def _embeddings(graphdef, params, inputs: Inputs):
     """Embeddings of the corpus and of the query table."""
-    if any(name.startswith("tower/") for name in params):
+    if has_tower(params):
         documents = embed(graphdef, params, "documents", inputs.document_tokens)
         queries = embed(graphdef, params, "queries", inputs.query_tokens)
         return documents, np.concatenate([queries, documents])
@@ -255,7 +214,7 @@ def _embeddings(graphdef, params, inputs: Inputs):
 
 def _final_embeddings(graphdef, params, inputs, run, workdir):
     """Embeddings by the trained parameters; kept on disk where a tower made them."""
-    if not any(name.startswith("tower/") for name in params):
+    if not has_tower(params):
         return _embeddings(graphdef, params, inputs)
     path = workdir / "embeddings" / f"{run}.npz"
     if not path.exists():

@@ -90,6 +90,13 @@ VARIANTS = {
     "mined-50": _ablation("pool: also mined from leaves, every 50 steps", **_mined(50)),
     "mined-100": _ablation("... every 100 steps", **_mined(100)),
     "mined-200": _ablation("... every 200 steps", **_mined(200)),
+    "mined-from-teacher": _ablation(
+        "pool: also the teacher's nearest (Distill-VQ)",
+        joint__negatives="teacher",
+        joint__refresh=400,
+        joint__mined_per_query=2,
+        joint__mined_kept=200,
+    ),
     # The tree.
     "height-2": _ablation("11^2 leaves", tree__height=2),
     "height-3": _ablation("5^3 leaves", tree__height=3),

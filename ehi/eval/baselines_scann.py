@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ehi.eval.baselines import Baseline, padded
+from ehi.eval.baselines_base import Baseline, padded
 
 _KMEANS_ITERATIONS = 25
 # The threshold of ScaNN's own examples; 0.1 found as much.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ehi.eval.baselines import Baseline
+from ehi.eval.baselines_base import Baseline
 from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
 from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
@@ -106,7 +106,7 @@ def measure(
         write_run(run_path, run)
         atomic_write_npy(per_query_path(run_path), per_query)
 
-    def search(rows: np.ndarray, threads: int) -> None:
+    def search(rows: np.ndarray, threads: int = 1) -> None:
         index.search(rows, top, beam=beam, rerank=rerank, threads=threads)
 
     return {
@@ -120,7 +120,7 @@ def measure(
         "rerank": rerank,
         "leaf_load_max": index.leaf_load_max,
         "leaf_load_cv": index.leaf_load_cv,
-        **_latency(lambda row: search(row, 1), queries, latency_queries),
+        **_latency(search, queries, latency_queries),
         "qps_batch": _queries_per_second(lambda rows: search(rows, threads), queries),
         "threads": threads,
     }

@@ -8,12 +8,9 @@ import numpy as np
 from ehi.index import check
 from ehi.index.documents import StringIds
 from ehi.index.index import Index
+from ehi.index.leaves import half, make_leaves
 from ehi.index.route import assign_leaves, tree_shape
-from ehi.index.score import pack_codes
-from ehi.index.threads import one_blas_thread
 from ehi.index.topk import MAX_NUMBER
-
-_ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache
 
 
 def build_index(
@@ -64,6 +61,28 @@ def build_index(
         raise ValueError(f"{num} documents are more than the {MAX_NUMBER} of one index")
     ids = _external_ids(doc_ids, num)
     tree, query_tree = _trees(tree, query_tree, width)
+    num_leaves, spill = _check_leaves(tree, spill, num)
+    _check_identity(encoder, config)
+
+    leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(
+        assign_leaves(embeddings, tree, spill), num_leaves
+    )
+    leaves = make_leaves(
+        embeddings, leaf_rows, leaf_of_copy, num_leaves,
+        codebooks=codebooks, assign_codebooks=assign_codebooks, rotation=rotation,
+        leaf_centroids=leaf_centroids, leaf_dtype=leaf_dtype,
+    )  # fmt: skip
+    return Index(
+        width=width, spill=spill, leaf_offsets=leaf_offsets, leaf_rows=leaf_rows,
+        ids=ids, tree=tree, query_tree=query_tree,
+        rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
+        encoder=encoder, config=config, query_head=_query_head(query_head),
+        **leaves,
+    )  # fmt: skip
+
+
+def _check_leaves(tree, spill, num):
+    """Leaves of the tree and leaves of a document, if `num` documents have so many."""
     height, branching = tree_shape(tree)
     num_leaves = branching**height
     if num_leaves > num:
@@ -73,120 +92,22 @@ def build_index(
     spill = check.check_count("spill", spill)
     if spill > num_leaves:
         raise ValueError(f"spill {spill} is larger than the {num_leaves} leaves")
-    _check_identity(encoder, config)
+    return num_leaves, spill
 
-    copies = assign_leaves(embeddings, tree, spill).ravel()  # (N s,), by row
+
+def _by_leaf(assigned, num_leaves):
+    """Copies of documents in leaf order, of the leaves (N, s) of each document.
+
+    Returns:
+        leaf_offsets (P + 1,), where each leaf starts; leaf_rows (N s,), the document of
+        each copy; leaf_of_copy (N s,).
+    """
+    copies = assigned.ravel()  # (N s,), by row
     order = np.argsort(copies, kind="stable")
     leaf_offsets = np.zeros(num_leaves + 1, np.int64)
     np.cumsum(np.bincount(copies, minlength=num_leaves), out=leaf_offsets[1:])
-    leaf_rows = (order // spill).astype(np.uint32)
-    leaves = _leaves(
-        embeddings,
-        leaf_rows,
-        copies[order],
-        num_leaves,
-        codebooks=codebooks,
-        assign_codebooks=assign_codebooks,
-        rotation=rotation,
-        leaf_centroids=leaf_centroids,
-        leaf_dtype=leaf_dtype,
-    )
-    return Index(
-        width=width,
-        spill=spill,
-        leaf_offsets=leaf_offsets,
-        leaf_rows=leaf_rows,
-        ids=ids,
-        tree=tree,
-        query_tree=query_tree,
-        rerank_vectors=_half("rerank_vectors", embeddings) if rerank_vectors else None,
-        encoder=encoder,
-        config=config,
-        query_head=_query_head(query_head),
-        **leaves,
-    )
-
-
-def encode_pq(vectors, codebooks):
-    """The nearest codeword of every sub-vector: argmin_j |x_m - codeword_mj|.
-
-    Args:
-        vectors: (N, D) float32, rotated, and without their centroids.
-        codebooks: (M, K, S).
-
-    Returns:
-        (N, M) int64 codes; equal distances go to the smaller code.
-    """
-    num_subspaces, _, width = codebooks.shape
-    half_norms = (codebooks**2).sum(axis=2) / 2  # (M, K)
-    codes = np.empty((len(vectors), num_subspaces), np.int64)
-    for m in range(num_subspaces):
-        words = vectors[:, m * width : (m + 1) * width]
-        closeness = words @ codebooks[m].T - half_norms[m]  # (N, K)
-        codes[:, m] = closeness.argmax(axis=1)
-    return codes
-
-
-def _leaves(
-    embeddings,
-    rows,
-    leaf_of_copy,
-    num_leaves,
-    *,
-    codebooks,
-    assign_codebooks,
-    rotation,
-    leaf_centroids,
-    leaf_dtype,
-):
-    """The Index fields of raw or PQ leaves, copies in the order of `rows`."""
-    if leaf_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"leaf_dtype must be 'float32' or 'float16', got {leaf_dtype!r}"
-        )
-    if codebooks is None:
-        for name, value in (
-            ("rotation", rotation),
-            ("leaf_centroids", leaf_centroids),
-            ("assign_codebooks", assign_codebooks),
-        ):
-            if value is not None:
-                raise ValueError(f"{name} needs codebooks")
-        vectors = embeddings
-        if leaf_dtype == "float16":
-            vectors = _half("embeddings", embeddings)
-        return {"vectors": vectors[rows]}
-    width = embeddings.shape[1]
-    codebooks = check.check_codebooks(codebooks, width)
-    choosing = codebooks
-    if assign_codebooks is not None:
-        choosing = check.check_codebooks(assign_codebooks, width)
-        if choosing.shape != codebooks.shape:
-            raise ValueError(
-                f"assign_codebooks are {choosing.shape}, codebooks {codebooks.shape}; "
-                "they must have one shape"
-            )
-    if rotation is not None:
-        rotation = check.check_rotation(rotation, width)
-    if leaf_centroids is not None:
-        leaf_centroids = check.check_centroids(leaf_centroids, num_leaves, width)
-    codes = np.empty((len(rows), len(codebooks)), np.uint8)
-    with one_blas_thread():  # the products are too small for more
-        for start in range(0, len(rows), _ENCODE_ROWS):
-            part = slice(start, start + _ENCODE_ROWS)
-            vectors = embeddings[rows[part]]
-            if leaf_centroids is not None:
-                vectors -= leaf_centroids[leaf_of_copy[part]]
-            if rotation is not None:
-                vectors = vectors @ rotation
-            codes[part] = encode_pq(vectors, choosing)
-    return {
-        "codes": pack_codes(codes, codebooks.shape[1]),
-        "codebooks": codebooks,
-        "assign_codebooks": None if choosing is codebooks else choosing,
-        "rotation": rotation,
-        "leaf_centroids": leaf_centroids,
-    }
+    leaf_rows = (order // assigned.shape[1]).astype(np.uint32)
+    return leaf_offsets, leaf_rows, copies[order]
 
 
 def _trees(tree, query_tree, width):
@@ -231,8 +152,3 @@ def _query_head(arrays):
     if bad:
         raise ValueError(f"query_head names must be plain words, got {bad}")
     return {key: np.asarray(value, np.float32) for key, value in arrays.items()}
-
-
-def _half(name, vectors):
-    with np.errstate(over="ignore"):
-        return check.finite_rows(f"{name} as float16", vectors.astype(np.float16))

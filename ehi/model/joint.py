@@ -6,7 +6,8 @@ from flax import nnx
 
 from ehi.model.balanced import balanced_codes
 from ehi.model.encoder import Head, TextEncoder
-from ehi.model.pq import GivensRotation, ProductQuantiser, Rotation
+from ehi.model.pq import ProductQuantiser
+from ehi.model.rotation import make_rotation
 from ehi.model.routers import make_router
 from ehi.model.tree import assign
 
@@ -22,7 +23,6 @@ GROUPS = (
     "rotation",
     "quantiser",
 )
-ROTATIONS = ("none", "fixed", "learned", "givens")
 
 
 class JointIndex(nnx.Module):
@@ -72,7 +72,7 @@ class JointIndex(nnx.Module):
         codeword_gradient: bool = True,
         rngs: nnx.Rngs,
     ):
-        _check_leaves(tree, num_subspaces, rotation, residual)
+        _check_residual(residual, tree, num_subspaces)
         self.residual, self.codeword_gradient = residual, codeword_gradient
         self.tower, self.query_tower = tower, query_tower
         self.head = Head(tower_width, width, hidden=head_hidden, rngs=rngs)
@@ -88,7 +88,7 @@ class JointIndex(nnx.Module):
             if residual and not tied
             else None
         )
-        self.rotation = _rotation(rotation, width, rngs)
+        self.rotation = make_rotation(rotation, width)
         self.quantiser = (
             ProductQuantiser(
                 width,
@@ -174,14 +174,6 @@ class JointIndex(nnx.Module):
         return back(through), z, z_hat, back(z_hat), codes
 
 
-def _rotation(kind: str, width: int, rngs: nnx.Rngs):
-    if kind == "none":
-        return None
-    if kind == "givens":
-        return GivensRotation(width)
-    return Rotation(width, learned=kind == "learned", rngs=rngs)
-
-
 def _routers(tree: dict | None, width: int, rngs: nnx.Rngs):
     """The documents' router, and the queries' own where they have one."""
     if tree is None:
@@ -195,12 +187,7 @@ def _routers(tree: dict | None, width: int, rngs: nnx.Rngs):
     return (router(0), router(hidden)) if own else (router(hidden), None)
 
 
-def _check_leaves(tree, num_subspaces, rotation, residual) -> None:
-    if rotation not in ROTATIONS:
-        raise ValueError(
-            f"rotation={rotation!r} is unknown; allowed: "
-            f"{', '.join(map(repr, ROTATIONS))}"
-        )
+def _check_residual(residual: bool, tree: dict | None, num_subspaces: int) -> None:
     if residual and tree is None:
         raise ValueError("residual codes need a tree: residual=True but tree=None")
     if residual and not num_subspaces:
@@ -230,35 +217,3 @@ def _in_chunks(tower, inputs, chunk: int) -> jax.Array:
     )
     encode = jax.checkpoint(lambda x: tower(*x))
     return jax.lax.map(encode, chunks).reshape(rows, -1)
-
-
-def split_model(model: JointIndex):
-    """A module as (graphdef, {'group/.../name': array}).
-
-    The flat dictionary is what the optimiser, the checkpoint and the index exporter
-    see: a group is the part of a name before the first slash.
-    """
-    graphdef, state = nnx.split(model, nnx.Param)
-    return graphdef, _flatten(nnx.to_pure_dict(state))
-
-
-def merge_model(graphdef, params: dict[str, jax.Array]) -> JointIndex:
-    """The inverse of `split_model`; inside jit it costs nothing at run time."""
-    nested: dict = {}
-    for name, value in params.items():
-        *path, last = (int(p) if p.isdigit() else p for p in name.split("/"))
-        node = nested
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return nnx.merge(graphdef, nested)
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

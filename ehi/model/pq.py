@@ -1,132 +1,16 @@
-"""Product quantisation inside the model: a learned rotation and learned codebooks.
+"""Product quantisation inside the model: codebooks, learned straight through the codes.
 
-An embedding x is rotated, ``z = x R``, cut into M subvectors, and each is replaced by
-the nearest of K codewords; the M numbers are the code. Search never leaves the rotated
-space, training returns by ``x_hat = z_hat R'``.
+A rotated embedding z is cut into M subvectors, and each is replaced by the nearest of K
+codewords; the M numbers are the code. The rotation is in `ehi.model.rotation`.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-# Codes are discrete and orthogonality is tested to 1e-5: neither survives products
-# rounded to TF32 or bfloat16 on an accelerator.
+# Codes are discrete: they do not survive products rounded to TF32 or bfloat16 on an
+# accelerator.
 _EXACT = jax.lax.Precision.HIGHEST
-
-
-@jax.custom_vjp
-def cayley(a: jax.Array) -> jax.Array:
-    """The Cayley transform of a skew-symmetric matrix: an orthogonal matrix.
-
-    ``Q = (I - A)^-1 (I + A)``. It is orthogonal whatever A is, so there is nothing to
-    repair after a gradient step, and A = 0 gives I. The gradient costs two matrix
-    products and no second solve: ``(I - A)^-1 = (I + Q) / 2``, so that
-    ``dQ = (I + Q) dA (I + Q) / 2``.
-
-    Args:
-      a: A (D, D) with ``A' = -A``.
-
-    Returns:
-      Q (D, D), a rotation that has no eigenvalue -1.
-
-    References:
-      Wen and Yin 2013, A feasible method for optimization with orthogonality
-      constraints, Mathematical Programming 142 (the transform and its derivative).
-    """
-    eye = jnp.eye(a.shape[0], dtype=a.dtype)
-    return jnp.linalg.solve(eye - a, eye + a)
-
-
-def _cayley_forward(a):
-    q = cayley(a)
-    return q, q
-
-
-def _cayley_backward(q, gradient):
-    half = (jnp.eye(q.shape[0], dtype=q.dtype) + q).T  # 2 (I - A)^-T
-    left = jnp.dot(half, gradient, precision=_EXACT)
-    return (0.5 * jnp.dot(left, half, precision=_EXACT),)
-
-
-cayley.defvjp(_cayley_forward, _cayley_backward)
-
-
-class Rotation(nnx.Module):
-    """An orthogonal matrix ``R = R_0 cayley(U - U')``, of which U is learned.
-
-    The start R_0 (that of `fit_opq`, say) stays as it is: Cayley alone cannot reach
-    every rotation, and R = R_0 at the start because U = 0. Convention: ``z = x @ R``
-    and back ``x = z @ R.T``.
-
-    Args:
-      width: D.
-      start: R_0 (D, D), orthogonal to 1e-4; None for the identity.
-      learned: whether there is a U; without, R is R_0 for good.
-      rngs: not used, nothing is random; accepted as by every other module.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        start: jax.Array | None = None,
-        learned: bool = True,
-        rngs: nnx.Rngs | None = None,
-    ):
-        start = jnp.eye(width) if start is None else _orthogonal(start, width)
-        self.start = nnx.Param(start)
-        self.skew = nnx.Param(jnp.zeros_like(start)) if learned else None
-
-    def matrix(self) -> jax.Array:
-        """R (D, D); one solve, so call it once a step. No gradient reaches R_0."""
-        start = jax.lax.stop_gradient(self.start[...])
-        if self.skew is None:
-            return start
-        skew = self.skew[...]
-        return jnp.dot(start, cayley(skew - skew.T), precision=_EXACT)
-
-    def start_from(self, start: jax.Array) -> None:
-        """Take over R_0, in place: part of building the model, never of a step."""
-        self.start[...] = _orthogonal(start, self.start.shape[0])
-
-
-class GivensRotation(nnx.Module):
-    """An orthogonal matrix that the optimiser itself turns, plane by plane.
-
-    The other way to learn a rotation: the parameter is R, and only
-    `ehi.train.givens.givens_descent` may update it, because any other step would leave
-    the orthogonal matrices (Poeem: Zhang et al. 2021, arXiv 2105.03933; Jiang et al.
-    2022, arXiv 2203.05082). Convention as of `Rotation`.
-
-    Args:
-      width: D.
-    """
-
-    def __init__(self, width: int):
-        self.turned = nnx.Param(jnp.eye(width))
-
-    def matrix(self) -> jax.Array:
-        """R (D, D)."""
-        return self.turned[...]
-
-    def start_from(self, start: jax.Array) -> None:
-        """Take over an orthogonal matrix, in place: part of building the model."""
-        self.turned[...] = _orthogonal(start, self.turned.shape[0])
-
-
-def _orthogonal(start, width: int) -> jax.Array:
-    start = np.asarray(start, np.float32)
-    if start.shape != (width, width):
-        raise ValueError(
-            f"a rotation of width {width} cannot start from shape {start.shape}"
-        )
-    error = np.abs(start.T @ start - np.eye(width)).max()
-    if not error < 1e-4:
-        raise ValueError(
-            f"the start of a rotation must be orthogonal: R'R is off by {error:.1e}"
-        )
-    return jnp.asarray(start)
 
 
 def encode(codebooks: jax.Array, z: jax.Array) -> jax.Array:

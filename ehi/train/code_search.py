@@ -59,7 +59,7 @@ def search_codes(
       JPQ: Zhan et al. 2021, arXiv 2108.00644 (end-to-end negatives).
     """
     _check_shapes(q, codebooks, codes)
-    n, documents = q.shape[0], codes.shape[0]
+    n, documents = len(q), len(codes)
     if not 1 <= k <= documents:
         raise ValueError(f"k={k} of {documents} documents; allowed: 1 to {documents}")
     if chunk < 1:
@@ -68,14 +68,7 @@ def search_codes(
     chunk = min(chunk, documents)
 
     def join(best, first):
-        # The last chunk starts early enough to be whole, so the table needs no padding;
-        # rows before `first` were seen.
-        start = jnp.minimum(first, documents - chunk)
-        block = jax.lax.dynamic_slice_in_dim(codes, start, chunk)  # (c, M)
-        vectors = decode(codebooks, block.astype(jnp.int32))  # (c, D)
-        scores = jnp.dot(q, vectors.T, precision=_EXACT)  # (N, c)
-        seen = start + jnp.arange(chunk) < first  # (c,)
-        scores = jnp.where(seen, -jnp.inf, scores)
+        scores, start = _score_chunk(q, codebooks, codes, first, chunk)  # (N, c)
         scores, at = jax.lax.top_k(scores, min(k, chunk))
         # Of equal scores top_k takes the earlier one: the best so far, of smaller rows,
         # stand first.
@@ -120,6 +113,20 @@ def score_rows(
     at = (chosen + k * jnp.arange(m)).reshape(n, c * m)
     terms = jnp.take_along_axis(table.reshape(n, m * k), at, 1)  # (N, C M)
     return terms.reshape(n, c, m).sum(-1)
+
+
+def _score_chunk(q, codebooks, codes, first, chunk: int):
+    """Scores (N, c) of a chunk of documents, minus infinity before `first`; its start.
+
+    The last chunk starts early enough to be whole, so the table needs no padding; rows
+    before `first` were seen.
+    """
+    start = jnp.minimum(first, len(codes) - chunk)
+    block = jax.lax.dynamic_slice_in_dim(codes, start, chunk)  # (c, M)
+    vectors = decode(codebooks, block.astype(jnp.int32))  # (c, D)
+    scores = jnp.dot(q, vectors.T, precision=_EXACT)  # (N, c)
+    seen = start + jnp.arange(chunk) < first  # (c,)
+    return jnp.where(seen, -jnp.inf, scores), start
 
 
 def _float(x: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from ehi.model.joint import merge_model
+from ehi.model.params import merge_model
 from ehi.train.encode import encode
 
 # Rows of cached features that go through the head at once.

@@ -53,18 +53,8 @@ def encode(
         ValueError: there is no text, or batch_tokens is not positive.
     """
     lengths = np.asarray(tokens.lengths)
-    if not len(lengths):
-        raise ValueError("no texts to encode")
-    device = jax.default_backend()
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens {batch_tokens} is not positive")
-    if buckets is None:
-        cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
-        buckets = choose_buckets(lengths, compile_tokens=cost)
+    batches = _plan(lengths, buckets, batch_tokens)
     result = None
-    batches = plan_batches(lengths, buckets, batch_tokens)
     bar = tqdm(
         total=int(lengths.sum()), desc=desc, unit="token", unit_scale=True, disable=None
     )
@@ -89,6 +79,21 @@ def encode(
             waiting = rows, vectors
         collect(*waiting)
     return result
+
+
+def _plan(lengths, buckets, batch_tokens):
+    """`plan_batches`, by what suits the device where nothing is asked for."""
+    if not len(lengths):
+        raise ValueError("no texts to encode")
+    device = jax.default_backend()
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens {batch_tokens} is not positive")
+    if buckets is None:
+        cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
+        buckets = choose_buckets(lengths, compile_tokens=cost)
+    return plan_batches(lengths, buckets, batch_tokens)
 
 
 def choose_buckets(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehi.model.joint import merge_model
+from ehi.model.params import merge_model
 from ehi.model.tree import to_numpy
 
 

@@ -58,10 +58,7 @@ def givens_descent(
 
     def init(params):
         for matrix in jax.tree.leaves(params):
-            if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-                raise ValueError(
-                    f"givens_descent needs square matrices, got shape {matrix.shape}"
-                )
+            _check_square(matrix)
         squares = jax.tree.map(lambda _: jnp.zeros(()), params)
         return GivensState(jnp.zeros((), jnp.int32), squares)
 
@@ -83,10 +80,7 @@ def givens_descent(
             size = jnp.sqrt(jnp.maximum(v / (1 - decay**count), _TINY))
             angles = jnp.clip(-rate * slope / size, -_LARGEST, _LARGEST)
             turn = _turn(matrix, partner, angles)
-            repair = count % every == 0
-            return jax.lax.cond(
-                repair, lambda t: _nearest(matrix + t) - matrix, lambda t: t, turn
-            )
+            return _repaired(matrix, turn, count % every == 0)
 
         changes = jax.tree.map(change, params, partners, chosen, squares)
         return changes, GivensState(count, squares)
@@ -127,6 +121,13 @@ def greedy_pairs(weights: jax.Array) -> jax.Array:
     return jax.lax.while_loop(some_left, pair, start)[0]
 
 
+def _check_square(matrix: jax.Array) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"givens_descent needs square matrices, got shape {matrix.shape}"
+        )
+
+
 def _slopes(gradient: jax.Array, matrix: jax.Array) -> jax.Array:
     product = jnp.dot(matrix.T, gradient, precision=_EXACT)
     return product - product.T  # A (D, D)
@@ -141,6 +142,10 @@ def _turn(matrix: jax.Array, partner: jax.Array, angles: jax.Array) -> jax.Array
     # cos t - 1 would cancel at small angles, and R would grow or shrink step by step.
     less = -2.0 * jnp.square(jnp.sin(angles / 2))
     return matrix * less - matrix[:, partner] * jnp.sin(angles)
+
+
+def _repaired(matrix: jax.Array, turn: jax.Array, now: jax.Array) -> jax.Array:
+    return jax.lax.cond(now, lambda t: _nearest(matrix + t) - matrix, lambda t: t, turn)
 
 
 def _nearest(matrix: jax.Array) -> jax.Array:

@@ -11,16 +11,15 @@ from tqdm import tqdm
 
 from ehi.train import checkpoint
 from ehi.train.logs import MetricLog
+from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
 from ehi.train.pool import TrainingSet, make_batch
 from ehi.train.step import (
     make_mesh,
-    make_optimizer,
     make_train_step,
     replicate,
     shard_batch,
     start_state,
-    trained_names,
 )
 
 
@@ -66,17 +65,13 @@ def run_phase(
     """
     mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
     train_step, state = make_phase_step(graphdef, params, phase)
-    mined = None
-    if mines:
-        mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
+    nothing = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
+    mined = nothing if mines else None
     state, mined, start = _resume(directory, replicate(mesh, state), mined)
     log.rewind(run, name, start)
     tables, key = replicate(mesh, dict(tables)), jax.random.key(seed)
     pending, clock = [], _Clock(phase.batch_size)
-    with tqdm(
-        total=phase.steps, initial=start, desc=f"{run} {name}", unit="step",
-        disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
+    with _bar(f"{run} {name}", start, phase.steps) as bar:
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
                 mined = mine(state["params"])
@@ -107,6 +102,11 @@ def make_phase_step(graphdef, params, phase: Phase):
     )  # fmt: skip
     buffer = (phase.buffer, params["head/projection"].shape[1])
     return train_step, start_state(params, optimizer, trained, buffer)
+
+
+def _bar(label: str, start: int, steps: int) -> tqdm:
+    silent = not sys.stderr.isatty()
+    return tqdm(total=steps, initial=start, desc=label, unit="step", disable=silent)
 
 
 def _batch(data, phase: Phase, seed, step, mined, lengths) -> dict:

@@ -108,52 +108,19 @@ def distillation(
       weights: (N,).
 
     Returns:
-      the mean, >= 0; 0 for equal scores at equal temperatures.
+      the mean, >= 0; 0 for equal scores at equal temperatures. It is the cross-entropy
+      of ListNet less the teacher's entropy, a constant, so the gradients are equal.
 
     References:
-      Distill-VQ: Xiao et al. 2022, arXiv 2204.00185 (ListNet on a dense teacher).
+      ListNet: Cao et al. 2007, Learning to rank: from pairwise approach to listwise
+      approach, ICML; on a dense teacher, Distill-VQ: Xiao et al. 2022, arXiv
+      2204.00185.
     """
     teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature
     student = as_float32(student_scores) / temperature
     log_p = jax.nn.log_softmax(masked(teacher, where))  # (N, C)
     log_q = jax.nn.log_softmax(masked(student, where))  # (N, C)
     return row_mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1), weights)
-
-
-def list_net(
-    teacher_scores: jax.Array,
-    student_scores: jax.Array,
-    where: jax.Array | None = None,
-    *,
-    teacher_temperature: float = 1.0,
-    temperature: float = 1.0,
-    weights: jax.Array | None = None,
-) -> jax.Array:
-    r"""Cross-entropy of the student's ranking with the teacher's (ListNet, top one).
-
-    .. math:: -\sum_c p_{nc} \log \hat p_{nc}, \quad p = \mathrm{softmax}(t_n / \tau_t),
-      \quad \hat p = \mathrm{softmax}(s_n / \tau)
-
-    It is `distillation` plus the teacher's entropy, which is constant:
-    the gradients are equal, and that one's value is 0 at the optimum.
-
-    Args:
-      teacher_scores: (N, C), without gradient.
-      student_scores: (N, C).
-      where: (N, C), candidates that count on both sides, at least one in a row.
-      teacher_temperature: tau_t > 0.
-      temperature: tau > 0.
-      weights: (N,).
-
-    References:
-      ListNet: Cao et al. 2007, Learning to rank: from pairwise approach to listwise
-      approach, ICML; Distill-VQ: Xiao et al. 2022, arXiv 2204.00185.
-    """
-    teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature
-    student = as_float32(student_scores) / temperature
-    p = jax.nn.softmax(masked(teacher, where))  # (N, C)
-    log_q = jax.nn.log_softmax(masked(student, where))  # (N, C)
-    return row_mean(-jnp.sum(p * log_q, -1), weights)
 
 
 def lambda_rank(

@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ehi.model.joint import JointIndex
-from ehi.model.tree import assign
-from ehi.train import losses, tree_losses, vector_losses
-from ehi.train.code_search import score_rows, search_codes
+from ehi.train.terms import lambda_rank_term, leaf_terms, raw_terms, tree_terms
 
 # Terms by what they need. The order is the order of the flow.
 RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor")
@@ -98,33 +96,22 @@ def objective(
         "temperature": temperature,
         "teacher_temperature": teacher_temperature,
         "margin": margin,
-        "threshold": intra_leaf_threshold,
     }
-    raw = q @ d.T  # (N, C)
-    terms = _ranking_terms(weights, raw, ("semantic", "distill_raw"), **options)
-    if "semantic_hinge" in weights:
-        terms["semantic_hinge"] = losses.hinge_contrastive(
-            raw, margin=margin, **options["contrast"]
-        )
-    if "anchor" in weights:
-        terms["anchor"] = vector_losses.anchor(d, _origin(tables, batch, d))
+    terms = raw_terms(weights, tables, batch, q, d, **options)
     log_pd = leaf_counts = codes = z = None
     if model.router is not None:
         log_pq, log_pd = model.route_queries(q), model.route_documents(d)  # (., P)
-        terms |= _tree_terms(weights, model, q, d, log_pq, log_pd, **options)
+        terms |= tree_terms(
+            weights, model, q, d, log_pq, log_pd,
+            threshold=intra_leaf_threshold, **options,
+        )  # fmt: skip
         leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
     if any(name in weights for name in POOL_LEAF_TERMS):
-        d_hat, z, z_hat, d_plain, codes = model.quantise(d, log_pd, balance)
-        quantised = q @ d_hat.T  # (N, C)
-        terms |= _ranking_terms(weights, quantised, ("quantised", "distill"), **options)
-        # Always reported: the distortion is how one sees that codewords still fit.
-        terms["codebook"] = vector_losses.codebook_distortion(z, z_hat)
-        if "commitment" in weights:
-            terms["commitment"] = vector_losses.commitment_distortion(z, z_hat)
-        if "reconstruction" in weights:
-            terms["reconstruction"] = vector_losses.codebook_distortion(d, d_plain)
+        quantised = model.quantise(d, log_pd, balance)
+        terms |= leaf_terms(weights, q, d, quantised, **options)
+        _, z, _, _, codes = quantised
     if "lambda_rank" in weights:
-        terms["lambda_rank"] = _lambda_rank(
+        terms["lambda_rank"] = lambda_rank_term(
             model, q, tables["codes"], batch,
             temperature=temperature, cut=lambda_cut, top_k=top_k,
         )  # fmt: skip
@@ -133,109 +120,12 @@ def objective(
     return loss, {"terms": terms} | found
 
 
-def _lambda_rank(model, q, codes, batch, *, temperature, cut, top_k):
-    """JPQ: what the current codebooks retrieve from the whole code table, re-ranked.
-
-    The negatives are the first `top_k` documents of the index as it is at this step;
-    positives that are not among them are appended, with a rank behind the cut.
-    """
-    rotation = None if model.rotation is None else model.rotation.matrix()  # (D, D)
-    q = q if rotation is None else q @ rotation
-    codebooks = model.quantiser.codebooks[...]  # (M, K, S)
-    top_k = min(top_k, len(codes))
-    _, found = search_codes(q, codebooks, codes, k=top_k)  # (N, k)
-    known = batch["positives"]  # (N, A), padded with -1
-    # A positive that was retrieved stands among the found already.
-    twice = (known[:, :, None] == found[:, None]).any(-1)  # (N, A)
-    rows = jnp.concatenate([found, known], 1)  # (N, k + A)
-    where = jnp.concatenate([jnp.ones_like(found, bool), (known >= 0) & ~twice], 1)
-    relevant = (rows[:, :, None] == known[:, None]).any(-1) & (rows >= 0)
-    ranks = jnp.broadcast_to(1 + jnp.arange(rows.shape[1]), rows.shape)
-    ranks = jnp.where(jnp.arange(rows.shape[1]) < top_k, ranks, cut + top_k + 1)
-    scores = score_rows(q, codebooks, codes, rows) / temperature  # (N, k + A)
-    return losses.lambda_rank(
-        scores, ranks, relevant, where, cut=cut, weights=batch["weights"]
-    )
-
-
 def _teacher_scores(tables, batch, weights):
     """Scores (N, C) by the frozen teacher, if a term compares with them."""
     if not any(name in weights for name in TEACHER_TERMS):
         return None
     queries = tables["teacher_queries"][batch["queries"]]  # (N, D)
     return queries @ tables["teacher_documents"][batch["documents"]].T
-
-
-def _ranking_terms(
-    weights, scores, names, *, contrast, teacher, temperature, teacher_temperature, **_
-):
-    """Contrastive and distillation terms, by their `names`, of scores (N, C)."""
-    contrastive, distilled = names
-    terms = {}
-    if contrastive in weights:
-        terms[contrastive] = losses.softmax_contrastive(
-            scores, temperature=temperature, **contrast
-        )
-    if distilled in weights:
-        terms[distilled] = losses.distillation(
-            teacher,
-            scores,
-            temperature=temperature,
-            teacher_temperature=teacher_temperature,
-        )
-    return terms
-
-
-def _tree_terms(
-    weights, model, q, d, log_pq, log_pd,
-    *, contrast, teacher, teacher_temperature, margin, threshold, **_,
-):  # fmt: skip
-    """Terms of the leaves of both sides, log_pq (N, P) and log_pd (C, P)."""
-    terms = {}
-    if "path" in weights:
-        terms["path"] = tree_losses.path_agreement(
-            log_pq, log_pd[contrast["target"]], weights=contrast["weights"]
-        )
-    if "leaf_likelihood" in weights:
-        home = assign(jax.lax.stop_gradient(log_pd))[:, 0]  # (C,)
-        terms["leaf_likelihood"] = tree_losses.leaf_likelihood(
-            log_pq, home[contrast["target"]], weights=contrast["weights"]
-        )
-    if "path_hinge" in weights or "intra_leaf" in weights:
-        query_router = model.query_router or model.router
-        path_q, path_d = query_router.path_embedding(q), model.router.path_embedding(d)
-    if "path_hinge" in weights:
-        terms["path_hinge"] = losses.hinge_contrastive(
-            path_q @ path_d.T, margin=margin, **contrast
-        )
-    if "intra_leaf" in weights:
-        terms["intra_leaf"] = tree_losses.intra_leaf(
-            d @ d.T, path_d @ path_d.T, threshold=threshold
-        )
-    if "route_distill" in weights:
-        terms["route_distill"] = tree_losses.route_distillation(
-            teacher,
-            log_pd,
-            log_pq,
-            teacher_temperature=teacher_temperature,
-            document_gradient=True,  # documents move to where queries look for them
-        )
-    if "balance" in weights:
-        terms["balance"] = tree_losses.load_balance(jnp.exp(log_pd))
-    if "entropy" in weights:
-        terms["entropy"] = tree_losses.leaf_entropy(log_pd)
-    return terms
-
-
-def _origin(tables, batch, d):
-    """The frozen tower's own embeddings of the pool, which a head as wide may keep."""
-    origin = tables["features_documents"][batch["documents"]]
-    if origin.shape != d.shape:
-        raise ValueError(
-            f"loss 'anchor' needs a head as wide as the tower: embeddings {d.shape}, "
-            f"tower outputs {origin.shape}"
-        )
-    return origin
 
 
 def _inputs(tables, batch, side: str):

@@ -95,14 +95,8 @@ def make_batch(
     documents = _pool(
         data, queries, positives, pool, seed, step, mined, mined_per_query
     )
-    place = np.full(data.num_documents, -1)
-    place[documents] = np.arange(len(documents))
-    target = place[positives]  # (N,)
-    where = np.ones((len(queries), len(documents)), bool)  # (N, C)
     row, known = data.positives(queries)
-    inside = place[known] >= 0
-    where[row[inside], place[known[inside]]] = False
-    where[np.arange(len(queries)), target] = True
+    target, where = _match(data.num_documents, documents, positives, row, known)
     batch = {
         "queries": queries.astype(np.int32),
         "documents": documents.astype(np.int32),
@@ -120,6 +114,18 @@ def make_batch(
         for side, tokens, rows, length in sides:
             batch[f"{side}_ids"], batch[f"{side}_mask"] = tokens.pad(rows, length)
     return batch
+
+
+def _match(num_documents, documents, positives, row, known):
+    """Each row's own positive in the pool (N,), and where (N, C) are no others."""
+    place = np.full(num_documents, -1)
+    place[documents] = np.arange(len(documents))
+    target = place[positives]  # (N,)
+    where = np.ones((len(positives), len(documents)), bool)  # (N, C)
+    inside = place[known] >= 0
+    where[row[inside], place[known[inside]]] = False
+    where[np.arange(len(positives)), target] = True
+    return target, where
 
 
 def _listed(row: np.ndarray, known: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -32,6 +32,38 @@ def get_config() -> ml_collections.ConfigDict:
     c.recipe = 1  # raised when the numbers of a system change
     c.variant = ""  # name of an ablation, in the records
 
+    _model(c)
+    c.dense, c.joint = phases.dense(), phases.joint()
+    c.jpq = peers.jpq()
+    c.poeem_warmup, c.poeem = peers.poeem_warmup(), peers.poeem()
+    c.repconc = peers.repconc()
+    c.distill_vq = peers.distill_vq()
+    c.jtr = peers.jtr()
+    c.library_parent = "dense"  # whose embeddings Faiss and ScaNN index
+    c.systems = (
+        "dense-zero-shot",
+        "dense",
+        "kmeans-tree",
+        "opq",
+        "kmeans-tree-opq",
+        "ehi",
+        "joint-pq",
+        "ehi-pq",
+    )
+    c.budgets = (
+        "flat",
+        "flat-32x",
+        "flat-64x",
+        "visit-2",
+        "visit-5",
+        "visit-10",
+        "visit-10-64x",
+    )
+    return c
+
+
+def _model(c) -> None:
+    """Tower, head, tree and leaves, and the pseudo-queries that the tower reads."""
     c.tower = ml_collections.ConfigDict()
     c.tower.name = "sentence-transformers/all-MiniLM-L6-v2"
     c.tower.query_length = 64  # tokens
@@ -67,31 +99,3 @@ def get_config() -> ml_collections.ConfigDict:
     c.leaves.residual = True
     c.leaves.frozen_codes = False  # documents keep the codes of the start (JPQ)
     c.leaves.codeword_gradient = True  # ranking losses reach the codewords
-
-    c.dense, c.joint = phases.dense(), phases.joint()
-    c.jpq = peers.jpq()
-    c.poeem_warmup, c.poeem = peers.poeem_warmup(), peers.poeem()
-    c.repconc = peers.repconc()
-    c.distill_vq = peers.distill_vq()
-    c.jtr = peers.jtr()
-    c.library_parent = "dense"  # whose embeddings Faiss and ScaNN index
-    c.systems = (
-        "dense-zero-shot",
-        "dense",
-        "kmeans-tree",
-        "opq",
-        "kmeans-tree-opq",
-        "ehi",
-        "joint-pq",
-        "ehi-pq",
-    )
-    c.budgets = (
-        "flat",
-        "flat-32x",
-        "flat-64x",
-        "visit-2",
-        "visit-5",
-        "visit-10",
-        "visit-10-64x",
-    )
-    return c

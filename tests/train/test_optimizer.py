@@ -1,0 +1,27 @@
+"""Which parameters a phase trains, and what of rates and schedules is refused."""
+
+import pytest
+
+from ehi.train.optimizer import make_optimizer, trained_names
+
+
+def test_last_n_trains_the_last_layers_of_the_tower_only(tiny_model):
+    _, params = tiny_model(tower=True)
+    names = trained_names(params, {"tower": 1e-5, "head": 1e-4}, last_n=1)
+    tower = {name for name in names if name.startswith("tower/")}
+    assert tower and all(name.startswith("tower/layers/1/") for name in tower)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [({"heads": 1.0}, "unknown group 'heads'"), ({"head": -1.0}, "must be >= 0")],
+)
+def test_bad_rates_are_refused(tiny_model, rates, message):
+    _, params = tiny_model(fitted=False)
+    with pytest.raises(ValueError, match=message):
+        trained_names(params, rates)
+
+
+def test_bad_decay_is_refused():
+    with pytest.raises(ValueError, match="'cosine', 'linear', 'constant'"):
+        make_optimizer({"head": 1.0}, steps=5, decay="step")
