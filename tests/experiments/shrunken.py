@@ -25,6 +25,7 @@ def shrunk(c):
     c.tower.shape = dict(c.tower.shape) | SIZES if c.tower.shape else TOWER
     c.tower.dtype = "float32"  # compiles faster on a CPU
     c.tower.query_length, c.tower.document_length = 8, 12
+    c.head.width = min(c.head.width, SIZES["width"])
     c.head.hidden, c.tree.hidden = min(c.head.hidden, 8), min(c.tree.hidden, 8)
     c.tree.branching = min(c.tree.branching, 8)
     c.leaves.num_codewords = 16
