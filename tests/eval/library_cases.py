@@ -39,9 +39,13 @@ EXACT = np.argsort(-(QUERIES @ DOCUMENTS.T), axis=1, kind="stable")
 BUILT = {}
 
 
+def skip_without_library(name):
+    pytest.importorskip("scann" if name == "scann" else "faiss")
+
+
 def built(name, **changes):
     """A baseline of the documents above, built once for all tests."""
-    pytest.importorskip("scann" if name == "scann" else "faiss")
+    skip_without_library(name)
     key = (name, *sorted(changes.items()))
     if key not in BUILT:
         BUILT[key] = build_baseline(name, DOCUMENTS, **{**SIZES[name], **changes})

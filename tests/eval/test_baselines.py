@@ -15,6 +15,7 @@ from library_cases import (
     WITH_LISTS,
     built,
     recall,
+    skip_without_library,
 )
 
 from ehi.eval.baselines import BASELINES, build_baseline
@@ -180,6 +181,7 @@ def test_reranking_finds_more(name):
 
 @pytest.mark.parametrize("name", ["faiss-opq-ivfpq", "faiss-hnsw", "scann"])
 def test_measured_as_an_index_is(name, make_record):
+    skip_without_library(name)
     names = [f"d{row}" for row in range(NUM_DOCS)]
     baseline = build_baseline(name, DOCUMENTS, doc_ids=names, **SIZES[name])
     query_ids = [f"q{row}" for row in range(len(QUERIES))]
