@@ -1,5 +1,6 @@
 """The cells of an experiment: train a system, build its index, evaluate it."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from ehi.eval.records import Record, read_records, write_records
 from ehi.train.logs import MetricLog
 from experiments.evaluation import Built, build, evaluate_budget
 from experiments.inputs import Inputs
-from experiments.library import build_library, evaluate_library, lists_of
+from experiments.library import build_library, lists_of
 from experiments.systems import SYSTEMS, Budget, get_system
 from experiments.training import Trained, run_name, train_system
 
@@ -57,22 +58,21 @@ def run_cells(
     """
     for compression in dict.fromkeys(budget.compression for budget in budgets):
         some = [budget for budget in budgets if budget.compression == compression]
-        if get_system(name).library:
-            yield from _library_cells(experiment, name, some)
-            continue
-        trained, built = _train_and_build(experiment, name, compression)
+        make = _by_library if get_system(name).library else _train_and_build
+        trained, built_for = make(experiment, name, compression)
         for budget in some:
 
-            def evaluate(budget=budget, built=built, trained=trained):
+            def evaluate(budget=budget, trained=trained, built_for=built_for):
                 return evaluate_budget(
-                    experiment.config, built, trained, experiment.inputs, name, budget,
-                    experiment.workdir / "trec",
+                    experiment.config, built_for(budget), trained, experiment.inputs,
+                    name, budget, experiment.workdir / "trec",
                 )  # fmt: skip
 
             yield budget, _once(experiment, name, budget, evaluate)
 
 
 def _train_and_build(experiment: Experiment, name: str, compression: int | None):
+    """The trained system, and budget -> its index, one for all budgets."""
     config, inputs, workdir = experiment.config, experiment.inputs, experiment.workdir
     run = run_name(name, compression)
     LOG.info("%s: train", run)
@@ -82,31 +82,28 @@ def _train_and_build(experiment: Experiment, name: str, compression: int | None)
     )  # fmt: skip
     LOG.info("%s: index", run)
     path = _index_path(config, workdir, run)
-    experiment.built[run] = build(config, trained, inputs, path)
-    return trained, experiment.built[run]
+    built = experiment.built[run] = build(config, trained, inputs, path)
+    return trained, lambda budget: built
 
 
-def _library_cells(experiment: Experiment, name: str, budgets: list[Budget]):
-    """As `run_cells`, for an index that a library builds and searches."""
-    config, inputs, workdir = experiment.config, experiment.inputs, experiment.workdir
+def _by_library(experiment: Experiment, name: str, compression: int | None):
+    """The system whose embeddings a library indexes, and budget -> index of them."""
+    config, inputs = experiment.config, experiment.inputs
     parent = train_system(
-        config, config.library_parent, None, inputs, workdir, experiment.log,
+        config, config.library_parent, None, inputs, experiment.workdir, experiment.log,
         experiment.trained, experiment.source,
     )  # fmt: skip
     built = {}
-    for budget in budgets:
+
+    def built_for(budget: Budget) -> Built:
         lists = lists_of(config, name, budget)
+        if lists not in built:
+            LOG.info("%s: build", run_name(name, compression))
+            built[lists] = build_library(config, name, budget, parent, inputs)
+        return built[lists]
 
-        def evaluate(budget=budget, lists=lists):
-            if lists not in built:
-                LOG.info("%s: build", run_name(name, budget.compression))
-                built[lists] = build_library(config, name, budget, parent, inputs)
-            return evaluate_library(
-                config, built[lists], parent, inputs, name, budget,
-                workdir / "trec",
-            )  # fmt: skip
-
-        yield budget, _once(experiment, name, budget, evaluate)
+    # The library trained on no examples, whatever its parent did.
+    return dataclasses.replace(parent, examples_per_second=None), built_for
 
 
 def _once(experiment: Experiment, name: str, budget: Budget, evaluate):

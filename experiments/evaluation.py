@@ -18,7 +18,7 @@ from ehi.model.saved import save_tower
 from ehi.train.export import index_arrays, query_head_arrays
 from experiments.inputs import Inputs
 from experiments.systems import Budget
-from experiments.training import Trained
+from experiments.training import Trained, run_name
 
 LOG = logging.getLogger("ehi")
 
@@ -75,49 +75,32 @@ def evaluate_budget(
     config, built: Built, trained: Trained, inputs: Inputs, name: str, budget: Budget,
     folder: Path,
 ) -> Record | None:  # fmt: skip
-    """The record of one cell; None if a single leaf is already over the budget."""
+    """The record of one cell; None where the smallest search is over the budget."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
     beam = index.num_leaves
     if budget.visit is not None:
         beam = beam_for_budget(index, queries, budget.visit)
         if beam is None:
-            return over_budget(trained.run, budget)
-    cell = cell_of(config, inputs, name, budget)
+            LOG.warning(
+                "%s: the smallest search visits more than %s%% of the documents",
+                run_name(name, budget.compression), budget.visit,
+            )  # fmt: skip
+            return None
+    cell = Cell(
+        name, config.variant, inputs.dataset.name, config.split, config.seed,
+        budget.name,
+    )  # fmt: skip
     fields = measure(
         index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
         beam=beam, tower_width=inputs.pretrained.config["width"],
         run_path=folder / f"{cell.stem}.run.gz",
     )  # fmt: skip
-    fields["examples_per_second"] = trained.examples_per_second
-    return record_of(config, inputs, cell, fields, trained.seconds, built.seconds)
-
-
-def cell_of(config, inputs: Inputs, name: str, budget: Budget) -> Cell:
-    """What identifies the record of a system at a budget."""
-    return Cell(
-        name, config.variant, inputs.dataset.name, config.split, config.seed,
-        budget.name,
-    )  # fmt: skip
-
-
-def over_budget(run: str, budget: Budget) -> None:
-    """Say that there is no record, and why."""
-    LOG.warning(
-        "%s: the smallest search already visits more than %s%% of the documents",
-        run, budget.visit,
-    )  # fmt: skip
-
-
-def record_of(
-    config, inputs: Inputs, cell: Cell, fields: dict, train_seconds: float,
-    build_seconds: float,
-) -> Record:  # fmt: skip
-    """The record of a cell: what was measured, and where it comes from."""
     return Record(
         **cell._asdict(),
         **fields,
-        train_seconds=train_seconds,
-        build_seconds=build_seconds,
+        examples_per_second=trained.examples_per_second,
+        train_seconds=trained.seconds,
+        build_seconds=built.seconds,
         config_hash=provenance.config_hash(
             json.loads(config.to_json()), without=("systems", "budgets", "seed")
         ),

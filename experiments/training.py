@@ -156,7 +156,7 @@ def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
     """Tree and leaves fitted to the embeddings (rows, D) that a warm-up kept."""
     model, kept = merge_model(graphdef, params), np.asarray(buffer)
     kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
-    fit_starts(model, kept, seed=seed, cache=workdir / "starts" / run)
+    fit_starts(model, kept, seed=seed, cache=workdir / "checkpoints" / run / "starts")
     return split_model(model)[1]
 
 

@@ -221,10 +221,9 @@ KINDS = {
 
 def make_router(kind: str, width: int, **kwargs) -> Router:
     """The router of a kind, a key of `KINDS`; arguments as of the classes."""
-    kinds = KINDS
-    if kind not in kinds:
-        raise ValueError(f"unknown router kind {kind!r}; allowed: {', '.join(kinds)}")
-    return kinds[kind](width, **kwargs)
+    if kind not in KINDS:
+        raise ValueError(f"unknown router kind {kind!r}; allowed: {', '.join(KINDS)}")
+    return KINDS[kind](width, **kwargs)
 
 
 def _prefixes(levels: int, branching: int) -> np.ndarray:

@@ -7,6 +7,24 @@ from ehi.model.joint import GROUPS
 from ehi.train.objective import TEACHER_TERMS, check_weights
 
 SOURCES = ("labelled", "pseudo", "documents", "synthetic")
+# What the fields of a phase may be: the least value, and the words.
+LEAST = {
+    1: ("batch_size", "pool", "log_every", "checkpoint_every", "lambda_cut", "top_k"),
+    0: (
+        "steps",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "refresh",
+        "mined_per_query",
+        "revive_every",
+        "chunk",
+        "last_n",
+        "sinkhorn",
+        "buffer",
+    ),
+}
+ALLOWED = {"negatives": ("leaves", "teacher"), "start": ("", "buffer")}
 
 
 @dataclass(frozen=True)
@@ -75,25 +93,18 @@ class Phase:
 
     def __post_init__(self):
         check_weights(self.losses)
-        for name in ("batch_size", "pool", "log_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("lambda_cut", "top_k"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("sinkhorn", "buffer"):
-            _at_least(name, getattr(self, name), 0)
-        for name, allowed in (
-            ("negatives", ("leaves", "teacher")),
-            ("start", ("", "buffer")),
-        ):
+        for least, names in LEAST.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}; must be at least {least}"
+                    )
+        for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: "
                     f"{', '.join(map(repr, allowed))}"
                 )
-        for name in ("steps", "warmup", "refresh", "mined_per_query", "chunk"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("revive_every", "last_n", "weight_decay", "clip"):
-            _at_least(name, getattr(self, name), 0)
         for name in ("temperature", "teacher_temperature", "sinkhorn_epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; must be above 0")
@@ -145,8 +156,3 @@ class Phase:
                     f"unknown field {name!r} of a phase; allowed: {', '.join(known)}"
                 )
         return cls(**mapping)
-
-
-def _at_least(name: str, value, least) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; must be at least {least}")

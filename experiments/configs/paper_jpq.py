@@ -102,7 +102,7 @@ def _train(p, steps: int, codebook_rate: float, cut: int) -> None:
     p.steps, p.batch_size, p.pool = steps, BATCH, BATCH
     for fields, kept in (
         (p.losses, {"lambda_rank": 1.0}),
-        (p.rates, {"tower": 5e-6, "quantiser": codebook_rate}),
+        (p.rates, {"query_tower": 5e-6, "quantiser": codebook_rate}),
         (p.sources, {"labelled": 1.0}),
     ):
         for field in fields:

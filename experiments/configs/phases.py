@@ -6,6 +6,12 @@ from ehi.model.joint import GROUPS
 from ehi.train.objective import TERMS
 from ehi.train.phase import SOURCES
 
+# Queries and what their rows weigh, wherever labelled and pseudo pairs are contrasted.
+PAIRS = {
+    "sources": {"labelled": 0.25, "pseudo": 0.75},
+    "source_weights": {"labelled": 3.0, "pseudo": 1.5},
+}
+
 
 def dense() -> ml_collections.ConfigDict:
     """The head alone, on labelled and pseudo pairs: the teacher of the joint phase."""
@@ -14,8 +20,7 @@ def dense() -> ml_collections.ConfigDict:
         batch_size=512,
         losses={"semantic": 1.0, "anchor": 1.0},
         rates={"head": 1e-3},
-        sources={"labelled": 0.25, "pseudo": 0.75},
-        source_weights={"labelled": 3.0, "pseudo": 1.5},
+        **PAIRS,
         temperature=0.05,
     )
 

@@ -2,21 +2,13 @@
 
 import re
 
+from topics import PHASES
+
 SIZES = {
     "vocab_size": 50, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32,
     "max_positions": 32,
 }  # fmt: skip
 TOWER = SIZES | {"type_vocab_size": 2}
-PHASES = (
-    "dense",
-    "joint",
-    "jpq",
-    "poeem_warmup",
-    "poeem",
-    "repconc",
-    "distill_vq",
-    "jtr",
-)
 
 
 def shrunk(c):

@@ -8,8 +8,10 @@ import pytest
 from shrunken import shrunk
 
 from ehi.model.params import split_model
+from ehi.train.optimizer import trained_names
 from experiments import configs
 from experiments import dry_run as dry_run_module
+from experiments.abstract import abstract_model, data_sizes, tower_shape
 from experiments.checks import check_config
 from experiments.configs import (
     base,
@@ -21,7 +23,7 @@ from experiments.configs import (
     scifact,
 )
 from experiments.dry_run import dry_run
-from experiments.systems import SYSTEMS
+from experiments.systems import SYSTEMS, config_of, fit_to_corpus
 from experiments.variants import VARIANTS
 
 ABLATIONS = tuple(name for name in VARIANTS if name)
@@ -131,6 +133,16 @@ def test_every_system_dry_runs(name):
     assert own == list(SYSTEMS[name].phases)
     parents = {r.run for r in reports} - {name, f"{name}-8x"}
     assert parents <= {SYSTEMS[name].parent}
+
+
+def test_published_jpq_trains_the_query_tower_and_leaves_the_documents():
+    c = shrunk(paper_jpq.get_config("passage-48"))
+    sizes, shape = data_sizes(c), tower_shape(c)
+    resolved = config_of(fit_to_corpus(c, sizes.documents), "jpq")
+    model = abstract_model(resolved, SYSTEMS["jpq"], 8, sizes, shape)
+    names = trained_names(split_model(model)[1], resolved.jpq.rates)
+    assert {name.split("/")[0] for name in names} == {"query_tower", "quantiser"}
+    assert "quantiser/assign_codebooks" not in names
 
 
 @pytest.mark.slow
