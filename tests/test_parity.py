@@ -114,7 +114,7 @@ def test_model_and_index_agree(tree, leaves):
         log_pd = np.asarray(model.route_documents(d))
         home = np.repeat(np.arange(index.num_leaves), index.leaf_sizes)
         of_row = np.empty(ROWS, int)
-        of_row[index.leaf_rows] = home
+        of_row[index.segments[0].leaf_rows] = home
         margin = np.sort(log_pd, 1)[:, -1] - np.sort(log_pd, 1)[:, -2]
         assert np.array_equal(of_row[margin > 1e-5], log_pd.argmax(1)[margin > 1e-5])
     scores = jax_search(model, q, d, hits.leaves)

@@ -33,7 +33,7 @@ def describe_hits(
     for rank, row in enumerate(hits.rows[query_number][:k].tolist(), start=1):
         if row < 0:
             break
-        shown = index.document(row) if index.documents is not None else {}
+        shown = index.document(row) if index.has_documents else {}
         doc_id = hits.ids[query_number][rank - 1]
         found.append(
             {
@@ -79,8 +79,7 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
 def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
     """The best visited leaf that holds a document, which may be spilled to several."""
     for leaf in leaves.tolist():
-        start, stop = index.leaf_offsets[leaf : leaf + 2]
-        rows = index.leaf_rows[start:stop]  # sorted
+        rows = index.contents.rows_in_leaf(leaf)  # sorted
         place = np.searchsorted(rows, row)
         if place < len(rows) and rows[place] == row:
             return leaf

@@ -9,6 +9,7 @@ documents in one leaf (a document spilled to s leaves has s copies), f frontier 
 
 from ehi.index.build import build_index
 from ehi.index.index import Hits, Index
+from ehi.index.lock import IndexLockedError
 from ehi.index.route import assign_leaves, leaf_log_probs
 from ehi.index.store import IndexCorruptError, open_index, save_index
 
@@ -16,6 +17,7 @@ __all__ = [
     "Hits",
     "Index",
     "IndexCorruptError",
+    "IndexLockedError",
     "assign_leaves",
     "build_index",
     "leaf_log_probs",

@@ -6,10 +6,11 @@ import re
 import numpy as np
 
 from ehi.index import check
-from ehi.index.documents import StringIds
+from ehi.index.documents import Documents, check_ids
 from ehi.index.index import Index
-from ehi.index.leaves import half, make_leaves
+from ehi.index.leaves import check_quantiser, half, make_leaves
 from ehi.index.route import assign_leaves, tree_shape
+from ehi.index.segment import Contents, Segment
 from ehi.index.topk import MAX_NUMBER
 
 
@@ -57,28 +58,69 @@ def build_index(
     """
     embeddings = check.check_embeddings(embeddings)
     num, width = embeddings.shape
+    ids = check_ids(doc_ids, num)
+    index = make_parameters(
+        width, num,
+        tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
+        assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids, spill=spill,
+        encoder=encoder, config=config, query_head=query_head,
+    )  # fmt: skip
+    segment = make_segment(
+        index, embeddings, ids, leaf_dtype=leaf_dtype, rerank_vectors=rerank_vectors
+    )
+    index.contents = Contents((segment,))
+    return index
+
+
+def make_parameters(
+    width, num, *, tree, query_tree, rotation, codebooks, assign_codebooks,
+    leaf_centroids, spill, encoder, config, query_head,
+):  # fmt: skip
+    """An Index of checked parameters for `num` documents, without any yet."""
     if num > MAX_NUMBER:
         raise ValueError(f"{num} documents are more than the {MAX_NUMBER} of one index")
-    ids = _external_ids(doc_ids, num)
     tree, query_tree = _trees(tree, query_tree, width)
     num_leaves, spill = _check_leaves(tree, spill, num)
-    _check_identity(encoder, config)
-
-    leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(
-        assign_leaves(embeddings, tree, spill), num_leaves
-    )
-    leaves = make_leaves(
-        embeddings, leaf_rows, leaf_of_copy, num_leaves,
-        codebooks=codebooks, assign_codebooks=assign_codebooks, rotation=rotation,
-        leaf_centroids=leaf_centroids, leaf_dtype=leaf_dtype,
+    for name, value in (("encoder", encoder), ("config", config)):
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be plain JSON: {error}") from None
+    quantiser = check_quantiser(
+        width, num_leaves, codebooks=codebooks, assign_codebooks=assign_codebooks,
+        rotation=rotation, leaf_centroids=leaf_centroids,
     )  # fmt: skip
     return Index(
-        width=width, spill=spill, leaf_offsets=leaf_offsets, leaf_rows=leaf_rows,
-        ids=ids, tree=tree, query_tree=query_tree,
-        rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
-        encoder=encoder, config=config, query_head=_query_head(query_head),
-        **leaves,
+        width=width, spill=spill, tree=tree, query_tree=query_tree, encoder=encoder,
+        config=config, query_head=_query_head(query_head), **quantiser,
     )  # fmt: skip
+
+
+def make_segment(index, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None):
+    """Documents stored as the parameters of an index say.
+
+    Args:
+        index: the Index; only its parameters are read.
+        embeddings: (N, D) float32.
+        ids: (N,) int64 or StringIds.
+        leaf_dtype: of the vectors in raw leaves.
+        rerank_vectors: also keep all vectors as float16.
+        documents: JSON values to show, one for each row, or None.
+
+    Returns:
+        Segment.
+    """
+    leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(
+        assign_leaves(embeddings, index.tree, index.spill), index.num_leaves
+    )
+    return Segment(
+        leaf_offsets=leaf_offsets,
+        leaf_rows=leaf_rows,
+        ids=ids,
+        rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
+        documents=None if documents is None else Documents.of(documents),
+        **make_leaves(index, embeddings, leaf_rows, leaf_of_copy, leaf_dtype),
+    )
 
 
 def _check_leaves(tree, spill, num):
@@ -119,30 +161,6 @@ def _trees(tree, query_tree, width):
             f"got {tree_shape(query_tree)} and {tree_shape(tree)}"
         )
     return tree, query_tree
-
-
-def _external_ids(doc_ids, num):
-    ids = list(doc_ids)
-    if len(ids) != num:
-        raise ValueError(f"{len(ids)} doc_ids for {num} embeddings")
-    strings = all(isinstance(value, str) for value in ids)
-    if not strings and not all(
-        isinstance(value, int | np.integer) and value >= 0 for value in ids
-    ):
-        raise ValueError("doc_ids must be all strings or all integers from 0 up")
-    if len(set(ids)) < num:
-        seen = set()
-        twice = next(value for value in ids if value in seen or seen.add(value))
-        raise ValueError(f"doc_ids repeat: {twice!r} stands twice")
-    return StringIds.of(ids) if strings else np.array(ids, np.int64)
-
-
-def _check_identity(encoder, config):
-    for name, value in (("encoder", encoder), ("config", config)):
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be plain JSON: {error}") from None
 
 
 def _query_head(arrays):

@@ -21,6 +21,23 @@ def check_count(name, value, least=1):
     return value
 
 
+def check_choice(name, value, allowed):
+    """`value`, if it is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return value
+
+
+def check_same_encoder(expected, got):
+    """Refuses an encoder whose identity differs in an entry that both name."""
+    for key in expected.keys() & got.keys():
+        if expected[key] != got[key]:
+            raise ValueError(
+                f"these embeddings are of another encoder: its {key} is {got[key]!r}, "
+                f"the index was built with {expected[key]!r}"
+            )
+
+
 def check_queries(queries, width):
     """Queries as float32 (N, D)."""
     queries = np.asarray(queries)

@@ -1,6 +1,7 @@
-"""What belongs to document rows besides vectors: string ids, and lines to show."""
+"""What belongs to document rows besides vectors: external ids, and lines to show."""
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -47,6 +48,18 @@ class StringIds:
     def tolist(self):
         return self.take(np.arange(len(self))).tolist()
 
+    def row_of_string(self):
+        """{id in UTF-8: row} of all ids."""
+        text, offsets = self.text.tobytes(), self.offsets.tolist()
+        return {
+            text[a:b]: row for row, (a, b) in enumerate(itertools.pairwise(offsets))
+        }
+
+    def keep(self, mask):
+        """The lengths and the bytes of the ids that a mask (N,) keeps."""
+        lengths = np.diff(self.offsets)
+        return lengths[mask], self.text[np.repeat(mask, lengths)]
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -57,6 +70,11 @@ class Documents:
     """
 
     text: np.ndarray
+
+    @classmethod
+    def of(cls, values):
+        lines = [json.dumps(value).encode() + b"\n" for value in values]
+        return cls(np.frombuffer(b"".join(lines), np.uint8))
 
     @functools.cached_property
     def _line_ends(self):
@@ -70,3 +88,69 @@ class Documents:
             raise IndexError(f"row {row} is outside the {len(self)} stored documents")
         start = self._line_ends[row - 1] + 1 if row else 0
         return json.loads(self.text[start : self._line_ends[row]].tobytes())
+
+    def keep(self, mask):
+        """The bytes of the lines that a mask (N,) keeps."""
+        lengths = np.diff(self._line_ends, prepend=-1)
+        return self.text[np.repeat(mask, lengths)]
+
+
+def check_ids(doc_ids, num):
+    """External ids as (N,) int64 or StringIds, all distinct.
+
+    Raises:
+        ValueError: another number of ids, ids of mixed or other kinds, ids that repeat.
+    """
+    ids = list(doc_ids)
+    if len(ids) != num:
+        raise ValueError(f"{len(ids)} doc_ids for {num} embeddings")
+    kept = as_ids(ids)
+    if len(set(ids)) < num:
+        seen = set()
+        twice = next(value for value in ids if value in seen or seen.add(value))
+        raise ValueError(f"doc_ids repeat: {twice!r} stands twice")
+    return kept
+
+
+def as_ids(ids):
+    """Ids as (N,) int64 or StringIds.
+
+    Raises:
+        ValueError: ids that are neither all strings nor all integers from 0 up.
+    """
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
+        if ids.size and ids.min() < 0:
+            raise ValueError(f"integer ids start from 0, got {ids.min()}")
+        return ids.astype(np.int64)
+    ids = list(ids)
+    if ids and all(isinstance(value, str) for value in ids):
+        return StringIds.of(ids)
+    if not all(isinstance(value, int | np.integer) and value >= 0 for value in ids):
+        raise ValueError("doc_ids must be all strings or all integers from 0 up")
+    return np.array(ids, np.int64)
+
+
+def rows_of(ids, order, wanted):
+    """Where each wanted id stands among `ids`: (n,) int64, -1 where it does not.
+
+    Args:
+        ids: (N,) int64 or StringIds.
+        order: their argsort, or `StringIds.row_of_string()`.
+        wanted: n ids of the same kind, as `as_ids` makes them.
+
+    Raises:
+        ValueError: ids of another kind.
+    """
+    strings = isinstance(ids, StringIds)
+    if len(wanted) and strings != isinstance(wanted, StringIds):
+        kinds = ("strings", "integers") if strings else ("integers", "strings")
+        raise ValueError(f"the ids of this index are {kinds[0]}, got {kinds[1]}")
+    if not len(wanted) or not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    if strings:
+        text, offsets = wanted.text.tobytes(), wanted.offsets.tolist()
+        rows = (order.get(text[a:b], -1) for a, b in itertools.pairwise(offsets))
+        return np.fromiter(rows, np.int64, len(wanted))
+    place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
+    rows = order[place]
+    return np.where(ids[rows] == wanted, rows, -1)

@@ -1,25 +1,20 @@
 """A folder of checked files: manifest.json names every file, its bytes and sha256.
 
-Files are written under names that no manifest mentions yet and the manifest is
-replaced last, so a crash leaves the old content or the new one.
+Reading only; `ehi.index.commit` writes. Files never change under their name: a new
+manifest names new files, so what was opened stays what it was.
 """
 
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ehi.index.atomic import sync_folder, write_file
-
 FORMAT = "ehi-index"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 _DTYPES = ("float32", "float16", "int64", "uint32", "uint8")
 _MAX_HEADER = 1024
@@ -30,6 +25,8 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_FILE = re.compile(rf"(segments/)?{_NAME.pattern}")
+_OPENINGS = 100  # a writer that replaces the manifest more often than this is no writer
 
 
 class IndexCorruptError(ValueError):
@@ -65,8 +62,11 @@ class Folder:
         path, entry = self.file(name), self.files[name]
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
         # NumPy's own reader evaluates the header as Python; this only compares it.
-        with path.open("rb") as file:
-            header = _HEADER.match(file.read(_MAX_HEADER))
+        try:
+            with path.open("rb") as file:
+                header = _HEADER.match(file.read(_MAX_HEADER))
+        except OSError as error:
+            raise IndexCorruptError(f"{path} cannot be read: {error}") from None
         if (
             header is None
             or header["descr"] != dtype.str.encode()
@@ -76,6 +76,8 @@ class Folder:
             raise IndexCorruptError(
                 f"{path} is not the array that {MANIFEST} describes, {dtype} {shape}"
             )
+        if not math.prod(shape):  # nothing to map
+            return np.empty(shape, dtype)
         array = np.memmap(path, dtype, "r", header.end(), shape)
         # A plain view: indexing a np.memmap costs several times more.
         return np.asarray(array) if mmap else np.array(array)
@@ -83,7 +85,7 @@ class Folder:
     def text(self, name, mmap):
         """The bytes of a file: (bytes,) uint8."""
         if not self.files[name]["bytes"]:
-            raise IndexCorruptError(f"{self.file(name)} is empty")
+            return np.empty(0, np.uint8)
         text = np.memmap(self.file(name), np.uint8, mode="r")
         return np.asarray(text) if mmap else np.array(text)
 
@@ -103,6 +105,33 @@ class Folder:
                 )
 
 
+def open_folder(path, read):
+    """What `read` makes of the folder at `path`, at one moment.
+
+    A writer may replace the manifest and remove files of the old one meanwhile; then
+    the new one is read.
+
+    Args:
+        path: the folder.
+        read: Folder -> result; may raise IndexCorruptError.
+
+    Raises:
+        FileNotFoundError: no folder or no manifest there.
+        IndexCorruptError: what is there is not as written.
+    """
+    path = Path(path)
+    for opening in range(_OPENINGS):
+        text = _manifest_text(path)
+        try:
+            return read(_checked_folder(path, text))
+        except (IndexCorruptError, FileNotFoundError) as error:
+            if opening < _OPENINGS - 1 and _manifest_text(path) != text:
+                continue
+            if isinstance(error, IndexCorruptError):
+                raise
+            raise IndexCorruptError(f"a file of {path} is gone: {error}") from None
+
+
 def read_folder(path):
     """Opens a folder and checks its manifest and the sizes of its files.
 
@@ -110,103 +139,46 @@ def read_folder(path):
         FileNotFoundError: no folder or no manifest there.
         IndexCorruptError: anything else that is not as written.
     """
-    path = Path(path)
+    return open_folder(path, lambda folder: folder)
+
+
+def _manifest_text(path):
     file = path / MANIFEST
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no index: {file} does not exist")
     try:
-        manifest = json.loads(file.read_bytes())
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{path} holds no index: {file} does not exist"
+        ) from None
+
+
+def _checked_folder(path, text):
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise IndexCorruptError(f"{file} is not JSON: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise IndexCorruptError(f"{file} does not describe an index")
-    if manifest.get("version") != VERSION:
+    version = manifest.get("version")
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        advice = "a newer ehi wrote it" if newer else "build it again"
         raise IndexCorruptError(
-            f"{file} has format version {manifest.get('version')!r}, "
-            f"this code reads version {VERSION}"
+            f"{file} has format version {version!r}, "
+            f"this code reads version {VERSION}: {advice}"
         )
     files, generation = manifest.get("files"), manifest.get("generation")
     if not isinstance(files, dict) or not isinstance(generation, int):
         raise IndexCorruptError(f"{file} lacks the files or the generation")
     for name, entry in files.items():
         _check_entry(path, name, entry)
+    obsolete = manifest.get("obsolete", [])
+    if not isinstance(obsolete, list):
+        raise IndexCorruptError(f"{file} lists no obsolete files")
+    for name in obsolete:
+        _check_file_name(file, name)
     return Folder(path, manifest)
-
-
-def write_folder(path, header, arrays, lines):
-    """Writes arrays, and documents as JSON lines, so that a crash loses nothing.
-
-    A new folder is filled beside its place and renamed. In an existing index new files
-    stand beside the old ones until the new manifest has replaced the old manifest.
-
-    Args:
-        path: the folder.
-        header: JSON entries of the manifest.
-        arrays: name -> array.
-        lines: name -> iterable of JSON values, one a line.
-
-    Raises:
-        FileExistsError: `path` is there and is not an index of this version.
-    """
-    path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            building.chmod(0o755)  # mkdtemp's folders are private
-            _write_generation(building, 1, header, arrays, lines)
-            os.replace(building, path)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-        sync_folder(path.parent)
-        return
-    try:
-        old = read_folder(path)
-    except (FileNotFoundError, IndexCorruptError) as error:
-        raise FileExistsError(
-            f"{path} exists and is not an index that can be replaced: {error}"
-        ) from None
-    generation = old.manifest["generation"] + 1
-    _write_generation(path, generation, header, arrays, lines)
-    for name in old.files:
-        old.file(name).unlink(missing_ok=True)
-
-
-def _write_generation(folder, generation, header, arrays, lines):
-    mark = "" if generation == 1 else f".{generation}"
-    files, written = {}, []
-    try:
-        for name, array in arrays.items():
-            array = np.asarray(array, order="C")
-            written.append(folder / f"{name}{mark}.npy")
-            files[name] = {
-                **write_file(written[-1], [array]),
-                "dtype": array.dtype.name,
-                "shape": list(array.shape),
-            }
-        for name, values in lines.items():
-            written.append(folder / f"{name}{mark}.jsonl")
-            text = (json.dumps(value).encode() + b"\n" for value in values)
-            files[name] = write_file(written[-1], text)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "generation": generation,
-            **header,
-            "files": files,
-        }
-        new = folder / f"{MANIFEST}.new"
-        written.append(new)
-        write_file(new, [json.dumps(manifest, indent=1).encode()])
-        sync_folder(folder)
-    except BaseException:
-        for file in written:
-            file.unlink(missing_ok=True)
-        raise
-    # From here on the new files are the index: nothing may remove them.
-    os.replace(new, folder / MANIFEST)
-    sync_folder(folder)
 
 
 def _shape_text(shape):
@@ -224,10 +196,7 @@ def _check_entry(folder, name, entry):
         and _NAME.fullmatch(name)
     ):
         raise IndexCorruptError(f"{manifest} has no usable entry for {name!r}")
-    if not _NAME.fullmatch(entry["file"]) or entry["file"] == MANIFEST:
-        raise IndexCorruptError(
-            f"{manifest} names the file {entry['file']!r}, which is not a plain name"
-        )
+    _check_file_name(manifest, entry["file"])
     if "shape" in entry and not (
         entry.get("dtype") in _DTYPES
         and isinstance(entry["shape"], list)
@@ -247,4 +216,13 @@ def _check_entry(folder, name, entry):
         raise IndexCorruptError(
             f"{path} has {size} bytes, {MANIFEST} says {entry['bytes']}: "
             "truncated or altered"
+        )
+
+
+def _check_file_name(manifest, name):
+    """Refuses names that could lead out of the folder, or to the manifest itself."""
+    plain = isinstance(name, str) and _FILE.fullmatch(name)
+    if not plain or name == MANIFEST:
+        raise IndexCorruptError(
+            f"{manifest} names the file {name!r}, which is not a plain name"
         )

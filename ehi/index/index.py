@@ -1,4 +1,4 @@
-"""The index: named plain arrays, and the questions one can ask them."""
+"""The index: trained parameters, the documents they place, and what one can ask."""
 
 import functools
 from dataclasses import dataclass
@@ -6,22 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index import search
-from ehi.index.documents import Documents, StringIds
-from ehi.index.folder import Folder, IndexCorruptError
 from ehi.index.route import tree_shape
 from ehi.index.score import byte_codebooks
+from ehi.index.segment import Contents
 
-PLAIN_ARRAYS = (
-    "leaf_offsets",
-    "leaf_rows",
-    "vectors",
-    "codes",
-    "codebooks",
-    "assign_codebooks",
-    "rotation",
-    "leaf_centroids",
-    "rerank_vectors",
-)
+PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +21,12 @@ class Hits:
         ids: (N, k) external ids, best first: int64 padded with -1, or objects, str
             padded with None.
         scores: (N, k) float32, padded with -inf.
-        visited: (N,) int64 copies of documents in the visited leaves; spilled
-            duplicates count.
+        visited: (N,) int64 copies of documents scored, those in the visited leaves that
+            are neither deleted nor filtered out; spilled duplicates count.
         nodes_scored: (N,) int64 tree nodes whose score was computed.
         leaves: (N, b) int64 leaves visited, best first.
-        rows: (N, k) int64 document numbers, in the order of the build, padded with -1.
+        rows: (N, k) int64 document numbers, in the order they were added, padded with
+            -1; `compact` gives new ones.
     """
 
     ids: np.ndarray
@@ -47,58 +37,46 @@ class Hits:
     rows: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Index:
-    """A searchable corpus of `num_documents` documents in P leaves.
+    """A searchable corpus in P leaves. Made by `build_index` or `open_index`.
 
-    Copies of documents stand leaf-major, and within a leaf by document row: those of
-    leaf p are leaf_offsets[p] .. leaf_offsets[p + 1]. There are C >= N copies, more
-    than N where documents are spilled to several leaves. Made by `build_index` or
-    `open_index`; arrays may be memory-mapped, none may be written to.
+    Its parameters never change. Its documents are one object, `contents`, which updates
+    replace: a search sees all of an update or nothing of it.
 
     Attributes:
         width: embedding width D.
         spill: leaves a document is stored in, s.
-        leaf_offsets: (P + 1,) int64.
-        leaf_rows: (C,) uint32 document rows.
-        ids: external ids by row, (N,) int64 or StringIds.
         tree, query_tree: dicts as in `ehi.index.route`; tree is None in a flat index,
             query_tree where queries route as documents do.
-        vectors: (C, D) float32 or float16 in raw leaves, else None.
-        codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
-        codebooks: (M, K, S) float32.
-        assign_codebooks: (M, K, S) float32 that chose the codes, where these are others
-            than `codebooks` (JPQ), or None.
+        codebooks: (M, K, S) float32, or None in raw leaves.
+        assign_codebooks: (M, K, S) float32 that choose the codes, where these are
+            others than `codebooks` (JPQ), or None.
         rotation: (D, D) float32, applied as q @ rotation, or None.
         leaf_centroids: (P, D) float32 where codes are of residuals, or None.
-        rerank_vectors: (N, D) float16 by row, or None.
         encoder, config: JSON identity of what made the embeddings and the index.
         query_head: arrays of the query head, for encoders outside this package.
-        documents: what to show of each document, or None.
-        folder: where it was opened from, or None.
+        mmap: whether files are mapped into memory, in an index of a folder.
+        contents: the documents.
     """
 
     width: int
     spill: int
-    leaf_offsets: np.ndarray
-    leaf_rows: np.ndarray
-    ids: np.ndarray | StringIds
     tree: dict | None = None
     query_tree: dict | None = None
-    vectors: np.ndarray | None = None
-    codes: np.ndarray | None = None
     codebooks: np.ndarray | None = None
     assign_codebooks: np.ndarray | None = None
     rotation: np.ndarray | None = None
     leaf_centroids: np.ndarray | None = None
-    rerank_vectors: np.ndarray | None = None
     encoder: dict | None = None
     config: dict | None = None
     query_head: dict | None = None
-    documents: Documents | None = None
-    folder: Folder | None = None
+    mmap: bool = True
+    contents: Contents | None = None
 
-    def search(self, queries, k=10, *, beam=1, rerank=0, threads=1):
+    def search(
+        self, queries, k=10, *, beam=1, rerank=0, threads=1, allow=None, deny=None
+    ):
         """The k best documents by score in the `beam` best leaves of each query.
 
         Args:
@@ -108,38 +86,113 @@ class Index:
             rerank: 0, or how many of the best by quantised score are scored again
                 with the stored float16 vectors.
             threads: Python threads over disjoint leaves, for batches.
+            allow: ids of the only documents to consider, or a bool mask by row; ids
+                that the index does not have are no error.
+            deny: ids, or a mask, of documents to leave out.
 
         Returns:
             Hits.
 
         Raises:
             ValueError: queries of another width or dtype or not finite; k, beam,
-                rerank or threads out of range; rerank without stored vectors.
+                rerank or threads out of range; rerank without stored vectors; a mask of
+                another length or ids of another kind than those of the index.
         """
+        contents = self.contents
         found = search.search(
-            self, queries, k, beam=beam, rerank=rerank, threads=threads
-        )
-        return Hits(ids=self.external_ids(found.rows), **found._asdict())
+            self, contents, queries, k, beam=beam, rerank=rerank, threads=threads,
+            mask=search.row_mask(contents, allow, deny),
+        )  # fmt: skip
+        return Hits(ids=contents.external_ids(found.rows), **found._asdict())
 
     def count_visited(self, queries, beam):
         """Copies of documents each query would visit, by routing only: (N,) int64."""
-        return search.count_visited(self, queries, beam)
+        return search.count_visited(self, self.contents, queries, beam)
+
+    def add(self, embeddings, ids, *, documents=None, encoder=None):
+        """Adds documents: routes and encodes them as the trained parameters say.
+
+        Each call makes a segment, which every search reads: add many at once, and
+        `compact` from time to time.
+
+        Args:
+            embeddings: (N, D) floats.
+            ids: N ids that the index does not have, of the kind it has.
+            documents: N JSON values to show, where the index stores them.
+            encoder: identity of what made the embeddings, compared with the index's.
+
+        Raises:
+            ValueError: what does not fit the index, or ids that are there already.
+            IndexLockedError: somebody else is writing to the folder.
+            OSError: the folder cannot be written; the index is as it was.
+        """
+        from ehi.index import updates  # it imports this module
+
+        updates.add(self, embeddings, ids, documents=documents, encoder=encoder)
+
+    def delete(self, ids, *, missing="raise"):
+        """Deletes documents; returns how many there were.
+
+        Args:
+            ids: external ids.
+            missing: 'raise', or 'ignore' ids that are not there.
+
+        Raises:
+            LookupError: ids that are not there.
+            IndexLockedError, OSError: as in `add`.
+        """
+        from ehi.index import updates
+
+        return updates.delete(self, ids, missing=missing)
+
+    def update(self, embeddings, ids, *, documents=None, encoder=None, missing="raise"):
+        """Replaces documents, all of them or none; returns how many were replaced.
+
+        Args:
+            embeddings, ids, documents, encoder: as in `add`.
+            missing: 'raise', or 'add' documents that are not there.
+
+        Raises:
+            LookupError: ids that are not there.
+            ValueError, IndexLockedError, OSError: as in `add`.
+        """
+        from ehi.index import updates
+
+        return updates.update(
+            self, embeddings, ids, documents=documents, encoder=encoder, missing=missing
+        )
+
+    def compact(self):
+        """Merges all segments leaf-major and drops deleted documents.
+
+        Results stay the same; documents of equal codes may trade places, where their
+        scores differ by rounding. Rows are numbered anew. Memory: `ehi.index.merge`.
+
+        Raises:
+            IndexLockedError, OSError: as in `add`.
+        """
+        from ehi.index import updates
+
+        updates.compact(self)
+
+    def refresh(self):
+        """Sees what others wrote to the folder since; returns whether they did.
+
+        Raises:
+            ValueError: the folder holds an index of other parameters now.
+            IndexCorruptError: as `open_index`.
+        """
+        from ehi.index import store
+
+        return store.refresh(self)
 
     def external_ids(self, rows):
         """External ids of document rows, of any shape; row -1 gives -1 or None."""
-        if isinstance(self.ids, StringIds):
-            return self.ids.take(rows)
-        return np.where(rows < 0, -1, self.ids[np.maximum(rows, 0)])
+        return self.contents.external_ids(rows)
 
     def document(self, row):
-        """What was stored to show of a document: a dict.
-
-        Raises:
-            ValueError: the index was saved without documents.
-        """
-        if self.documents is None:
-            raise ValueError("this index was saved without documents to show")
-        return self.documents[row]
+        """What was stored to show of a document: see `Contents.document`."""
+        return self.contents.document(row)
 
     def leaf_path(self, leaf):
         """The child numbers from the root to a leaf: a tuple of H ints."""
@@ -152,12 +205,27 @@ class Index:
         )
 
     @property
-    def num_documents(self):
-        return len(self.ids)
+    def segments(self):
+        return self.contents.segments
 
     @property
+    def folder(self):
+        """Where it was opened from, or None."""
+        return self.contents.folder
+
+    @property
+    def num_documents(self):
+        return self.contents.num_documents
+
+    @property
+    def has_documents(self):
+        """Whether there is something to show of each document."""
+        return self.segments[0].documents is not None
+
+    @functools.cached_property
     def num_leaves(self):
-        return len(self.leaf_offsets) - 1
+        height, branching = tree_shape(self.tree)
+        return branching**height
 
     @property
     def routing_tree(self):
@@ -165,14 +233,14 @@ class Index:
         return self.tree if self.query_tree is None else self.query_tree
 
     @functools.cached_property
-    def leaf_sizes(self):
-        """Copies of documents in each leaf: (P,) int64."""
-        return np.diff(self.leaf_offsets)
-
-    @functools.cached_property
     def byte_codebooks(self):
         """Codebooks of the bytes in `codes`: see `ehi.index.score`."""
         return byte_codebooks(self.codebooks)
+
+    @property
+    def leaf_sizes(self):
+        """Copies of documents in each leaf: (P,) int64."""
+        return self.contents.leaf_sizes
 
     @property
     def leaf_load_max(self):
@@ -187,8 +255,7 @@ class Index:
     @property
     def bytes_per_doc(self):
         """Bytes of codes or vectors, every copy, and re-rank vectors, per document."""
-        stored = (self.vectors, self.codes, self.rerank_vectors)
-        total = sum(array.nbytes for array in stored if array is not None)
+        total = sum(segment.leaf_bytes for segment in self.segments)
         return total / self.num_documents
 
     @property
@@ -196,15 +263,12 @@ class Index:
         """Bytes of the whole folder, or of all arrays where none was opened."""
         if self.folder is not None:
             return self.folder.num_bytes
-        return sum(array.nbytes for array in self.named_arrays().values())
+        arrays = [self.parameter_arrays(), *(s.arrays() for s in self.segments)]
+        return sum(array.nbytes for part in arrays for array in part.values())
 
-    def named_arrays(self):
-        """Every array under a name of its own, as the folder stores them."""
-        arrays = {name: getattr(self, name) for name in PLAIN_ARRAYS}
-        if isinstance(self.ids, StringIds):
-            arrays |= {"id_offsets": self.ids.offsets, "id_text": self.ids.text}
-        else:
-            arrays["ids"] = self.ids
+    def parameter_arrays(self):
+        """Every array of the parameters under the name the folder gives it."""
+        arrays = {name: getattr(self, name) for name in PARAMETER_ARRAYS}
         for name in ("tree", "query_tree"):
             for key, value in (getattr(self, name) or {}).items():
                 if isinstance(value, list):
@@ -227,19 +291,6 @@ class Index:
         self.check_addresses()
 
     def check_addresses(self):
-        """Checks that no array points outside another; reads them whole.
-
-        Raises:
-            IndexCorruptError: naming the array.
-        """
-        if self.leaf_rows.max() >= self.num_documents:
-            raise IndexCorruptError(
-                f"leaf_rows points at row {self.leaf_rows.max()} "
-                f"of {self.num_documents} documents"
-            )
-        if isinstance(self.ids, StringIds) and (np.diff(self.ids.offsets) < 0).any():
-            raise IndexCorruptError("id_offsets descend")
-        if self.documents is not None and len(self.documents) != self.num_documents:
-            raise IndexCorruptError(
-                f"{len(self.documents)} documents to show for {self.num_documents} ids"
-            )
+        """Checks that no array points outside another: see `Segment`."""
+        for segment in self.segments:
+            segment.check_addresses()

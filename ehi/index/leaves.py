@@ -9,59 +9,83 @@ from ehi.index.threads import one_blas_thread
 _ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache
 
 
-def make_leaves(
-    embeddings,
-    rows,
-    leaf_of_copy,
-    num_leaves,
-    *,
-    codebooks,
-    assign_codebooks,
-    rotation,
-    leaf_centroids,
-    leaf_dtype,
+def check_quantiser(
+    width, num_leaves, *, codebooks, assign_codebooks, rotation, leaf_centroids
 ):
-    """The Index fields of raw or PQ leaves, copies in the order of `rows`.
-
-    Args:
-        embeddings: (N, D) float32.
-        rows: (N s,) document of each copy, in leaf order.
-        leaf_of_copy: (N s,) leaf of each copy.
-        num_leaves: P.
-        codebooks, assign_codebooks, rotation, leaf_centroids, leaf_dtype: as of
-            `build_index`.
+    """The parameters of PQ leaves as float32 arrays that fit; all None of raw leaves.
 
     Raises:
         ValueError: an argument that does not fit.
+    """
+    parts = {
+        "codebooks": codebooks,
+        "assign_codebooks": assign_codebooks,
+        "rotation": rotation,
+        "leaf_centroids": leaf_centroids,
+    }
+    if codebooks is None:
+        for name, value in parts.items():
+            if value is not None:
+                raise ValueError(f"{name} needs codebooks")
+        return parts
+    parts["codebooks"] = check.check_codebooks(codebooks, width)
+    if assign_codebooks is not None:
+        choosing = check.check_codebooks(assign_codebooks, width)
+        if choosing.shape != parts["codebooks"].shape:
+            raise ValueError(
+                f"assign_codebooks are {choosing.shape}, codebooks "
+                f"{parts['codebooks'].shape}; they must have one shape"
+            )
+        parts["assign_codebooks"] = choosing
+    if rotation is not None:
+        parts["rotation"] = check.check_rotation(rotation, width)
+    if leaf_centroids is not None:
+        parts["leaf_centroids"] = check.check_centroids(
+            leaf_centroids, num_leaves, width
+        )
+    return parts
+
+
+def make_leaves(index, embeddings, rows, leaf_of_copy, leaf_dtype):
+    """The vectors or codes of copies of documents, as a Segment holds them.
+
+    Args:
+        index: the Index; only its parameters are read.
+        embeddings: (N, D) float32.
+        rows: (C,) document of each copy, in leaf order.
+        leaf_of_copy: (C,) leaf of each copy.
+        leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
+
+    Raises:
+        ValueError: another dtype, or embeddings too large for float16.
     """
     if leaf_dtype not in ("float32", "float16"):
         raise ValueError(
             f"leaf_dtype must be 'float32' or 'float16', got {leaf_dtype!r}"
         )
-    transform = {"rotation": rotation, "leaf_centroids": leaf_centroids}
-    if codebooks is None:
-        for name, value in {**transform, "assign_codebooks": assign_codebooks}.items():
-            if value is not None:
-                raise ValueError(f"{name} needs codebooks")
-        vectors = embeddings
+    if index.codebooks is None:
         if leaf_dtype == "float16":
-            vectors = half("embeddings", embeddings)
-        return {"vectors": vectors[rows]}
-    width = embeddings.shape[1]
-    codebooks, choosing = _check_codebooks(codebooks, assign_codebooks, width)
-    if rotation is not None:
-        transform["rotation"] = check.check_rotation(rotation, width)
-    if leaf_centroids is not None:
-        transform["leaf_centroids"] = check.check_centroids(
-            leaf_centroids, num_leaves, width
-        )
-    codes = _encode_copies(embeddings, rows, leaf_of_copy, choosing, **transform)
-    return {
-        "codes": pack_codes(codes, codebooks.shape[1]),
-        "codebooks": codebooks,
-        "assign_codebooks": None if choosing is codebooks else choosing,
-        **transform,
-    }
+            embeddings = half("embeddings", embeddings)
+        return {"vectors": embeddings[rows]}
+    codes = encode_copies(index, embeddings, rows, leaf_of_copy)
+    return {"codes": pack_codes(codes, index.codebooks.shape[1])}
+
+
+def encode_copies(index, embeddings, rows, leaf_of_copy):
+    """Codes (C, M) uint8 of copies of documents, a block of them at a time."""
+    choosing = index.assign_codebooks
+    choosing = index.codebooks if choosing is None else choosing
+    codes = np.empty((len(rows), len(choosing)), np.uint8)
+    with one_blas_thread():  # the products are too small for more
+        for start in range(0, len(rows), _ENCODE_ROWS):
+            part = slice(start, start + _ENCODE_ROWS)
+            vectors = embeddings[rows[part]]
+            if index.leaf_centroids is not None:
+                vectors -= index.leaf_centroids[leaf_of_copy[part]]
+            if index.rotation is not None:
+                vectors = vectors @ index.rotation
+            codes[part] = encode_pq(vectors, choosing)
+    return codes
 
 
 def encode_pq(vectors, codebooks):
@@ -88,34 +112,3 @@ def half(name, vectors):
     """Vectors as float16, if all of them stay finite."""
     with np.errstate(over="ignore"):
         return check.finite_rows(f"{name} as float16", vectors.astype(np.float16))
-
-
-def _check_codebooks(codebooks, assign_codebooks, width):
-    """The codebooks that decode, and those that choose: the same, or frozen ones."""
-    codebooks = check.check_codebooks(codebooks, width)
-    if assign_codebooks is None:
-        return codebooks, codebooks
-    choosing = check.check_codebooks(assign_codebooks, width)
-    if choosing.shape != codebooks.shape:
-        raise ValueError(
-            f"assign_codebooks are {choosing.shape}, codebooks {codebooks.shape}; "
-            "they must have one shape"
-        )
-    return codebooks, choosing
-
-
-def _encode_copies(
-    embeddings, rows, leaf_of_copy, codebooks, *, rotation, leaf_centroids
-):
-    """Codes (N s, M) uint8 of all copies, a block of rows at a time."""
-    codes = np.empty((len(rows), len(codebooks)), np.uint8)
-    with one_blas_thread():  # the products are too small for more
-        for start in range(0, len(rows), _ENCODE_ROWS):
-            part = slice(start, start + _ENCODE_ROWS)
-            vectors = embeddings[rows[part]]
-            if leaf_centroids is not None:
-                vectors -= leaf_centroids[leaf_of_copy[part]]
-            if rotation is not None:
-                vectors = vectors @ rotation
-            codes[part] = encode_pq(vectors, codebooks)
-    return codes

@@ -42,51 +42,63 @@ def decode(codes, codebooks):
     return chosen.reshape(len(codes), num_subspaces * width)
 
 
-def score_block(index, queries, rotated, leaf, start, stop):
-    """Scores of many queries against part of one leaf: one GEMM.
+def score_block(index, segment, queries, rotated, leaf, copies):
+    """Scores of many queries against documents of one leaf: one GEMM.
 
     Args:
-        index: the Index.
+        index, segment: the Index, and the Segment that holds the documents.
         queries: (n, D) float32.
         rotated: (n, D), the queries times the rotation.
         leaf: leaf number.
-        start, stop: the copies of documents to score, within the leaf.
+        copies: which copies of documents to score, a slice or numbers (m,).
 
     Returns:
-        (n, m) float32, m = stop - start.
+        (n, m) float32.
     """
-    if index.codes is None:
-        vectors = index.vectors[start:stop].astype(np.float32, copy=False)
+    if segment.codes is None:
+        vectors = segment.vectors[copies].astype(np.float32, copy=False)
         return _inner_products(queries, vectors)
-    vectors = decode(index.codes[start:stop], index.byte_codebooks)
+    vectors = decode(segment.codes[copies], index.byte_codebooks)
     scores = _inner_products(rotated, vectors)
     if index.leaf_centroids is not None:
         scores += (queries @ index.leaf_centroids[leaf])[:, None]
     return scores
 
 
-def score_leaves(index, query, rotated, leaves):
-    """Scores of one query against whole leaves, in the order of `leaves`.
+def score_leaves(index, contents, query, rotated, leaves):
+    """Scores of one query against whole leaves, segment by segment, leaf by leaf.
 
     Args:
+        index, contents: the Index, and its documents.
         query, rotated: (D,) float32, before and after the rotation.
         leaves: (b,) leaf numbers.
 
     Returns:
         (m,) float32 scores and (m,) document rows.
     """
-    starts, stops = index.leaf_offsets[leaves], index.leaf_offsets[leaves + 1]
+    found = [
+        _score_segment(index, segment, query, rotated, leaves)
+        for segment in contents.segments
+    ]
+    if len(found) == 1:
+        return found[0]
+    scores, rows = zip(*found, strict=True)
+    return np.concatenate(scores), np.concatenate(rows)
+
+
+def _score_segment(index, segment, query, rotated, leaves):
+    starts, stops = segment.leaf_offsets[leaves], segment.leaf_offsets[leaves + 1]
     spans = list(zip(starts.tolist(), stops.tolist(), strict=True))
-    rows = np.concatenate([index.leaf_rows[start:stop] for start, stop in spans])
-    if index.codes is None:
+    rows = np.concatenate([segment.rows(start, stop) for start, stop in spans])
+    if segment.codes is None:
         scores = np.empty(len(rows), np.float32)
         done = 0
         for start, stop in spans:
-            block = index.vectors[start:stop].astype(np.float32, copy=False)
+            block = segment.vectors[start:stop].astype(np.float32, copy=False)
             np.matmul(block, query, out=scores[done : done + len(block)])
             done += len(block)
         return scores, rows
-    codes = np.concatenate([index.codes[start:stop] for start, stop in spans])
+    codes = np.concatenate([segment.codes[start:stop] for start, stop in spans])
     scores = look_up(codes, index.byte_codebooks, rotated)
     if index.leaf_centroids is not None:
         scores += np.repeat(index.leaf_centroids[leaves] @ query, stops - starts)

@@ -1,4 +1,8 @@
-"""Search: route -> score -> drop duplicates -> re-rank -> top k."""
+"""Search: route -> score -> drop duplicates -> re-rank -> top k.
+
+Documents that a mask leaves out (deleted, or filtered) are dropped before the top k is
+taken, so k results come back whenever the visited leaves hold as many.
+"""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ehi.index.check import check_count, check_queries
+from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
 from ehi.index.route import group_by, route, rows_at_once
 from ehi.index.score import score_block, score_leaves
@@ -28,8 +33,30 @@ class Found(NamedTuple):
     leaves: np.ndarray
 
 
-def search(index, queries, k, *, beam=1, rerank=0, threads=1):
+class _Job(NamedTuple):
+    """What all parts of one search share: the arguments of `search`, checked."""
+
+    index: object
+    contents: object
+    mask: np.ndarray | None
+    k: int
+    beam: int
+    rerank: int
+    threads: int
+
+    @property
+    def wanted(self):
+        """Copies to find of each query: one document may stand in `spill` leaves."""
+        return (self.rerank or self.k) * self.index.spill
+
+
+def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=None):
     """The k best documents in the `beam` best leaves of each query: Found.
+
+    Args:
+        index, contents: the Index, and its documents at one moment.
+        queries, k, beam, rerank, threads: as of `Index.search`.
+        mask: (R,) bool, documents to consider, or None for all.
 
     Raises:
         ValueError: queries of another width or dtype or not finite; k, beam, rerank or
@@ -39,18 +66,52 @@ def search(index, queries, k, *, beam=1, rerank=0, threads=1):
     k = check_count("k", k)
     beam = check_beam(index, beam)
     threads = check_count("threads", threads)
-    rerank = _check_rerank(index, rerank, k)
+    rerank = _check_rerank(contents, rerank, k)
     copies = (rerank or k) * index.spill
     step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
+    job = _Job(index, contents, mask, k, beam, rerank, threads)
     with one_blas_thread():
         parts = [
-            _search_part(index, queries[start : start + step], k, beam, rerank, threads)
+            _search_part(job, queries[start : start + step])
             for start in range(0, max(len(queries), 1), step)
         ]
     return Found(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def count_visited(index, queries, beam):
+def row_mask(contents, allow=None, deny=None):
+    """Which documents may be found: (R,) bool by row, or None for all of them.
+
+    Args:
+        allow, deny: external ids, or a bool mask (R,), or None.
+
+    Raises:
+        ValueError: a mask of another length, ids of another kind.
+    """
+    mask = None if contents.deleted is None else ~contents.deleted
+    if allow is not None:
+        allowed = _as_mask(contents, "allow", allow)
+        mask = allowed if mask is None else mask & allowed
+    if deny is not None:
+        kept = ~_as_mask(contents, "deny", deny)
+        mask = kept if mask is None else mask & kept
+    return mask
+
+
+def _as_mask(contents, name, chosen):
+    if isinstance(chosen, np.ndarray) and chosen.dtype == bool:
+        if chosen.shape != (contents.num_rows,):
+            raise ValueError(
+                f"{name} is a mask of shape {chosen.shape}, this index has "
+                f"{contents.num_rows} rows (deleted documents included)"
+            )
+        return chosen
+    mask = np.zeros(contents.num_rows, bool)
+    rows = contents.find(as_ids(chosen))
+    mask[rows[rows >= 0]] = True
+    return mask
+
+
+def count_visited(index, contents, queries, beam):
     """Copies of documents in the leaves that each query visits: (N,) int64."""
     queries = check_queries(queries, index.width)
     beam = check_beam(index, beam)
@@ -59,7 +120,8 @@ def count_visited(index, queries, beam):
     with one_blas_thread():
         for start in range(0, len(queries), step):
             routes = route(queries[start : start + step], index.routing_tree, beam)
-            visited[start : start + step] = _visited(index, routes.leaves)
+            sizes = contents.leaf_sizes[routes.leaves]
+            visited[start : start + step] = sizes.sum(axis=1)
     return visited
 
 
@@ -71,9 +133,9 @@ def check_beam(index, beam):
     return beam
 
 
-def _check_rerank(index, rerank, k):
+def _check_rerank(contents, rerank, k):
     rerank = check_count("rerank", rerank, least=0)
-    if rerank and index.rerank_vectors is None:
+    if rerank and contents.segments[0].rerank_vectors is None:
         raise ValueError(
             f"rerank={rerank} needs an index built with rerank_vectors=True, "
             "this one stores none"
@@ -83,27 +145,36 @@ def _check_rerank(index, rerank, k):
     return rerank
 
 
-def _visited(index, leaves):
-    return index.leaf_sizes[leaves].sum(axis=1)
+def _visited(job, leaves):
+    """Copies scored in the leaves (N, b) of each query: (N,) int64."""
+    if job.mask is None:
+        return job.contents.leaf_sizes[leaves].sum(axis=1)
+    distinct, places = np.unique(leaves, return_inverse=True)
+    counts = job.contents.count_copies(distinct, job.mask)
+    return counts[places.reshape(leaves.shape)].sum(axis=1)
 
 
-def _search_part(index, queries, k, beam, rerank, threads):
-    routes = route(queries, index.routing_tree, beam)
+def _search_part(job, queries):
+    index = job.index
+    routes = route(queries, index.routing_tree, job.beam)
     rotated = queries if index.rotation is None else queries @ index.rotation
-    wanted = rerank or k
     find = _search_by_leaf if _share_leaves(routes.leaves) else _search_by_query
-    keys = find(index, queries, rotated, routes.leaves, wanted * index.spill, threads)
+    try:
+        keys = find(job, queries, rotated, routes.leaves)
+        visited = _visited(job, routes.leaves)
+    except IndexError as error:  # of a mask, at a row that is not there
+        raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
     if index.spill > 1:
-        keys = drop_duplicates(keys, wanted)
+        keys = drop_duplicates(keys, job.rerank or job.k)
     found = unpack(keys)[1]
-    if found.size and found.max() >= index.num_documents:
+    if found.size and found.max() >= job.contents.num_rows:
         raise IndexCorruptError(
-            f"leaf_rows points at row {found.max()} of {index.num_documents} documents"
+            f"leaf_rows points at row {found.max()} of {job.contents.num_rows} "
+            "documents"
         )
-    if rerank:
-        keys = _rescore(index, queries, keys)
-    scores, rows = unpack(keys[:, :k])
-    visited = _visited(index, routes.leaves)
+    if job.rerank:
+        keys = _rescore(job, queries, keys)
+    scores, rows = unpack(keys[:, : job.k])
     return Found(rows, scores, visited, routes.nodes_scored, routes.leaves)
 
 
@@ -113,60 +184,87 @@ def _share_leaves(leaves):
     return leaves.size >= _SHARED_LEAF * len(np.unique(leaves))
 
 
-def _search_by_query(index, queries, rotated, leaves, k, threads):
+def _search_by_query(job, queries, rotated, leaves):
     """Each query reads its own leaves: best where queries share few."""
-    del threads  # one query is too little work to share
-    keys = np.empty((len(queries), k), np.int64)
+    keys = np.empty((len(queries), job.wanted), np.int64)
     for query in range(len(queries)):
         scores, rows = score_leaves(
-            index, queries[query], rotated[query], leaves[query]
+            job.index, job.contents, queries[query], rotated[query], leaves[query]
         )
-        if len(scores) > k:
-            cut = len(scores) - k
+        if job.mask is not None:
+            allowed = np.flatnonzero(job.mask[rows])
+            scores, rows = scores[allowed], rows[allowed]
+        if len(scores) > job.wanted:
+            cut = len(scores) - job.wanted
             best = np.flatnonzero(scores >= np.partition(scores, cut)[cut])
             scores, rows = scores[best], rows[best]
-        keys[query] = smallest(pack(scores, rows)[None], k)[0]
+        keys[query] = smallest(pack(scores, rows)[None], job.wanted)[0]
     return keys
 
 
-def _search_by_leaf(index, queries, rotated, leaves, k, threads):
+def _search_by_leaf(job, queries, rotated, leaves):
     """Each leaf is read once, for all queries that visit it: one GEMM a block."""
-    tasks = []  # leaf, its queries, first and last copy
-    for leaf, positions in zip(*group_by(leaves.ravel()), strict=True):
-        members = positions // leaves.shape[1]
-        block = max(_BLOCK_SCORES // len(members), 2 * k, 256)
-        start, stop = index.leaf_offsets[leaf : leaf + 2].tolist()
-        cuts = [*range(start, stop, block), stop]
-        tasks += [(leaf, members, *span) for span in itertools.pairwise(cuts)]
-    tasks.sort(key=lambda task: len(task[1]) * (task[3] - task[2]), reverse=True)
-
+    tasks = _tasks(job, leaves)
     floor = np.full(len(queries), -np.inf, np.float32)
-    best = [TopK(len(queries), k, floor) for _ in range(threads)]
+    best = [TopK(len(queries), job.wanted, floor) for _ in range(job.threads)]
 
     def run(thread):
-        for leaf, members, start, stop in tasks[thread::threads]:
-            scores = score_block(
-                index, queries[members], rotated[members], leaf, start, stop
-            )
-            best[thread].offer(members, scores, index.leaf_rows[start:stop])
+        for segment, leaf, members, start, stop in tasks[thread :: job.threads]:
+            rows, copies = _allowed(job.mask, segment, start, stop)
+            if len(rows):
+                scores = score_block(
+                    job.index, segment, queries[members], rotated[members], leaf, copies
+                )
+                best[thread].offer(members, scores, rows)
 
-    if threads == 1:
+    if job.threads == 1:
         run(0)
     else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(threads)))
+        with ThreadPoolExecutor(job.threads) as pool:
+            list(pool.map(run, range(job.threads)))
     for other in best[1:]:
         best[0].merge(other)
     return best[0].result()
 
 
-def _rescore(index, queries, keys):
+def _tasks(job, leaves):
+    """(segment, leaf, its queries, first and last copy) of every block, largest first.
+
+    Args:
+        leaves: (N, b) leaves of each query.
+    """
+    tasks = []
+    for leaf, positions in zip(*group_by(leaves.ravel()), strict=True):
+        members = positions // leaves.shape[1]
+        block = max(_BLOCK_SCORES // len(members), 2 * job.wanted, 256)
+        for segment in job.contents.segments:
+            start, stop = segment.leaf_offsets[leaf : leaf + 2].tolist()
+            cuts = [*range(start, stop, block), stop]
+            tasks += [
+                (segment, leaf, members, *span) for span in itertools.pairwise(cuts)
+            ]
+    tasks.sort(key=lambda task: len(task[2]) * (task[4] - task[3]), reverse=True)
+    return tasks
+
+
+def _allowed(mask, segment, start, stop):
+    """Rows of the copies start .. stop that a mask keeps, and which copies they are."""
+    rows = segment.rows(start, stop)
+    if mask is None:
+        return rows, slice(start, stop)
+    kept = np.flatnonzero(mask[rows])
+    if len(kept) == len(rows):
+        return rows, slice(start, stop)
+    return rows[kept], start + kept
+
+
+def _rescore(job, queries, keys):
     """The same candidates, ordered by their stored full-precision vectors."""
     rows = unpack(keys)[1]  # (N, r)
-    step = max(1, _RERANK_VALUES // (rows.shape[1] * index.width))
+    step = max(1, _RERANK_VALUES // (rows.shape[1] * job.index.width))
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        vectors = index.rerank_vectors[np.maximum(rows[part], 0)].astype(np.float32)
+        vectors = job.contents.rerank_vectors(np.maximum(rows[part], 0))
         scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
     return np.sort(np.where(rows < 0, keys, pack(scores, rows)), axis=1)

@@ -1,52 +1,56 @@
 """An Index to a folder and back.
 
 Every array is one .npy file that can be memory-mapped, never a pickle. The rest, small
-and plain, is in manifest.json.
+and plain, is in manifest.json. Documents added later stand in `segments/`, numbered by
+the generation of the manifest that brought them; deleted ones are bits, by row.
 """
 
 import numpy as np
 
-from ehi.index.check import check_codebooks, check_count, check_tree
+from ehi.index.check import check_count, check_tree
+from ehi.index.commit import replace_files, write_folder
 from ehi.index.documents import Documents, StringIds
-from ehi.index.folder import IndexCorruptError, read_folder, write_folder
-from ehi.index.index import PLAIN_ARRAYS, Index
-from ehi.index.route import tree_shape
+from ehi.index.fit import check_fit, check_segment
+from ehi.index.folder import IndexCorruptError, open_folder
+from ehi.index.index import PARAMETER_ARRAYS, Index
+from ehi.index.merge import merged_arrays, merged_text
+from ehi.index.segment import SEGMENT_ARRAYS, Contents, Segment
 
 __all__ = ["IndexCorruptError", "open_index", "save_index"]
+
+_OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
 
 
 def save_index(index, path, documents=None):
     """Writes an index folder; over an existing one, old or new survives a crash.
 
+    Segments are merged and deleted documents left out, as `Index.compact` does.
+
     Args:
-        index: the Index.
+        index: the Index, which stays where it is, in memory or in its own folder.
         path: the folder, made if needed.
-        documents: JSON values to show, one for each row in order, or None to keep
-            those the index already has.
+        documents: JSON values to show, one for each document in order of their rows, or
+            None to keep those the index already has.
 
     Raises:
         ValueError: not as many documents as the index holds.
         FileExistsError: `path` is there and is not an index.
+        IndexLockedError: somebody else writes to it.
+        OSError: it cannot be written; what was there is as it was.
     """
-    documents = index.documents if documents is None else documents
-    lines = {}
+    contents = index.contents
+    texts = _texts(contents)
     if documents is not None:
-        lines["documents"] = list(documents)
-        if len(lines["documents"]) != index.num_documents:
+        documents = list(documents)
+        if len(documents) != contents.num_documents:
             raise ValueError(
-                f"{len(lines['documents'])} documents to show for an index of "
-                f"{index.num_documents}"
+                f"{len(documents)} documents to show for an index of "
+                f"{contents.num_documents}"
             )
-    header = {
-        "num_documents": index.num_documents,
-        "width": index.width,
-        "spill": index.spill,
-        "tree": _tree_header(index.tree),
-        "query_tree": _tree_header(index.query_tree),
-        "encoder": index.encoder,
-        "config": index.config,
-    }
-    write_folder(path, header, index.named_arrays(), lines)
+        texts = {"documents": [Documents.of(documents).text]}
+    arrays = {**index.parameter_arrays(), **merged_arrays(contents)}
+    header = _header(index, [("", contents.num_documents)])
+    write_folder(path, header, arrays, texts)
 
 
 def open_index(path, *, mmap=True, verify=False):
@@ -60,27 +64,127 @@ def open_index(path, *, mmap=True, verify=False):
         verify: also check the sha256 sum of every file, as Index.verify does.
 
     Returns:
-        Index.
+        Index, a snapshot: what others write later is seen after `Index.refresh`.
 
     Raises:
         FileNotFoundError: no index there.
         IndexCorruptError: a file is missing, truncated, altered or does not fit.
     """
-    folder = read_folder(path)
-    if verify:
-        folder.check_sums()
+
+    def read(folder):
+        if verify:
+            folder.check_sums()
+        index = _consistent(folder, lambda: _read(folder, mmap))
+        if verify:
+            index.check_addresses()
+        return index
+
+    return open_folder(path, read)
+
+
+def refresh(index):
+    """Reads what others wrote since: see `Index.refresh`."""
+    old = index.contents
+    if old.folder is None:
+        return False
+
+    def read(folder):
+        if folder.manifest == old.folder.manifest:
+            return old
+        if _parameters(folder.manifest) != _parameters(old.folder.manifest):
+            raise ValueError(
+                f"{folder.path} holds another index now, with other parameters: open it"
+            )
+        return _consistent(folder, lambda: _read_contents(folder, index, old))
+
+    index.contents = open_folder(old.folder.path, read)
+    return index.contents is not old
+
+
+def write_update(index, contents):
+    """Stores new contents that share all but a last segment with those in the folder.
+
+    The caller holds the writer's lock, and `contents.folder` is the newest.
+
+    Returns:
+        The Contents as read back.
+    """
+    folder = contents.folder
+    segments = list(folder.manifest["segments"])
+    arrays, texts = {}, {}
+    if len(contents.segments) > len(segments):
+        prefix = f"segments.{folder.manifest['generation'] + 1}."
+        last = contents.segments[-1]
+        segments.append({"prefix": prefix, "num_documents": len(last)})
+        arrays = {prefix + name: array for name, array in last.arrays().items()}
+        if last.documents is not None:
+            texts = {f"{prefix}documents": [last.documents.text]}
+    if contents.deleted is not None:
+        arrays["deleted"] = np.packbits(contents.deleted)
+    header = _header(index, [(s["prefix"], s["num_documents"]) for s in segments])
+    keep = [name for name in folder.files if name != "deleted"]
+    replace_files(folder, header, arrays, texts, keep)
+    return open_folder(folder.path, lambda new: _read_contents(new, index, contents))
+
+
+def write_compacted(index, contents):
+    """Stores contents as one segment; the caller holds the writer's lock.
+
+    Returns:
+        The Contents as read back.
+    """
+    folder = contents.folder
+    keep = [name for name in folder.files if not _is_content(name)]
+    header = _header(index, [("", contents.num_documents)])
+    replace_files(folder, header, merged_arrays(contents), _texts(contents), keep)
+    return open_folder(folder.path, lambda new: _read_contents(new, index, contents))
+
+
+def _texts(contents):
+    text = merged_text(contents)
+    return {} if text is None else {"documents": text}
+
+
+def _header(index, segments):
+    return {
+        "width": index.width,
+        "spill": index.spill,
+        "segments": [
+            {"prefix": prefix, "num_documents": num} for prefix, num in segments
+        ],
+        "tree": _tree_header(index.tree),
+        "query_tree": _tree_header(index.query_tree),
+        "encoder": index.encoder,
+        "config": index.config,
+    }
+
+
+def _is_content(name):
+    """Whether a file is of the documents, not of the parameters."""
+    return name in (*_OF_SEGMENT, "deleted") or name.startswith("segments.")
+
+
+def _parameters(manifest):
+    """What no update changes."""
+    header = {key: manifest[key] for key in ("width", "spill", "tree", "query_tree")}
+    sums = {
+        name: entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if not _is_content(name)
+    }
+    return header, sums
+
+
+def _consistent(folder, read):
+    """`read()`, any misfit found on the way named as corruption."""
     try:
-        index = _read(folder, mmap)
-        _check_fit(index, folder.manifest["num_documents"])
+        return read()
     except IndexCorruptError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise IndexCorruptError(
-            f"the files of {path} do not fit together: {error}"
+            f"the files of {folder.path} do not fit together: {error!r}"
         ) from None
-    if verify:
-        index.check_addresses()
-    return index
 
 
 def _read(folder, mmap):
@@ -88,31 +192,73 @@ def _read(folder, mmap):
     arrays = {
         name: folder.array(name, mmap)
         for name, entry in folder.files.items()
-        if "shape" in entry
+        if "shape" in entry and not _is_content(name)
     }
-    plain = {name: arrays.pop(name, None) for name in PLAIN_ARRAYS}
-    ids = arrays.pop("ids", None)
-    if ids is None:
-        ids = StringIds(arrays.pop("id_offsets"), arrays.pop("id_text"))
+    plain = {name: arrays.pop(name, None) for name in PARAMETER_ARRAYS}
+    width = check_count("width", manifest["width"])
     trees = {
-        name: check_tree(_take_tree(name, manifest[name], arrays), manifest["width"])
+        name: check_tree(_take_tree(name, manifest[name], arrays), width)
         for name in ("tree", "query_tree")
     }
-    documents = None
-    if "documents" in folder.files:
-        documents = Documents(folder.text("documents", mmap))
     head = {name.removeprefix("query_head."): arrays.pop(name) for name in list(arrays)}
-    return Index(
-        width=manifest["width"],
-        spill=manifest["spill"],
-        ids=ids,
+    index = Index(
+        width=width,
+        spill=check_count("spill", manifest["spill"]),
         encoder=manifest["encoder"],
         config=manifest["config"],
         query_head=head or None,
-        documents=documents,
-        folder=folder,
+        mmap=mmap,
         **trees,
         **plain,
+    )
+    check_fit(index)
+    index.contents = _read_contents(folder, index, None)
+    return index
+
+
+def _read_contents(folder, index, old):
+    """The documents in a folder; segments that `old` has already are taken from it."""
+    known = {}
+    if old is not None:
+        known = {segment.source: segment for segment in old.segments if segment.source}
+    segments, first_row = [], 0
+    for entry in folder.manifest["segments"]:
+        prefix = entry["prefix"]
+        num = check_count("num_documents", entry["num_documents"], least=0)
+        names = [prefix + name for name in _OF_SEGMENT]
+        files = [folder.files[name] for name in names if name in folder.files]
+        source = tuple(file["sha256"] for file in files)
+        segment = known.get(source)
+        if segment is None or segment.first_row != first_row:
+            segment = _read_segment(folder, prefix, first_row, source, index.mmap)
+            check_segment(index, segment, num, segments[0] if segments else None)
+        segments.append(segment)
+        first_row += num
+    deleted = None
+    if "deleted" in folder.files:
+        bits = folder.array("deleted", mmap=True)
+        if bits.dtype != np.uint8 or bits.shape != (-(-first_row // 8),):
+            raise ValueError(f"deleted is {bits.dtype} {bits.shape}")
+        deleted = np.unpackbits(bits, count=first_row).view(bool)
+    if not segments:
+        raise ValueError("there is no segment")
+    return Contents(tuple(segments), deleted, folder)
+
+
+def _read_segment(folder, prefix, first_row, source, mmap):
+    arrays = {
+        name: folder.array(prefix + name, mmap)
+        for name in _OF_SEGMENT
+        if name != "documents" and prefix + name in folder.files
+    }
+    ids = arrays.pop("ids", None)
+    if ids is None:
+        ids = StringIds(arrays.pop("id_offsets"), arrays.pop("id_text"))
+    documents = None
+    if f"{prefix}documents" in folder.files:
+        documents = Documents(folder.text(f"{prefix}documents", mmap))
+    return Segment(
+        ids=ids, documents=documents, first_row=first_row, source=source, **arrays
     )
 
 
@@ -138,61 +284,3 @@ def _take_tree(name, header, arrays):
         if f"{name}.{key}" in arrays:
             tree[key] = arrays.pop(f"{name}.{key}")
     return tree
-
-
-def _check_fit(index, num_documents):
-    """Refuses arrays whose shapes, dtypes or offsets do not fit each other."""
-    width = check_count("width", index.width)
-    check_count("spill", index.spill)
-    copies, leaves = len(index.leaf_rows), index.num_leaves
-    if isinstance(index.ids, StringIds):
-        _expect("id_offsets", index.ids.offsets, (num_documents + 1,), "int64")
-        _expect("id_text", index.ids.text, (index.ids.offsets[-1],), "uint8")
-    else:
-        _expect("ids", index.ids, (num_documents,), "int64")
-    _expect("leaf_rows", index.leaf_rows, (copies,), "uint32")
-    _expect("leaf_offsets", index.leaf_offsets, (leaves + 1,), "int64")
-    offsets = index.leaf_offsets
-    if offsets[0] or offsets[-1] != copies or (np.diff(offsets) < 0).any():
-        raise ValueError(f"leaf_offsets do not ascend from 0 to {copies}")
-    for name in ("tree", "query_tree"):
-        tree = getattr(index, name)
-        if name == "tree" or tree is not None:
-            height, branching = tree_shape(tree)
-            if branching**height != leaves:
-                raise ValueError(
-                    f"a {name} of {branching}^{height} for {leaves} leaves"
-                )
-    if (index.vectors is None) == (index.codes is None):
-        raise ValueError("leaves hold either vectors or codes")
-    if index.codes is None:
-        _expect("vectors", index.vectors, (copies, width), "float32", "float16")
-    else:
-        _check_codes(index, copies)
-    if index.rerank_vectors is not None:
-        _expect(
-            "rerank_vectors", index.rerank_vectors, (num_documents, width), "float16"
-        )
-
-
-def _check_codes(index, copies):
-    codebooks = check_codebooks(index.codebooks, index.width)
-    num_subspaces, num_codewords, _ = codebooks.shape
-    code_bytes = num_subspaces if num_codewords == 256 else num_subspaces // 2
-    _expect("codes", index.codes, (copies, code_bytes), "uint8")
-    _expect("codebooks", index.codebooks, codebooks.shape, "float32")
-    if index.assign_codebooks is not None:
-        _expect("assign_codebooks", index.assign_codebooks, codebooks.shape, "float32")
-    square = (index.width, index.width)
-    if index.rotation is not None:
-        _expect("rotation", index.rotation, square, "float32")
-    if index.leaf_centroids is not None:
-        shape = (index.num_leaves, index.width)
-        _expect("leaf_centroids", index.leaf_centroids, shape, "float32")
-
-
-def _expect(name, array, shape, *dtypes):
-    if array.shape != shape or array.dtype.name not in dtypes:
-        raise ValueError(
-            f"{name} is {array.dtype} {array.shape}, expected {dtypes[0]} {shape}"
-        )

@@ -40,8 +40,8 @@ def test_description_names_documents_leaves_and_work(index):
             assert (hit["rank"], hit["id"]) == (rank, f"m.f{row}")
             assert (hit["title"], hit["line"]) == (f"f{row}", f"def f{row}(x):")
             leaf = paths[hit["leaf"]]
-            start, stop = index.leaf_offsets[leaf : leaf + 2]
-            assert row in index.leaf_rows[start:stop]
+            start, stop = index.segments[0].leaf_offsets[leaf : leaf + 2]
+            assert row in index.segments[0].leaf_rows[start:stop]
             assert leaf in leaves
 
 

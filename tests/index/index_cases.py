@@ -33,8 +33,16 @@ def make_index(seed=0, leaf="pq", kind="per_node", strings=True):
     )
 
 
+def all_arrays(index):
+    parts = [segment.arrays() for segment in index.segments]
+    named = {
+        f"{i}.{name}": a for i, part in enumerate(parts) for name, a in part.items()
+    }
+    return {**index.parameter_arrays(), **named}
+
+
 def assert_same_index(one, other):
-    arrays, others = one.named_arrays(), other.named_arrays()
+    arrays, others = all_arrays(one), all_arrays(other)
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
         assert array.dtype == others[name].dtype, name

@@ -58,9 +58,7 @@ def test_no_index_a_newer_version_or_a_broken_manifest_is_refused(copy, tmp_path
     with pytest.raises(FileNotFoundError, match="holds no index"):
         open_index(tmp_path / "nowhere")
     edit_manifest(copy, lambda manifest: manifest.update(version=99))
-    with pytest.raises(
-        IndexCorruptError, match="version 99, this code reads version 1"
-    ):
+    with pytest.raises(IndexCorruptError, match="version 99, .* a newer ehi wrote it"):
         open_index(copy)
     (copy / "manifest.json").write_text('{"format": ')
     with pytest.raises(IndexCorruptError, match="not JSON"):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from index_cases import all_arrays
 
 from ehi.index import build_index
 from ehi.index.leaves import encode_pq
@@ -20,20 +21,20 @@ NAN_ROW[3, 1] = np.nan
 def test_leaves_hold_every_document_in_its_top_leaves_once():
     index = build_index(X, range(20), tree=TREE, spill=2)
     stored = [
-        (int(index.leaf_rows[copy]), leaf)
+        (int(index.segments[0].leaf_rows[copy]), leaf)
         for leaf in range(9)
-        for copy in range(*index.leaf_offsets[leaf : leaf + 2])
+        for copy in range(*index.segments[0].leaf_offsets[leaf : leaf + 2])
     ]
     top = [np.argsort(-reference.leaf_log_probs(x, TREE))[:2].tolist() for x in X]
     expected = [(row, leaf) for row, leaves in enumerate(top) for leaf in leaves]
     assert sorted(stored) == sorted(expected)
-    assert (index.vectors == X[index.leaf_rows]).all()
+    assert (index.segments[0].vectors == X[index.segments[0].leaf_rows]).all()
 
 
 def test_sizes_and_loads_count_what_is_stored():
     index = build_index(X, range(20), tree=TREE, spill=2)
     assert index.bytes_per_doc == 2 * 4 * WIDTH
-    assert index.index_bytes == sum(a.nbytes for a in index.named_arrays().values())
+    assert index.index_bytes == sum(a.nbytes for a in all_arrays(index).values())
     sizes = np.bincount(
         [leaf for leaf in range(9) for _ in range(index.leaf_sizes[leaf])]
     )

@@ -126,7 +126,7 @@ def test_rerank_scores_the_candidates_with_stored_vectors():
     index, _, queries = make("pq16", rerank_vectors=True, spill=2)
     rough = index.search(queries, 20, beam=6)
     hits = index.search(queries, 3, beam=6, rerank=20)
-    vectors = index.rerank_vectors.astype(np.float32)
+    vectors = index.segments[0].rerank_vectors.astype(np.float32)
     for query, x in enumerate(queries):
         exact = {row: float(vectors[row] @ x) for row in rough.rows[query].tolist()}
         exact.pop(-1, None)

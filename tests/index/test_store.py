@@ -22,7 +22,7 @@ def test_round_trip_is_identical(tmp_path, leaf, kind, strings, mmap):
     files = list((tmp_path / "deep" / "index").iterdir())
     assert opened.index_bytes == sum(file.stat().st_size for file in files)
     assert {file.suffix for file in files} == {".npy", ".json"}
-    leaves = opened.vectors if leaf == "raw" else opened.codes
+    leaves = opened.segments[0].vectors if leaf == "raw" else opened.segments[0].codes
     assert isinstance(leaves.base, np.memmap) == mmap
     flat = build_index(QUERIES, range(5), tree=None)
     save_index(flat, tmp_path / "flat")
@@ -85,7 +85,7 @@ def fail_at(monkeypatch, name, number):
 
 
 @pytest.mark.parametrize("number", [0, 5, 15])
-@pytest.mark.parametrize("name", ["os.replace", "ehi.index.folder.write_file"])
+@pytest.mark.parametrize("name", ["os.replace", "ehi.index.commit.write_array"])
 def test_a_failed_save_leaves_the_old_index(tmp_path, monkeypatch, name, number):
     if name == "os.replace" and number:
         number = 1  # a new folder: manifest, then folder
@@ -107,17 +107,17 @@ def test_a_failed_save_leaves_the_old_index(tmp_path, monkeypatch, name, number)
 KILLED = """
 import os, sys
 sys.path[:0] = [sys.argv[2]]
-import index_cases, ehi.index.folder as folder
+import index_cases, ehi.index.commit as commit
 from ehi.index import save_index
-left, write = int(sys.argv[3]), folder.write_file
-def write_file(path, parts):
+left, write = int(sys.argv[3]), commit.write_array
+def write_array(path, array):
     global left
     left -= 1
     if left < 0:
         path.write_bytes(b"half")
         os.kill(os.getpid(), 9)
-    return write(path, parts)
-folder.write_file = write_file
+    return write(path, array)
+commit.write_array = write_array
 save_index(index_cases.make_index(1), sys.argv[1])
 """
 

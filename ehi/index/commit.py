@@ -1,0 +1,149 @@
+"""Index folders written so that a crash at any moment leaves the old or the new one.
+
+Files are written under names that no manifest mentions yet, and flushed. The manifest
+that names them is renamed over the old one, and only then are old files removed.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ehi.index.atomic import sync_folder, write_array, write_file
+from ehi.index.folder import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    IndexCorruptError,
+    read_folder,
+)
+from ehi.index.lock import writer_lock
+
+
+def write_folder(path, header, arrays, texts):
+    """Writes a whole index, new or in the place of an old one.
+
+    Args:
+        path: the folder, made if needed.
+        header: JSON entries of the manifest.
+        arrays: name -> array or Stream.
+        texts: name -> iterable of bytes.
+
+    Raises:
+        FileExistsError: `path` is there and is not an index of this version.
+        IndexLockedError: somebody else writes to it.
+        OSError: it cannot be written; what was there is as it was.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            building.chmod(0o755)  # mkdtemp's folders are private
+            _write(building, 1, header, arrays, texts, {}, [])
+            os.replace(building, path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+        return
+    try:
+        read_folder(path)
+    except (FileNotFoundError, IndexCorruptError) as error:
+        raise FileExistsError(
+            f"{path} exists and is not an index that can be replaced: {error}"
+        ) from None
+    with writer_lock(path):
+        replace_files(read_folder(path), header, arrays, texts)
+
+
+def replace_files(old, header, arrays, texts, keep=()):
+    """Writes the next generation of a folder; the caller holds the writer's lock.
+
+    Args:
+        old: the Folder as it is now.
+        header, arrays, texts: as of `write_folder`.
+        keep: names of files that go on as they are.
+
+    Raises:
+        OSError: it cannot be written; the index is as it was.
+    """
+    kept = {name: old.files[name] for name in keep}
+    gone = [entry["file"] for name, entry in old.files.items() if name not in kept]
+    # What an earlier writer was stopped from removing is removed now.
+    _remove(old.path, old.manifest.get("obsolete", []))
+    generation = old.manifest["generation"] + 1
+    _remove(old.path, _strays(old.path, generation))
+    _write(old.path, generation, header, arrays, texts, kept, gone)
+    _remove(old.path, gone)
+
+
+def _write(folder, generation, header, arrays, texts, kept, gone):
+    files, written = dict(kept), []
+    new = folder / f"{MANIFEST}.new"
+
+    def place(name, suffix):
+        file = _file_name(name, generation, suffix)
+        path = folder / file
+        if path.parent != folder and not path.parent.exists():
+            path.parent.mkdir()
+        written.append(path)
+        return file, path
+
+    try:
+        for name, array in arrays.items():
+            file, path = place(name, ".npy")
+            if isinstance(array, np.ndarray):
+                array = np.asarray(array, order="C")
+            files[name] = {**write_array(path, array), "file": file}
+        for name, parts in texts.items():
+            file, path = place(name, ".jsonl")
+            files[name] = {**write_file(path, parts), "file": file}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generation": generation,
+            **header,
+            "obsolete": gone,
+            "files": files,
+        }
+        written.append(new)
+        write_file(new, [json.dumps(manifest, indent=1).encode()])
+        for parent in {path.parent for path in written}:
+            sync_folder(parent)
+    except BaseException as error:
+        _remove(folder, [file.relative_to(folder) for file in written])
+        if isinstance(error, OSError):
+            message = f"{error.strerror or error}; {folder} is as it was"
+            raise OSError(error.errno, message) from error
+        raise
+    # From here on the new files are the index: nothing may remove them.
+    os.replace(new, folder / MANIFEST)
+    sync_folder(folder)
+
+
+def _file_name(name, generation, suffix):
+    """Where an array of a generation is stored; no two generations share a name."""
+    if name.startswith("segments."):  # numbered by the generation they came with
+        return f"segments/{name.removeprefix('segments.')}{suffix}"
+    mark = "" if generation == 1 else f".g{generation}"
+    return f"{name}{mark}{suffix}"
+
+
+def _strays(folder, generation):
+    """Files that a writer of this generation left when it was killed."""
+    patterns = (f"*.g{generation}.npy", f"*.g{generation}.jsonl")
+    patterns += (f"segments/{generation}.*.npy", f"segments/{generation}.*.jsonl")
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _remove(folder, files):
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds files, or is not there
+        (folder / "segments").rmdir()

@@ -1,0 +1,226 @@
+"""What an index holds: documents, added together in segments, some of them deleted."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ehi.index.documents import Documents, StringIds, rows_of
+from ehi.index.folder import Folder, IndexCorruptError
+
+# What a segment stores besides its ids and the documents to show.
+SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Documents added together, their copies leaf-major and within a leaf by row.
+
+    Copies of leaf p are leaf_offsets[p] .. leaf_offsets[p + 1]. There are C >= N
+    copies, more than N where documents are spilled to several leaves. Arrays may be
+    memory-mapped, none may be written to.
+
+    Attributes:
+        leaf_offsets: (P + 1,) int64.
+        leaf_rows: (C,) uint32 rows of documents, 0 is the segment's first.
+        ids: external ids by row, (N,) int64 or StringIds.
+        vectors: (C, D) float32 or float16 in raw leaves, else None.
+        codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
+        rerank_vectors: (N, D) float16 by row, or None.
+        documents: what to show of each document, or None.
+        first_row: row of its first document in the index.
+        source: the sha256 sums of its files, or None where it was never stored.
+    """
+
+    leaf_offsets: np.ndarray
+    leaf_rows: np.ndarray
+    ids: np.ndarray | StringIds
+    vectors: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    rerank_vectors: np.ndarray | None = None
+    documents: Documents | None = None
+    first_row: int = 0
+    source: tuple[str, ...] | None = None
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def num_copies(self):
+        return len(self.leaf_rows)
+
+    @property
+    def leaf_bytes(self):
+        """Bytes of codes or vectors, every copy, and of re-rank vectors."""
+        stored = (self.vectors, self.codes, self.rerank_vectors)
+        return sum(array.nbytes for array in stored if array is not None)
+
+    def rows(self, start, stop):
+        """Rows in the index of the copies start .. stop: (m,)."""
+        rows = self.leaf_rows[start:stop]
+        return rows + np.int64(self.first_row) if self.first_row else rows
+
+    def arrays(self):
+        """Every array under the name the folder gives it."""
+        arrays = {name: getattr(self, name) for name in SEGMENT_ARRAYS}
+        if isinstance(self.ids, StringIds):
+            arrays |= {"id_offsets": self.ids.offsets, "id_text": self.ids.text}
+        else:
+            arrays["ids"] = self.ids
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @functools.cached_property
+    def order(self):
+        """How the ids are found: their order, or each string's row. Made once."""
+        if isinstance(self.ids, StringIds):
+            return self.ids.row_of_string()
+        return np.argsort(self.ids)
+
+    def check_addresses(self):
+        """Checks that no array points outside another; reads them whole.
+
+        Raises:
+            IndexCorruptError: naming the array.
+        """
+        num = len(self)
+        if self.num_copies and self.leaf_rows.max() >= num:
+            raise IndexCorruptError(
+                f"leaf_rows points at row {self.leaf_rows.max()} of {num} documents"
+            )
+        if isinstance(self.ids, StringIds) and (np.diff(self.ids.offsets) < 0).any():
+            raise IndexCorruptError("id_offsets descend")
+        if self.documents is not None and len(self.documents) != num:
+            raise IndexCorruptError(
+                f"{len(self.documents)} documents to show for {num} ids"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All documents of an index at one moment; updates replace it as a whole.
+
+    Rows number the documents of all segments in the order they were added, those
+    deleted since included, R in all.
+
+    Attributes:
+        segments: the first is never missing, but may be empty.
+        deleted: (R,) bool by row, or None where nothing is deleted.
+        folder: where it is stored, or None.
+    """
+
+    segments: tuple[Segment, ...]
+    deleted: np.ndarray | None = None
+    folder: Folder | None = None
+
+    @property
+    def num_rows(self):
+        return self.segments[-1].first_row + len(self.segments[-1])
+
+    @functools.cached_property
+    def num_documents(self):
+        """Documents that a search can find."""
+        dead = 0 if self.deleted is None else int(self.deleted.sum())
+        return self.num_rows - dead
+
+    @functools.cached_property
+    def leaf_sizes(self):
+        """Copies of documents not deleted in each leaf: (P,) int64."""
+        sizes = sum(np.diff(segment.leaf_offsets) for segment in self.segments)
+        if self.deleted is None:
+            return sizes
+        leaves = np.arange(len(sizes))
+        return self.count_copies(leaves, ~self.deleted)
+
+    def count_copies(self, leaves, mask):
+        """Copies in leaves (n,) of the documents that a mask (R,) allows: (n,)."""
+        counts = np.zeros(len(leaves), np.int64)
+        for segment in self.segments:
+            starts = segment.leaf_offsets[leaves].tolist()
+            stops = segment.leaf_offsets[leaves + 1].tolist()
+            for i, span in enumerate(zip(starts, stops, strict=True)):
+                counts[i] += np.count_nonzero(mask[segment.rows(*span)])
+        return counts
+
+    def rows_in_leaf(self, leaf):
+        """Rows of the documents in a leaf, deleted ones left out, ascending."""
+        parts = [
+            segment.rows(*segment.leaf_offsets[leaf : leaf + 2])
+            for segment in self.segments
+        ]
+        rows = np.concatenate(parts)
+        return rows if self.deleted is None else rows[~self.deleted[rows]]
+
+    def external_ids(self, rows):
+        """External ids of rows, of any shape; row -1 gives -1 or None."""
+        strings = isinstance(self.segments[0].ids, StringIds)
+        found = np.full(rows.shape, None if strings else -1, object if strings else int)
+        for segment in self.segments:
+            here = rows - segment.first_row
+            inside = (here >= 0) & (here < len(segment)) & (rows >= 0)
+            if not inside.any():
+                continue
+            ids = segment.ids
+            chosen = here[inside]
+            found[inside] = ids.take(chosen) if strings else ids[chosen]
+        return found
+
+    def find(self, ids):
+        """Rows of the documents with these external ids, -1 where there is none.
+
+        Raises:
+            ValueError: ids of another kind than those of the index.
+        """
+        rows = np.full(len(ids), -1, np.int64)
+        for segment in self.segments:
+            here = rows_of(segment.ids, segment.order, ids)
+            inside = np.flatnonzero(here >= 0)
+            found = here[inside] + segment.first_row
+            if self.deleted is not None:
+                alive = ~self.deleted[found]
+                inside, found = inside[alive], found[alive]
+            rows[inside] = found
+        return rows
+
+    def rerank_vectors(self, rows):
+        """(..., D) float32 stored vectors of rows >= 0."""
+        first = self.segments[0].rerank_vectors
+        if len(self.segments) == 1:
+            return first[rows].astype(np.float32)
+        found = np.empty((*rows.shape, first.shape[1]), np.float32)
+        for segment in self.segments:
+            here = rows - segment.first_row
+            inside = (here >= 0) & (here < len(segment))
+            found[inside] = segment.rerank_vectors[here[inside]]
+        return found
+
+    def document(self, row):
+        """What was stored to show of a document: a dict.
+
+        Raises:
+            ValueError: the index was saved without documents.
+            IndexError: no such row.
+        """
+        if self.segments[0].documents is None:
+            raise ValueError("this index was saved without documents to show")
+        for segment in self.segments:
+            if 0 <= row - segment.first_row < len(segment):
+                return segment.documents[row - segment.first_row]
+        raise IndexError(f"row {row} is outside the {self.num_rows} stored documents")
+
+    def with_segment(self, segment):
+        """These documents and those of another segment."""
+        segment = replace(segment, first_row=self.num_rows)
+        deleted = self.deleted
+        if deleted is not None:
+            deleted = np.concatenate([deleted, np.zeros(len(segment), bool)])
+        return Contents((*self.segments, segment), deleted, self.folder)
+
+    def without(self, rows):
+        """These documents, those of `rows` deleted."""
+        if not len(rows):
+            return self
+        deleted = np.zeros(self.num_rows, bool)
+        if self.deleted is not None:
+            deleted[:] = self.deleted
+        deleted[rows] = True
+        return Contents(self.segments, deleted, self.folder)

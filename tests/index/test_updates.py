@@ -1,0 +1,313 @@
+"""Documents added, deleted, replaced and compacted, in memory and in a folder."""
+
+import signal
+import threading
+
+import index_reference as reference
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehi.index import IndexLockedError, build_index, open_index, save_index
+from ehi.index.lock import writer_lock
+
+WIDTH, NUM, BRANCHING = 8, 40, 3
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((400, WIDTH)).astype(np.float32)
+QUERIES = RNG.standard_normal((6, WIDTH)).astype(np.float32)
+TREE = reference.make_tree("per_node", 2, BRANCHING, WIDTH, RNG)
+# With 256 codewords no two documents have one code: the scores of equal codes may
+# differ in their last bit between products of other shapes, and then their order.
+QUANTISED = {
+    "codebooks": RNG.standard_normal((4, 256, 2)).astype(np.float32) / 2,
+    "rotation": reference.make_rotation(WIDTH, RNG),
+    "leaf_centroids": RNG.standard_normal((9, WIDTH)).astype(np.float32),
+}
+KINDS = {
+    "raw": {},
+    "half": {"leaf_dtype": "float16"},
+    "pq": QUANTISED,
+    "spilled": {**QUANTISED, "spill": 2, "rerank_vectors": True},
+}
+
+
+def built(rows, names, kind="raw"):
+    return build_index(X[rows], names, tree=TREE, **KINDS[kind])
+
+
+def name_of(row, strings):
+    return f"d{row}" if strings else int(row)
+
+
+def assert_same_hits(one, other, k=7, **options):
+    for beam in (1, 4, 9):
+        for queries in (QUERIES, QUERIES[:1]):
+            a = one.search(queries, k, beam=beam, **options)
+            b = other.search(queries, k, beam=beam, **options)
+            assert (a.ids == b.ids).all()
+            assert (a.visited == b.visited).all()
+            finite = np.isfinite(b.scores)
+            np.testing.assert_allclose(
+                a.scores[finite], b.scores[finite], rtol=1e-5, atol=1e-5
+            )
+            assert (np.isfinite(a.scores) == finite).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_updates_equal_an_index_built_of_what_is_left(tmp_path_factory, data):
+    kind = data.draw(st.sampled_from(list(KINDS)))
+    strings, stored = data.draw(st.booleans()), data.draw(st.booleans())
+    index = built(range(NUM), [name_of(i, strings) for i in range(NUM)], kind)
+    path = tmp_path_factory.mktemp("updates") / "index"
+    if stored:
+        save_index(index, path)
+        index = open_index(path)
+    alive, fresh = {i: i for i in range(NUM)}, NUM  # name -> row of X, in row order
+    for step in data.draw(st.lists(st.sampled_from("adduc"), min_size=1, max_size=6)):
+        if step == "a":
+            names = range(fresh, fresh + data.draw(st.integers(1, 20)))
+            index.add(X[list(names)], [name_of(i, strings) for i in names])
+            alive |= {i: i for i in names}
+            fresh = names[-1] + 1
+        elif step == "d" and len(alive) > 20:
+            gone = data.draw(st.sets(st.sampled_from(list(alive)), max_size=9))
+            deleted = index.delete([name_of(i, strings) for i in gone])
+            assert deleted == len(gone)
+            alive = {i: row for i, row in alive.items() if i not in gone}
+        elif step == "u":
+            some = data.draw(st.sets(st.sampled_from(list(alive)), max_size=5))
+            if some:
+                rows = [fresh + i for i, _ in enumerate(some)]
+                fresh += len(some)
+                index.update(X[rows], [name_of(i, strings) for i in some])
+                alive = {i: row for i, row in alive.items() if i not in some}
+                alive |= dict(zip(some, rows, strict=True))
+        else:
+            index.compact()
+            assert len(index.segments) == 1 and index.contents.deleted is None
+    assert index.num_documents == len(alive)
+    names = [name_of(i, strings) for i in alive]
+    rerank = {"rerank": 9} if kind == "spilled" else {}
+    expected = built(list(alive.values()), names, kind)
+    assert_same_hits(index, expected, **rerank)
+    if stored:
+        again = open_index(path, verify=True)
+        assert_same_hits(again, expected, **rerank)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        assert size == again.index_bytes  # nothing old is left behind
+    save_index(index, path)  # merges
+    assert_same_hits(open_index(path, mmap=False, verify=True), expected, **rerank)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filters_apply_before_the_top_k(kind):
+    index = built(range(NUM), range(NUM), kind)
+    index.add(X[NUM : NUM + 20], range(NUM, NUM + 20))
+    index.delete([3, 50])
+    allow = [1, 3, 7, 8, 20, 41, 50, 59, 1000]  # of which 3 and 50 are deleted
+    expected = built([1, 7, 8, 20, 41, 59] * 2, range(12), kind)  # P = 9 <= 12
+    expected.delete(range(6, 12))
+    names = np.array([1, 7, 8, 20, 41, 59, -1])
+    for beam in (1, 4, 9):
+        for queries in (QUERIES, QUERIES[:1]):
+            hits = index.search(queries, 8, beam=beam, allow=allow)
+            others = expected.search(queries, 8, beam=beam)
+            assert (hits.ids == names[others.ids]).all()
+            assert (hits.visited == others.visited).all()
+            mask = np.isin(np.arange(60), allow)
+            masked = index.search(queries, 8, beam=beam, allow=mask)
+            assert (masked.ids == hits.ids).all()
+            denied = index.search(queries, 8, beam=beam, deny=~mask)
+            assert (denied.ids == hits.ids).all()
+            both = index.search(queries, 8, beam=beam, allow=allow, deny=[7, 41])
+            assert not np.isin(both.ids, [7, 41]).any()
+    assert (index.search(QUERIES, 3, beam=9, allow=[]).ids == -1).all()
+    assert np.isneginf(index.search(QUERIES, 3, beam=9, allow=[]).scores).all()
+
+
+def test_everything_deleted_and_added_again(tmp_path):
+    for strings in (True, False):
+        names = [name_of(i, strings) for i in range(NUM)]
+        path = tmp_path / str(strings)
+        save_index(built(range(NUM), names), path)
+        index = open_index(path)
+        assert index.delete(names) == NUM
+        empty = None if strings else -1
+        for state in ("deleted", "compacted", "opened"):
+            hits = index.search(QUERIES, 3, beam=9)
+            assert (hits.ids == empty).all(), state
+            assert not hits.visited.any()
+            if state == "deleted":
+                index.compact()
+            else:
+                index = open_index(path, verify=True)
+        index.add(X[:NUM], names)
+        assert_same_hits(index, built(range(NUM), names))
+
+
+def test_an_opened_index_is_a_snapshot_until_refreshed(tmp_path):
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    writer, reader = open_index(tmp_path / "index"), open_index(tmp_path / "index")
+    before = built(range(NUM), range(NUM))
+    writer.add(X[NUM : NUM + 5], range(NUM, NUM + 5))
+    writer.delete([0])
+    assert writer.num_documents == NUM + 4
+    assert_same_hits(reader, before)
+    writer.compact()  # removes files that the reader has mapped
+    assert_same_hits(reader, before)
+    assert reader.refresh() and not reader.refresh()
+    assert_same_hits(reader, writer)
+    reader.delete([1])  # writers take turns, each from what the other left
+    writer.add(X[NUM + 5 : NUM + 6], [NUM + 5])
+    assert writer.num_documents == NUM + 4
+    reader.refresh()
+    assert_same_hits(reader, writer)
+    save_index(before, tmp_path / "other")
+    assert not before.refresh()  # in memory
+    tree = reference.make_tree("per_node", 2, BRANCHING, WIDTH, RNG)
+    save_index(build_index(X, range(400), tree=tree), tmp_path / "index")
+    with pytest.raises(ValueError, match="another index now"):
+        reader.refresh()
+
+
+def test_an_index_is_opened_while_another_writes_it(tmp_path):
+    """Every opening sees one generation whole, however often the folder changes."""
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    stop, errors, seen = threading.Event(), [], set()
+
+    def read():
+        while not stop.is_set():
+            try:
+                hits = open_index(tmp_path / "index").search(QUERIES, 400, beam=9)
+                assert len({frozenset(row[row >= 0]) for row in hits.ids}) == 1
+                seen.add(frozenset(hits.ids[0][hits.ids[0] >= 0].tolist()))
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    writer, states = open_index(tmp_path / "index"), {frozenset(range(NUM))}
+    alive = set(range(NUM))
+    for turn in range(15):
+        new = range(NUM + 3 * turn, NUM + 3 * turn + 3)
+        writer.update(X[list(new)], [turn, *new[1:]], missing="add")
+        alive |= {turn, *new[1:]}
+        states.add(frozenset(alive))
+        writer.delete([new[2]])
+        alive.discard(new[2])
+        states.add(frozenset(alive))
+        writer.compact()
+    stop.set()
+    thread.join()
+    assert not errors, errors[0]
+    assert seen <= states
+
+
+def test_documents_to_show_follow_their_documents(tmp_path):
+    shown = [{"title": f"zwölf {i}"} for i in range(NUM + 3)]
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index", shown[:NUM])
+    index = open_index(tmp_path / "index")
+    index.add(X[NUM : NUM + 3], range(NUM, NUM + 3), documents=shown[NUM:])
+    index.delete([0, NUM + 1])
+    assert index.document(NUM + 2) == shown[NUM + 2]
+    index.compact()
+    left = [i for i in range(NUM + 3) if i not in (0, NUM + 1)]
+    assert [index.document(row) for row in range(NUM + 1)] == [shown[i] for i in left]
+    with pytest.raises(ValueError, match="stores its documents to show, got no"):
+        index.add(X[:1], [99])
+    with pytest.raises(ValueError, match="2 documents to show for 1 embeddings"):
+        index.add(X[:1], [99], documents=shown[:2])
+    with pytest.raises(ValueError, match="stores no documents to show, got some"):
+        built(range(NUM), range(NUM)).add(X[:1], [99], documents=shown[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda i: i.add(X[:1, :3], [99]), ValueError, "width 3, the index 8"),
+        (lambda i: i.add(X[:1] * np.nan, [99]), ValueError, "NaN"),
+        (lambda i: i.add(X[:0], []), ValueError, "empty corpus"),
+        (lambda i: i.add(X[:1].astype(int), [99]), ValueError, "must be floats"),
+        (lambda i: i.add(X[:2], [98]), ValueError, "1 doc_ids for 2"),
+        (lambda i: i.add(X[:2], [98, 98]), ValueError, "98 stands twice"),
+        (lambda i: i.add(X[:2], [99, 5]), ValueError, "1 ids are in .*, first 5"),
+        (lambda i: i.add(X[:1], ["d1"]), ValueError, "are integers, got strings"),
+        (lambda i: i.add(X[:1], [-1]), ValueError, "from 0 up"),
+        (
+            lambda i: i.add(X[:1], [99], encoder={"tower": "other"}),
+            ValueError,
+            "another encoder: its tower is 'other'",
+        ),
+        (lambda i: i.delete([5, 77, 78]), LookupError, "2 ids are not .*, first 77"),
+        (lambda i: i.delete([5], missing="no"), ValueError, "missing must be one of"),
+        (lambda i: i.delete(["d5"]), ValueError, "are integers, got strings"),
+        (lambda i: i.update(X[:2], [5, 77]), LookupError, "1 ids are not"),
+        (lambda i: i.search(QUERIES, allow=["d5"]), ValueError, "are integers"),
+        (
+            lambda i: i.search(QUERIES, deny=np.zeros(3, bool)),
+            ValueError,
+            "deny is a mask of shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(
+    tmp_path, change, error, message
+):
+    index = build_index(X[:NUM], range(NUM), tree=TREE, encoder={"tower": "this"})
+    save_index(index, tmp_path / "index")
+    opened = open_index(tmp_path / "index")
+    manifest = (tmp_path / "index" / "manifest.json").read_bytes()
+    for one in (index, opened):
+        with pytest.raises(error, match=message):
+            change(one)
+        assert_same_hits(one, built(range(NUM), range(NUM)))
+    assert (tmp_path / "index" / "manifest.json").read_bytes() == manifest
+    assert opened.delete([5, 77], missing="ignore") == 1
+    opened.add(X[5:6], [5], encoder={"tower": "this"})
+
+
+def test_one_writer_at_a_time(tmp_path):
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    with writer_lock(tmp_path / "index"):
+        for write in (
+            lambda: index.add(X[:1], [99]),
+            lambda: index.delete([1]),
+            index.compact,
+            lambda: save_index(index, tmp_path / "index"),
+        ):
+            with pytest.raises(IndexLockedError, match="another writer"):
+                write()
+        assert_same_hits(open_index(tmp_path / "index"), index)
+    index.delete([1])
+    assert index.num_documents == NUM - 1
+
+
+def test_a_full_disk_leaves_the_index_as_it_was(tmp_path):
+    """The limit on file sizes stands for the disk: writing past it fails."""
+    resource = pytest.importorskip("resource")
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.delete([3])
+    files = sorted(p.name for p in (tmp_path / "index").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+        for write in (
+            lambda: index.add(X[:200], range(100, 300)),
+            index.compact,
+            lambda: save_index(index, tmp_path / "new"),
+        ):
+            with pytest.raises(OSError, match="as it was|too large"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == files
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    assert_same_hits(open_index(tmp_path / "index", verify=True), index)
+    index.add(X[:200], range(100, 300))
+    assert index.num_documents == NUM - 1 + 200
