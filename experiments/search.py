@@ -6,7 +6,6 @@ python -m experiments.search --index=runs/pydocs/index "how do I parse an ISO da
 import argparse
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +14,11 @@ import numpy as np
 
 from ehi.eval.answers import describe_hits, format_hits
 from ehi.index import Index, open_index
-
-# Texts -> embeddings (N, D).
-QueryEncoder = Callable[[Sequence[str]], np.ndarray]
-
-_erf = np.vectorize(math.erf, otypes=[np.float32])
+from ehi.index.text.encoder import (
+    TextEncoder,
+    TowerNotFoundError,
+    load_text_encoder,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,101 +95,29 @@ def check_search(index: Index, *, beam: int, k: int, rerank: int) -> None:
     index.search(np.zeros((1, index.width), np.float32), k, beam=beam, rerank=rerank)
 
 
-def load_query_encoder(index: Index, *, tower: str | None = None) -> QueryEncoder:
-    """Tokeniser, tower and head that the embeddings of the index came from.
+def load_query_encoder(index: Index, *, tower: str | None = None) -> TextEncoder:
+    """Text encoder of the index; a tower that is not in the cache is downloaded.
 
     Args:
-        index: its `encoder` names the tower (a hub id, or a folder, which may lie
-            inside that of the index) and the query length; `query_head` holds the head.
+        index: that names its encoder.
         tower: hub id or folder to use instead of the named one.
 
     Raises:
-        ValueError: the index does not name its encoder, or the tower found has other
-            weights than the one it was built with.
+        ValueError, FileNotFoundError: as `load_text_encoder`.
+        ConnectionError: the tower cannot be downloaded.
     """
-    identity = index.encoder or {}
-    if "tower" not in identity or "query_length" not in identity:
-        raise ValueError(
-            "this index does not name its text encoder (it was built from embeddings): "
-            "it can be searched by embeddings only"
-        )
-    # jax takes seconds to import: wrong arguments are refused without it.
-    import jax
-    from flax import nnx
-    from tokenizers import Tokenizer
+    try:
+        return load_text_encoder(index, tower=tower)
+    except TowerNotFoundError as missing:
+        # It brings jax, which takes seconds to import.
+        from ehi.model.pretrained import resolve
 
-    from ehi.model.pretrained import load_tower, resolve
-
-    pretrained = resolve(tower or tower_location(index))
-    expected = identity.get("tower_sha256", pretrained.sha256)
-    if pretrained.sha256 != expected:
-        raise ValueError(
-            f"the tower {pretrained.name} has weights {pretrained.sha256[:12]}, the "
-            f"index was built with {expected[:12]}"
-        )
-    tokenizer = Tokenizer.from_file(str(pretrained.tokenizer_file))
-    length = identity["query_length"]
-    graphdef, params = nnx.split(load_tower(pretrained))
-
-    @jax.jit
-    def forward(params, ids, mask):
-        return nnx.merge(graphdef, params)(ids, mask)
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        ids, mask = pad_tokens(tokenizer, texts, length)
-        features = np.asarray(forward(params, ids, mask))  # (N, T)
-        return apply_head(index.query_head or {}, features)
-
-    return encode
-
-
-def tower_location(index: Index) -> str | Path:
-    """The tower's folder inside that of the index if it is there, else its name."""
-    name = index.encoder["tower"]
-    if index.folder is not None and (index.folder.path / name).is_dir():
-        return index.folder.path / name
-    return name
-
-
-def pad_tokens(tokenizer, texts: Sequence[str], length: int):
-    """Token ids and mask (N, L) of texts, cut and padded to one length.
-
-    One length for all queries, so that the tower is compiled once.
-    """
-    tokenizer.enable_truncation(length)
-    tokenizer.no_padding()
-    ids = np.zeros((len(texts), length), np.int32)
-    mask = np.zeros((len(texts), length), bool)
-    for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-        ids[row, : len(encoding.ids)] = encoding.ids
-        mask[row, : len(encoding.ids)] = True
-    return ids, mask
-
-
-def apply_head(head: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """NumPy forward of `ehi.model.encoder.Head`.
-
-    y = unit(x P + gelu(x W_in + b_in) W_out), gelu(z) = z (1 + erf(z / sqrt 2)) / 2
-
-    Args:
-        head: 'projection' (T, D) and, where there is a residual part, 'w_in' (T, F),
-            'b_in' (F,), 'w_out' (F, D); empty for no head.
-        x: (N, T) tower outputs.
-
-    Returns:
-        (N, D) float32 unit rows.
-    """
-    y = x @ head["projection"] if "projection" in head else x
-    if "w_in" in head:
-        z = x @ head["w_in"] + head["b_in"]  # (N, F)
-        y = y + (z * (1 + _erf(z / math.sqrt(2))) / 2) @ head["w_out"]
-    norms = np.linalg.norm(y, axis=1, keepdims=True)
-    return (y / np.maximum(norms, 1e-12)).astype(np.float32)
+        return load_text_encoder(index, tower=resolve(missing.name).folder)
 
 
 def answer(
     index: Index,
-    encode: QueryEncoder,
+    encode: TextEncoder,
     query: str,
     *,
     k: int,

@@ -17,6 +17,8 @@ def check_fit(index):
         shapes = tree_shape(index.tree), tree_shape(index.query_tree)
         if shapes[0] != shapes[1]:
             raise ValueError(f"tree and query_tree have the shapes {shapes}")
+    if index.spill > index.num_leaves:
+        raise ValueError(f"spill {index.spill} of {index.num_leaves} leaves")
     names = ("assign_codebooks", "rotation", "leaf_centroids")
     if index.codebooks is None:
         for name in names:
@@ -50,7 +52,7 @@ def check_segment(index, segment, num, first):
         _expect("id_text", segment.ids.text, (offsets[-1],), "uint8")
     else:
         _expect("ids", segment.ids, (num,), "int64")
-    copies, offsets = segment.num_copies, segment.leaf_offsets
+    copies, offsets = num * index.spill, segment.leaf_offsets
     _expect("leaf_rows", segment.leaf_rows, (copies,), "uint32")
     _expect("leaf_offsets", offsets, (index.num_leaves + 1,), "int64")
     if offsets[0] or offsets[-1] != copies or (np.diff(offsets) < 0).any():

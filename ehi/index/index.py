@@ -105,6 +105,28 @@ class Index:
         )  # fmt: skip
         return Hits(ids=contents.external_ids(found.rows), **found._asdict())
 
+    def search_text(self, texts, k=10, *, threads=1, **search_arguments):
+        """`search` by words: needs tokenizers and safetensors, and no JAX.
+
+        Args:
+            texts: N strings, or one.
+            k, threads, search_arguments: as of `search`.
+
+        Raises:
+            ValueError: something is not a str; the index was built from embeddings and
+                names no encoder, or another one than is found.
+            FileNotFoundError: the tower is not on this machine.
+        """
+        queries = self.text_encoder(texts, threads=threads)
+        return self.search(queries, k, threads=threads, **search_arguments)
+
+    @functools.cached_property
+    def text_encoder(self):
+        """Texts -> unit embeddings: see `ehi.index.text`."""
+        from ehi.index.text import load_text_encoder  # reads files, not only arrays
+
+        return load_text_encoder(self)
+
     def count_visited(self, queries, beam):
         """Copies of documents each query would visit, by routing only: (N,) int64."""
         return search.count_visited(self, self.contents, queries, beam)

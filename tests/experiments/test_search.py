@@ -1,6 +1,9 @@
 import io
 import json
-import os
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from ehi.index import build_index, open_index, save_index
 from experiments import search
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIDTH = 4
 
 
@@ -140,51 +144,41 @@ def test_default_beam_is_stored_or_an_eighth_of_the_leaves(index_path):
     assert search.default_beam(flat) == 1
 
 
-def test_index_of_bare_embeddings_says_that_it_has_no_encoder():
-    index = build_index(np.eye(WIDTH, dtype=np.float32), range(WIDTH), tree=None)
-    with pytest.raises(ValueError, match="does not name its text encoder"):
-        search.load_query_encoder(index)
+def test_tower_that_is_not_here_is_fetched(index_path, tmp_path, monkeypatch):
+    from ehi.model import pretrained
+
+    asked = []
+
+    def resolve(name):
+        asked.append(name)
+        return types.SimpleNamespace(folder=FIXTURES / "bert_tiny")
+
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "resolve", resolve)
+    vectors = np.eye(32, dtype=np.float32)
+    identity = {"tower": "no/such-tower", "query_length": 8}
+    index = build_index(vectors, range(32), tree=None, encoder=identity)
+    assert search.load_query_encoder(index)(["a b c"]).shape == (1, 32)
+    # The one that is here is not fetched.
+    search.load_query_encoder(index, tower=FIXTURES / "bert_tiny")
+    assert asked == ["no/such-tower"]
 
 
-def test_tower_inside_the_index_folder_comes_first(index_path):
-    index = open_index(index_path)
-    assert search.tower_location(index) == "a/tower"
-    os.makedirs(index_path / "a" / "tower")
-    assert search.tower_location(index) == index_path / "a" / "tower"
-
-
-@pytest.mark.parametrize("hidden", [0, 6])
-def test_numpy_head_is_the_flax_head(hidden):
-    from flax import nnx
-
-    from ehi.model.encoder import Head
-
-    head = Head(5, 3, hidden=hidden, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name in ("projection", "w_in", "b_in", "w_out")[: 4 if hidden else 1]:
-        parameter = getattr(head, name)
-        arrays[name] = rng.normal(size=parameter.shape).astype(np.float32)
-        parameter[...] = arrays[name]
-    x = rng.normal(size=(4, 5)).astype(np.float32)
-    np.testing.assert_allclose(search.apply_head(arrays, x), head(x), atol=1e-6)
-
-
-def test_no_head_only_normalises():
-    found = search.apply_head({}, np.float32([[3, 4], [0, 0]]))
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], atol=1e-7)
-
-
-def test_tokens_are_cut_and_padded_to_one_length():
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "a"])}
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(
-        ("[SEP]", 2), ("[CLS]", 1)
-    )
-    ids, mask = search.pad_tokens(tokenizer, ["a", "a a a a a a"], 5)
-    assert ids.tolist() == [[1, 3, 2, 0, 0], [1, 3, 3, 3, 2]]
-    assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+def test_answering_loads_no_jax(tmp_path):
+    vectors = np.eye(32, dtype=np.float32)
+    identity = {"tower": str(FIXTURES / "bert_tiny"), "query_length": 8}
+    index = build_index(vectors, range(32), tree=None, encoder=identity)
+    save_index(index, tmp_path / "index")
+    code = """
+        import sys
+        from experiments import search
+        assert search.main([f"--index={sys.argv[1]}", "a b c"]) == 0
+        bad = {"jax", "flax", "ml_collections", "scipy"} & sys.modules.keys()
+        assert not bad, bad
+    """
+    lines = "\n".join(line.strip() for line in code.splitlines())
+    command = [sys.executable, "-c", lines, str(tmp_path / "index")]
+    root = FIXTURES.parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('"a b c"')

@@ -1,0 +1,225 @@
+"""Text in: the tokeniser, tower and head that an index was built with, in NumPy.
+
+    encode = load_text_encoder(index)
+    hits = index.search(encode(["how do I parse an ISO date"]), k=10, beam=8)
+
+Searching by text needs no JAX. In a checkout of this repository:
+
+    pip install numpy threadpoolctl tokenizers safetensors
+    pip install --no-deps .
+
+Embeddings are those of `ehi.model.encoder` within 1e-5. A tower that the index does
+not carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub; nothing
+is downloaded here.
+"""
+
+import os
+from pathlib import Path
+
+from ehi.index.text.head import apply_head, check_head
+from ehi.index.text.pretrained import (
+    REQUIRED_FILES,
+    check_files,
+    load_tower,
+    weights_sha256,
+)
+
+# Weights of towers that an index may name without a sha256 of its own.
+KNOWN_SHA256 = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
+
+
+class TowerNotFoundError(FileNotFoundError):
+    """The tower has a hub id and its files are in neither cache.
+
+    Attributes:
+        name: the hub id.
+    """
+
+    def __init__(self, name, folder):
+        super().__init__(
+            f"the tower {name} is neither in {folder} nor in the cache of the hub: "
+            f"fetch it with `hf download {name} --include '*.json' "
+            "--include model.safetensors`, or give the folder it is in"
+        )
+        self.name = name
+
+
+class TextEncoder:
+    """Texts -> unit embeddings of one index; safe to call from several threads.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`; its truncation and padding are set here.
+        tower: a `Tower`.
+        head: arrays as in `apply_head`.
+        length: tokens of a text that are read, special ones included.
+    """
+
+    def __init__(self, tokenizer, tower, head, length):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        self.tokenizer = tokenizer
+        self.tower = tower
+        self.head = head
+        self.length = length
+
+    def __call__(self, texts, *, threads=1):
+        """Embed N texts.
+
+        Args:
+            texts: sequence of str, or one str, which counts as a sequence of one.
+            threads: Python threads over parts of a batch.
+
+        Returns:
+            float32 array (N, D), unit rows.
+
+        Raises:
+            ValueError: something is not a str, or not valid Unicode; threads below 1.
+        """
+        features = self.tower(self.tokenise(texts), threads=threads)  # (N, T)
+        return apply_head(self.head, features)
+
+    def tokenise(self, texts):
+        """Token ids of each text, cut to `length` and not padded: N lists."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(texts):
+            check_text(number, text)
+        if len(texts) == 1:  # spares a single query the thread pool
+            return [self.tokenizer.encode(texts[0]).ids]
+        return [item.ids for item in self.tokenizer.encode_batch_fast(texts)]
+
+
+def load_text_encoder(index, *, tower=None, cache_dir=None):
+    """The text encoder that an index names.
+
+    Args:
+        index: Index, or path of its folder. Its `encoder` names the tower (a hub id,
+            or a folder, which may lie relative to that of the index) and the query
+            length; `query_head` holds the head.
+        tower: hub id or folder to use instead of the named one.
+        cache_dir: where hub towers are kept; default `EHI_CACHE`, else ~/.cache/ehi.
+
+    Returns:
+        TextEncoder.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing in it; for a hub id
+            that is in neither cache, TowerNotFoundError, naming the command.
+        ValueError: the index does not name its encoder, the tower found has other
+            weights than the one it was built with, or its files do not fit.
+    """
+    if isinstance(index, str | os.PathLike):
+        from ehi.index.store import open_index  # which may import this module
+
+        index = open_index(index)
+    identity = index.encoder or {}
+    if "tower" not in identity or "query_length" not in identity:
+        raise ValueError(
+            "this index does not name its text encoder (it was built from embeddings): "
+            "it can be searched by embeddings only"
+        )
+    name = tower or tower_location(index)
+    folder = find_folder(name, cache_dir)
+    check_files(folder)
+    check_sha256(name, folder, identity.get("tower_sha256"))
+    network = load_tower(folder)
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    length = check_length(identity["query_length"], tokenizer, network)
+    head = check_head(index.query_head, network.width, index.width)
+    return TextEncoder(tokenizer, network, head, length)
+
+
+def tower_location(index):
+    """The tower's folder as seen from that of the index if it is there, else its name.
+
+    Raises:
+        ValueError: the name is no text.
+    """
+    name = index.encoder["tower"]
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the index names its tower {name!r}, which is no name")
+    if index.folder is not None and (index.folder.path / name).is_dir():
+        return index.folder.path / name
+    return name
+
+
+def find_folder(name, cache_dir=None):
+    """Folder of a tower: the path itself, else our cache, else that of the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name)
+    if name.count("/") > 1 or name.startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"no model folder {name!r}")
+    cache_dir = cache_dir or os.environ.get("EHI_CACHE") or Path.home() / ".cache/ehi"
+    folder = Path(cache_dir) / "models" / name.replace("/", "--")
+    if folder.is_dir():
+        return folder
+    # It comes with tokenizers, and takes a while to import.
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        raise TowerNotFoundError(name, folder) from None
+    if not all((found / file).is_file() for file in REQUIRED_FILES):
+        raise TowerNotFoundError(name, folder)
+    return found
+
+
+def check_sha256(name, folder, expected):
+    """Refuses weights other than those the index, or else `KNOWN_SHA256`, states."""
+    source = "the index was built with"
+    if expected is None:
+        expected, source = KNOWN_SHA256.get(str(name)), "expected are"
+    if expected is None:
+        return
+    found = weights_sha256(folder)
+    if found != expected:
+        raise ValueError(
+            f"the tower {name} has weights {found[:12]} ({folder}/model.safetensors), "
+            f"{source} {str(expected)[:12]}"
+        )
+
+
+def read_tokenizer(path):
+    """The `tokenizers.Tokenizer` of a file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def check_length(length, tokenizer, tower):
+    """`length`, if it leaves room for a token and the tower has so many positions."""
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    most = len(tower.positions)
+    if type(length) is not int or not special < length <= most:
+        raise ValueError(
+            f"the index gives queries {length!r} tokens, allowed are {special + 1}.."
+            f"{most}: {special} are special, the tower has {most} positions"
+        )
+    return length
+
+
+def check_text(number, text):
+    """Refuses what the tokeniser cannot read, naming its place.
+
+    Raises:
+        ValueError: not a str, or with half a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text {number} is of type {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {number} is not valid Unicode: {error}") from None
