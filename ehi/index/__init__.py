@@ -9,18 +9,22 @@ documents in one leaf (a document spilled to s leaves has s copies), f frontier 
 
 from ehi.index.build import build_index
 from ehi.index.index import Hits, Index
+from ehi.index.interop import FaissIndex, from_faiss, to_faiss
 from ehi.index.lock import IndexLockedError
 from ehi.index.route import assign_leaves, leaf_log_probs
 from ehi.index.store import IndexCorruptError, open_index, save_index
 
 __all__ = [
+    "FaissIndex",
     "Hits",
     "Index",
     "IndexCorruptError",
     "IndexLockedError",
     "assign_leaves",
     "build_index",
+    "from_faiss",
     "leaf_log_probs",
     "open_index",
     "save_index",
+    "to_faiss",
 ]

@@ -1,0 +1,204 @@
+"""An exported index, searched by Faiss in the leaves that our routing chooses."""
+
+import functools
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ehi.index.check import check_count, check_queries
+from ehi.index.index import Index
+from ehi.index.route import route, rows_at_once
+from ehi.index.score import decode
+from ehi.index.search import check_beam
+from ehi.index.threads import one_blas_thread
+from ehi.index.topk import EMPTY, drop_duplicates, pack, smallest, unpack
+
+_VALUES = 2**22  # of the largest temporary array of a search
+
+
+def import_faiss():
+    """The module `faiss`, or an ImportError that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("this needs Faiss: pip install 'ehi[faiss]'") from error
+    return faiss
+
+
+@dataclass(frozen=True, eq=False)
+class FaissIndex:
+    """An index of Faiss, and the Index that routes its queries and names its results.
+
+    Made by `to_faiss` or `read`.
+
+    Attributes:
+        index: the faiss index; its ids are rows of `source`.
+        source: the Index as it was when exported. Its leaves are read by `rerank` only,
+            so one that is mapped into memory costs little.
+    """
+
+    index: Any
+    source: Index
+
+    def search(self, queries, k=10, *, beam=1, rerank=0):
+        """The k best documents in the `beam` best leaves of each query.
+
+        The same ids, and scores to within 1e-4, as `source.search` found when exported,
+        but for documents of equal scores, and those of fast-scan. A fast-scan score is
+        rounded: `rerank` candidates by it are scored again with the exact codes.
+
+        Args:
+            queries: (N, D) floats.
+            k: results of a query.
+            beam: leaves visited, 1 .. P.
+            rerank: 0, or how many candidates to score again.
+
+        Returns:
+            ids (N, k), external ones, padded with -1 or None; scores (N, k) float32,
+            padded with -inf.
+
+        Raises:
+            ValueError: queries of another width or dtype or not finite; k, beam or
+                rerank out of range.
+        """
+        source = self.source
+        queries = check_queries(queries, source.width)
+        k = check_count("k", k)
+        beam = check_beam(source, beam)
+        rerank = check_count("rerank", rerank, least=0)
+        if 0 < rerank < k:
+            raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
+        most = max(beam, rerank * source.spill) * source.width
+        step = max(1, _VALUES // most)
+        step = min(step, rows_at_once(source.routing_tree, beam))
+        parts = [
+            self._search_part(queries[start : start + step], k, beam, rerank)
+            for start in range(0, max(len(queries), 1), step)
+        ]
+        scores, rows = unpack(np.concatenate(parts))
+        return source.external_ids(rows), scores
+
+    def write(self, path):
+        """Writes the faiss index to a file, which it replaces whole."""
+        part = f"{os.fspath(path)}.part"
+        import_faiss().write_index(self.index, part)
+        os.replace(part, path)
+
+    @classmethod
+    def read(cls, path, source):
+        """Reads a file of `write`.
+
+        Args:
+            path: the file.
+            source: the Index it was exported from, of the same documents.
+
+        Raises:
+            ValueError: `source` holds other documents, or has other leaves.
+        """
+        faiss = import_faiss()
+        read = cls(faiss.read_index(os.fspath(path)), replace(source))
+        lists = read._lists
+        if (lists.d, lists.nlist) != (source.width, source.num_leaves):
+            raise ValueError(
+                f"{path} has {lists.nlist} lists of width {lists.d}, the index "
+                f"{source.num_leaves} leaves of width {source.width}"
+            )
+        for leaf in range(lists.nlist):
+            ids = list_ids(faiss, lists.invlists, leaf)
+            if not np.array_equal(ids, source.contents.rows_in_leaf(leaf)):
+                raise ValueError(
+                    f"{path} holds other documents than the index in leaf {leaf}: "
+                    "export it again"
+                )
+        return read
+
+    @functools.cached_property
+    def _lists(self):
+        """The faiss index without the rotation before it."""
+        faiss = import_faiss()
+        if isinstance(self.index, faiss.IndexPreTransform):
+            return faiss.downcast_index(self.index.index)
+        return self.index
+
+    @functools.cached_property
+    def _copies(self):
+        """Of each segment, the copies of every document: (N, s)."""
+        spill = self.source.spill
+        return [
+            np.argsort(segment.leaf_rows, kind="stable").reshape(-1, spill)
+            for segment in self.source.segments
+        ]
+
+    def _search_part(self, queries, k, beam, rerank):
+        """(N, k) ascending keys: see `ehi.index.topk`."""
+        source = self.source
+        with one_blas_thread():
+            leaves = route(queries, source.routing_tree, beam).leaves
+            rotated = queries if source.rotation is None else queries @ source.rotation
+            offsets = np.zeros(leaves.shape, np.float32)  # (N, b), q . centroid
+            if source.leaf_centroids is not None:
+                centroids = source.leaf_centroids[leaves]  # (N, b, D)
+                offsets = np.matmul(centroids, queries[:, :, None])[:, :, 0]
+        wanted = (rerank or k) * source.spill
+        scores, rows = self._search_leaves(rotated, wanted, leaves, offsets)
+        keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+        keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
+        if rerank:
+            rows = unpack(keys)[1]
+            scores = self._exact(queries, rotated, leaves, rows)
+            keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+        return smallest(keys, k)
+
+    def _search_leaves(self, rotated, wanted, leaves, offsets):
+        """Scores and rows (N, wanted) of the best copies in the leaves (N, b)."""
+        faiss = import_faiss()
+        num, beam = leaves.shape
+        scores = np.empty((num, wanted), np.float32)
+        rows = np.empty((num, wanted), np.int64)
+        rotated, leaves, offsets = map(np.ascontiguousarray, (rotated, leaves, offsets))
+        # The method without `_c` takes the number of leaves from the index, where
+        # setting it would disturb other threads.
+        self._lists.search_preassigned_c(
+            num, faiss.swig_ptr(rotated), wanted, faiss.swig_ptr(leaves),
+            faiss.swig_ptr(offsets), faiss.swig_ptr(scores), faiss.swig_ptr(rows),
+            False, faiss.SearchParametersIVF(nprobe=beam),
+        )  # fmt: skip
+        return scores, rows
+
+    def _exact(self, queries, rotated, leaves, rows):
+        """Scores (N, r) of documents by their best copy in the leaves (N, b)."""
+        source = self.source
+        scores = np.full((*rows.shape, source.spill), -np.inf, np.float32)
+        for segment, copies_of in zip(source.segments, self._copies, strict=True):
+            here = rows - segment.first_row
+            inside = (rows >= 0) & (here >= 0) & (here < len(segment))
+            query, place = np.nonzero(inside)
+            copies = copies_of[here[inside]]  # (m, s)
+            found = np.searchsorted(segment.leaf_offsets, copies, side="right") - 1
+            visited = (found[:, :, None] == leaves[query][:, None]).any(axis=2)
+            item, twin = np.nonzero(visited)
+            query, place, found = query[item], place[item], found[visited]
+            vectors = _vectors(source, segment, copies[visited])
+            exact = np.einsum("md,md->m", rotated[query], vectors)
+            if source.leaf_centroids is not None:
+                centroids = source.leaf_centroids[found]
+                exact += np.einsum("md,md->m", queries[query], centroids)
+            scores[query, place, twin] = exact
+        return scores.max(axis=2)
+
+
+def list_ids(faiss, invlists, number):
+    """The ids in one inverted list, a copy: (m,) int64."""
+    pointer = invlists.get_ids(number)
+    ids = faiss.rev_swig_ptr(pointer, invlists.list_size(number)).copy()
+    invlists.release_ids(number, pointer)
+    return ids
+
+
+def _vectors(index, segment, copies):
+    """What is known of copies of documents, without their centroids: (m, D)."""
+    if segment.codes is None:
+        return segment.vectors[copies].astype(np.float32)
+    return decode(segment.codes[copies], index.byte_codebooks)
