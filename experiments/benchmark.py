@@ -5,6 +5,10 @@ python -m experiments.benchmark encode --dataset=pydocs --num-texts=300
 times encoding a corpus with ours and, where it is installed, sentence-transformers:
 tokenising included, the same texts and length, repeats in turn, the peer at its best
 batch size. Prints JSON; `ratio` is the peer's seconds over ours.
+
+python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
+
+times searching an index: see `experiments.benchmark_search`.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.model.pretrained import load_tower, resolve
 from ehi.train.encode import apply_module, encode
+from experiments import benchmark_search
 
 PEER = "sentence-transformers"
 PACKAGES = ("jax", "flax", "torch", PEER)
@@ -43,6 +48,8 @@ def main():
         "--peer-batch-sizes", type=int, nargs="+", default=[32, 64, 128]
     )
     command.set_defaults(run=benchmark_encode)
+    command = commands.add_parser("search", help="searching an index")
+    benchmark_search.add_arguments(command)
     args = parser.parse_args()
     print(json.dumps(args.run(args), indent=2))
 

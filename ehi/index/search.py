@@ -75,6 +75,8 @@ def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=Non
             _search_part(job, queries[start : start + step])
             for start in range(0, max(len(queries), 1), step)
         ]
+    if len(parts) == 1:
+        return parts[0]
     return Found(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
@@ -166,15 +168,14 @@ def _search_part(job, queries):
         raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
     if index.spill > 1:
         keys = drop_duplicates(keys, job.rerank or job.k)
-    found = unpack(keys)[1]
-    if found.size and found.max() >= job.contents.num_rows:
+    scores, rows = unpack(keys)
+    if rows.size and rows.max() >= job.contents.num_rows:
         raise IndexCorruptError(
-            f"leaf_rows points at row {found.max()} of {job.contents.num_rows} "
-            "documents"
+            f"leaf_rows points at row {rows.max()} of {job.contents.num_rows} documents"
         )
     if job.rerank:
-        keys = _rescore(job, queries, keys)
-    scores, rows = unpack(keys[:, : job.k])
+        keys = _rescore(job, queries, keys, rows)
+        scores, rows = unpack(keys[:, : job.k])
     return Found(rows, scores, visited, routes.nodes_scored, routes.leaves)
 
 
@@ -258,9 +259,8 @@ def _allowed(mask, segment, start, stop):
     return rows[kept], start + kept
 
 
-def _rescore(job, queries, keys):
-    """The same candidates, ordered by their stored full-precision vectors."""
-    rows = unpack(keys)[1]  # (N, r)
+def _rescore(job, queries, keys, rows):
+    """The candidates `rows` (N, r), ordered by their stored full-precision vectors."""
     step = max(1, _RERANK_VALUES // (rows.shape[1] * job.index.width))
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), step):

@@ -152,7 +152,12 @@ class Contents:
 
     def external_ids(self, rows):
         """External ids of rows, of any shape; row -1 gives -1 or None."""
-        strings = isinstance(self.segments[0].ids, StringIds)
+        first = self.segments[0]
+        strings = isinstance(first.ids, StringIds)
+        if len(self.segments) == 1 and len(first):
+            if strings:
+                return first.ids.take(rows)
+            return np.where(rows < 0, -1, first.ids[np.maximum(rows, 0)])
         found = np.full(rows.shape, None if strings else -1, object if strings else int)
         for segment in self.segments:
             here = rows - segment.first_row
