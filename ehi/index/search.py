@@ -4,21 +4,20 @@ Documents that a mask leaves out (deleted, or filtered) are dropped before the t
 taken, so k results come back whenever the visited leaves hold as many.
 """
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from ehi.index.by_leaf import search_by_leaf
+from ehi.index.by_query import search_by_query
 from ehi.index.check import check_count, check_queries
 from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
-from ehi.index.route import group_by, route, rows_at_once
-from ehi.index.score import score_block, score_leaves
+from ehi.index.job import Job
+from ehi.index.route import route, rows_at_once
 from ehi.index.threads import one_blas_thread
-from ehi.index.topk import TopK, drop_duplicates, pack, smallest, unpack
+from ehi.index.topk import EMPTY, pack, smallest, unpack
 
-_BLOCK_SCORES = 2**19  # scores computed by one GEMM: they stay in the cache
 _RERANK_VALUES = 2**22
 _SHARED_LEAF = 2  # mean queries of a leaf from which grouping by leaf pays
 
@@ -31,23 +30,6 @@ class Found(NamedTuple):
     visited: np.ndarray
     nodes_scored: np.ndarray
     leaves: np.ndarray
-
-
-class _Job(NamedTuple):
-    """What all parts of one search share: the arguments of `search`, checked."""
-
-    index: object
-    contents: object
-    mask: np.ndarray | None
-    k: int
-    beam: int
-    rerank: int
-    threads: int
-
-    @property
-    def wanted(self):
-        """Copies to find of each query: one document may stand in `spill` leaves."""
-        return (self.rerank or self.k) * self.index.spill
 
 
 def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=None):
@@ -69,7 +51,7 @@ def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=Non
     rerank = _check_rerank(contents, rerank, k)
     copies = (rerank or k) * index.spill
     step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
-    job = _Job(index, contents, mask, k, beam, rerank, threads)
+    job = Job(index, contents, mask, k, beam, rerank, threads)
     with one_blas_thread():
         parts = [
             _search_part(job, queries[start : start + step])
@@ -147,35 +129,21 @@ def _check_rerank(contents, rerank, k):
     return rerank
 
 
-def _visited(job, leaves):
-    """Copies scored in the leaves (N, b) of each query: (N,) int64."""
-    if job.mask is None:
-        return job.contents.leaf_sizes[leaves].sum(axis=1)
-    distinct, places = np.unique(leaves, return_inverse=True)
-    counts = job.contents.count_copies(distinct, job.mask)
-    return counts[places.reshape(leaves.shape)].sum(axis=1)
-
-
 def _search_part(job, queries):
     index = job.index
     routes = route(queries, index.routing_tree, job.beam)
     rotated = queries if index.rotation is None else queries @ index.rotation
-    find = _search_by_leaf if _share_leaves(routes.leaves) else _search_by_query
+    find = search_by_leaf if _share_leaves(routes.leaves) else search_by_query
     try:
-        keys = find(job, queries, rotated, routes.leaves)
-        visited = _visited(job, routes.leaves)
+        scores, rows, visited = find(job, queries, rotated, routes.leaves)
     except IndexError as error:  # of a mask, at a row that is not there
         raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
-    if index.spill > 1:
-        keys = drop_duplicates(keys, job.rerank or job.k)
-    scores, rows = unpack(keys)
     if rows.size and rows.max() >= job.contents.num_rows:
         raise IndexCorruptError(
             f"leaf_rows points at row {rows.max()} of {job.contents.num_rows} documents"
         )
     if job.rerank:
-        keys = _rescore(job, queries, keys, rows)
-        scores, rows = unpack(keys[:, : job.k])
+        scores, rows = _rescore(job, queries, rows)
     return Found(rows, scores, visited, routes.nodes_scored, routes.leaves)
 
 
@@ -185,86 +153,16 @@ def _share_leaves(leaves):
     return leaves.size >= _SHARED_LEAF * len(np.unique(leaves))
 
 
-def _search_by_query(job, queries, rotated, leaves):
-    """Each query reads its own leaves: best where queries share few."""
-    keys = np.empty((len(queries), job.wanted), np.int64)
-    for query in range(len(queries)):
-        scores, rows = score_leaves(
-            job.index, job.contents, queries[query], rotated[query], leaves[query]
-        )
-        if job.mask is not None:
-            allowed = np.flatnonzero(job.mask[rows])
-            scores, rows = scores[allowed], rows[allowed]
-        if len(scores) > job.wanted:
-            cut = len(scores) - job.wanted
-            best = np.flatnonzero(scores >= np.partition(scores, cut)[cut])
-            scores, rows = scores[best], rows[best]
-        keys[query] = smallest(pack(scores, rows)[None], job.wanted)[0]
-    return keys
+def _rescore(job, queries, rows):
+    """The k best candidates of `rows` (N, r), by their stored full-precision vectors.
 
-
-def _search_by_leaf(job, queries, rotated, leaves):
-    """Each leaf is read once, for all queries that visit it: one GEMM a block."""
-    tasks = _tasks(job, leaves)
-    floor = np.full(len(queries), -np.inf, np.float32)
-    best = [TopK(len(queries), job.wanted, floor) for _ in range(job.threads)]
-
-    def run(thread):
-        for segment, leaf, members, start, stop in tasks[thread :: job.threads]:
-            rows, copies = _allowed(job.mask, segment, start, stop)
-            if len(rows):
-                scores = score_block(
-                    job.index, segment, queries[members], rotated[members], leaf, copies
-                )
-                best[thread].offer(members, scores, rows)
-
-    if job.threads == 1:
-        run(0)
-    else:
-        with ThreadPoolExecutor(job.threads) as pool:
-            list(pool.map(run, range(job.threads)))
-    for other in best[1:]:
-        best[0].merge(other)
-    return best[0].result()
-
-
-def _tasks(job, leaves):
-    """(segment, leaf, its queries, first and last copy) of every block, largest first.
-
-    Args:
-        leaves: (N, b) leaves of each query.
+    Returns:
+        (N, k) float32 scores, (N, k) int64 rows.
     """
-    tasks = []
-    for leaf, positions in zip(*group_by(leaves.ravel()), strict=True):
-        members = positions // leaves.shape[1]
-        block = max(_BLOCK_SCORES // len(members), 2 * job.wanted, 256)
-        for segment in job.contents.segments:
-            start, stop = segment.leaf_offsets[leaf : leaf + 2].tolist()
-            cuts = [*range(start, stop, block), stop]
-            tasks += [
-                (segment, leaf, members, *span) for span in itertools.pairwise(cuts)
-            ]
-    tasks.sort(key=lambda task: len(task[2]) * (task[4] - task[3]), reverse=True)
-    return tasks
-
-
-def _allowed(mask, segment, start, stop):
-    """Rows of the copies start .. stop that a mask keeps, and which copies they are."""
-    rows = segment.rows(start, stop)
-    if mask is None:
-        return rows, slice(start, stop)
-    kept = np.flatnonzero(mask[rows])
-    if len(kept) == len(rows):
-        return rows, slice(start, stop)
-    return rows[kept], start + kept
-
-
-def _rescore(job, queries, keys, rows):
-    """The candidates `rows` (N, r), ordered by their stored full-precision vectors."""
     step = max(1, _RERANK_VALUES // (rows.shape[1] * job.index.width))
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         vectors = job.contents.rerank_vectors(np.maximum(rows[part], 0))
         scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
-    return np.sort(np.where(rows < 0, keys, pack(scores, rows)), axis=1)
+    return unpack(smallest(np.where(rows < 0, EMPTY, pack(scores, rows)), job.k))

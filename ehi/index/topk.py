@@ -9,6 +9,8 @@ import numpy as np
 
 EMPTY = np.iinfo(np.int64).max  # sorts behind every score, unpacks to (-inf, -1)
 MAX_NUMBER = 2**32 - 2  # numbers take the low 32 bits, all ones is EMPTY's
+_HITS = 2  # times k of a query: more are not stored before its floor is raised
+_STORED = 2**16  # hits of all queries, from which all floors are raised
 
 
 def pack(scores, numbers):
@@ -67,21 +69,41 @@ def drop_duplicates(keys, k):
     return smallest(keys, k)
 
 
+def kth_bound(scores, k):
+    """A lower bound of the k-th best of each column, close to it and cheap.
+
+    The documents are dealt to 32 groups or more, as cards are, so that neighbours, who
+    are often alike, fall to different ones. The k-th best of the groups' maxima is the
+    score of a document that k - 1 others are at least as good as.
+
+    Args:
+        scores: (m, ...) float32, m >= k.
+
+    Returns:
+        (...) float32.
+    """
+    groups = max(32, 2 * k)
+    size = len(scores) // groups
+    if size > 1:
+        dealt = scores[: size * groups].reshape(size, groups, *scores.shape[1:])
+        scores = dealt.max(axis=0)
+    cut = len(scores) - k
+    return np.partition(scores, cut, axis=0)[cut]
+
+
 class TopK:
     """The k best documents of each of N queries, offered block by block.
 
     `floor` holds a lower bound of every query's k-th best score so far; what is below
     it is never stored. Bounds only drop what cannot be in the answer, so the result
-    does not depend on the order of the offers, and threads may share one `floor`.
+    does not depend on the order of the offers.
     """
 
-    def __init__(self, num_queries, k, floor=None):
+    def __init__(self, num_queries, k):
         self.k = k
         self.num_queries = num_queries
-        self.floor = (
-            np.full(num_queries, -np.inf, np.float32) if floor is None else floor
-        )
-        self._queries, self._keys = [], []
+        self.floor = np.full(num_queries, -np.inf, np.float32)
+        self._stored = []  # (queries, scores, rows), three arrays of one length
         self._pending = 0
 
     def offer(self, queries, scores, rows):
@@ -89,57 +111,59 @@ class TopK:
 
         Args:
             queries: (n,) distinct query numbers.
-            scores: (n, m) float32.
-            rows: (m,) document rows, ascending.
+            scores: (m, n) float32, C-contiguous.
+            rows: (m,) document rows.
         """
-        n, m = scores.shape
+        m, n = scores.shape
+        few = _HITS * n * self.k
         floor = self.floor[queries]
-        if m > self.k:
-            fresh = floor == -np.inf
-            if fresh.any():
-                floor[fresh] = self._kth(scores if fresh.all() else scores[fresh])
-        flat = np.flatnonzero(scores >= floor[:, None])
-        if m > self.k and flat.size > 2 * n * self.k:
-            floor = np.maximum(floor, self._kth(scores))
-            flat = np.flatnonzero(scores >= floor[:, None])
-        self.floor[queries] = np.maximum(self.floor[queries], floor)
-        if flat.size > 2 * n * self.k:  # many equal scores
-            keys = np.partition(pack(scores, rows), self.k - 1, axis=1)[:, : self.k]
-            self._store(np.repeat(queries, self.k), keys.ravel())
-        elif flat.size:
-            local, column = np.divmod(flat, m)
-            keys = pack(scores.ravel()[flat], rows[column])
-            self._store(queries[local], keys)
-
-    def merge(self, other):
-        """Takes in what another TopK over the same queries holds."""
-        for queries, keys in zip(other._queries, other._keys, strict=True):
-            self._store(queries, keys)
+        bounded = m <= self.k
+        if not bounded and floor.min(initial=np.inf) == -np.inf:
+            floor = self._raise(queries, floor, kth_bound(scores, self.k))
+            bounded = True
+        hits = np.flatnonzero(scores >= floor)
+        if not bounded and hits.size > few:
+            floor = self._raise(queries, floor, kth_bound(scores, self.k))
+            hits = np.flatnonzero(scores >= floor)
+        if m > self.k and hits.size > few:  # many equal scores
+            keys = pack(scores, rows[:, None])
+            keys = np.partition(keys, self.k - 1, axis=0)[: self.k]
+            values, numbers = unpack(keys.ravel())
+            self._store(np.tile(queries, self.k), values, numbers)
+        elif hits.size:
+            copy, query = np.divmod(hits, n)
+            self._store(queries[query], scores.ravel()[hits], rows[copy])
 
     def result(self):
         """(N, k) ascending keys, padded with EMPTY."""
-        queries, keys, rank = self._compact()
+        queries, keys, rank = self._best()
         result = np.full((self.num_queries, self.k), EMPTY)
         result[queries, rank] = keys
         return result
 
-    def _kth(self, scores):
-        cut = scores.shape[1] - self.k
-        return np.partition(scores, cut, axis=1)[:, cut]
+    def _raise(self, queries, floor, bound):
+        floor = np.maximum(floor, bound)
+        self.floor[queries] = floor
+        return floor
 
-    def _store(self, queries, keys):
-        self._queries.append(queries)
-        self._keys.append(keys)
-        self._pending += len(keys)
-        if self._pending > 2**20 + 2 * self.num_queries * self.k:
-            queries, keys, rank = self._compact()
+    def _store(self, queries, scores, rows):
+        self._stored.append((queries, scores, rows))
+        self._pending += len(queries)
+        if self._pending > _STORED + 2 * self.num_queries * self.k:
+            queries, keys, rank = self._best()
+            scores, rows = unpack(keys)
+            self._stored, self._pending = [(queries, scores, rows)], len(keys)
             last = rank == self.k - 1
-            self.floor[queries[last]] = unpack(keys[last])[0]
+            self.floor[queries[last]] = scores[last]
 
-    def _compact(self):
-        """Keeps the k best of each query: queries, keys and their ranks."""
-        queries = np.concatenate([np.zeros(0, np.int64), *self._queries])
-        keys = np.concatenate([np.zeros(0, np.int64), *self._keys])
+    def _best(self):
+        """The k best of each query: queries, keys and their ranks, in this order."""
+        if not self._stored:
+            return np.zeros((3, 0), np.int64)
+        queries, scores, rows = map(np.concatenate, zip(*self._stored, strict=True))
+        # Floors have risen since: most of what was stored early on falls out here.
+        kept = np.flatnonzero(scores >= self.floor[queries])
+        queries, keys = queries[kept], pack(scores[kept], rows[kept])
         order = np.argsort(keys)
         # A stable sort of 16-bit integers is a radix sort: linear time.
         narrow = np.uint16 if self.num_queries <= 2**16 else np.int64
@@ -148,6 +172,4 @@ class TopK:
         first = np.searchsorted(queries, np.arange(self.num_queries))
         rank = np.arange(len(queries)) - first[queries]
         best = rank < self.k
-        queries, keys, rank = queries[best], keys[best], rank[best]
-        self._queries, self._keys, self._pending = [queries], [keys], len(keys)
-        return queries, keys, rank
+        return queries[best], keys[best], rank[best]

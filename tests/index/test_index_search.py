@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+import types
 
 import index_reference as reference
 import numpy as np
@@ -97,7 +98,7 @@ def test_full_beam_gives_the_exhaustive_ids(leaf):
 @pytest.mark.parametrize("spill", [1, 2])
 def test_batches_threads_and_single_queries_agree(leaf, spill, monkeypatch):
     index, _, queries = make(leaf, spill=spill)
-    monkeypatch.setattr("ehi.index.search._BLOCK_SCORES", 4)
+    monkeypatch.setattr("ehi.index.by_leaf._BLOCK_SCORES", 4)
     queries = np.tile(queries, (30, 1))  # grouped by leaf
     batch = index.search(queries, 4, beam=5)
     threads = index.search(queries, 4, beam=5, threads=2)
@@ -107,6 +108,65 @@ def test_batches_threads_and_single_queries_agree(leaf, spill, monkeypatch):
         single = index.search(queries[query : query + 1], 4, beam=5)
         assert (single.ids[0] == batch.ids[query]).all()
         np.testing.assert_allclose(single.scores[0], batch.scores[query], atol=1e-5)
+
+
+@pytest.mark.parametrize("spill", [1, 2])
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_one_query_is_the_reference(leaf, spill):
+    index, slow, queries = make(leaf, spill=spill)
+    for query in range(4):
+        for k, beam in ((5, 1), (5, 9), (70, 3)):
+            assert_is_reference(index, slow, queries[query : query + 1], k, beam)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_small_blocks_change_nothing(leaf, monkeypatch):
+    """Leaves longer than the buffer, the look-up's steps and the small products."""
+    index, _, queries = make(leaf, height=1, num=500)
+    batch = np.tile(queries, (3, 1))
+    whole = index.search(batch, 6, beam=2)
+    for name, value in (
+        ("_DECODED_ROWS", 48),
+        ("_GATHER_ROWS", 20),
+        ("_SMALL_PRODUCT", WIDTH * 27 * 40),
+    ):
+        monkeypatch.setattr(f"ehi.index.score.{name}", value)
+    for part in (batch, queries[:1]):
+        hits = index.search(part, 6, beam=2)
+        assert (hits.ids == whole.ids[: len(part)]).all()
+        np.testing.assert_allclose(hits.scores, whole.scores[: len(part)], atol=1e-5)
+
+
+@pytest.mark.parametrize("spill", [1, 2])
+@pytest.mark.parametrize("leaf", ["raw", "half", "pq16", "rotated-residual"])
+def test_batches_threads_and_single_queries_agree_after_updates(leaf, spill):
+    index, _, queries = make(leaf, spill=spill)
+    x = np.random.default_rng(1).standard_normal((40, WIDTH)).astype(np.float32)
+    index.add(x, range(100, 140))
+    index.delete([*range(0, 60, 3), 120])
+    batch = np.tile(queries, (5, 1))
+    for k, options in ((5, {}), (9, {"deny": [1, 101]}), (50, {"allow": range(110)})):
+        hits = index.search(batch, k, beam=4, **options)
+        threads = index.search(batch, k, beam=4, threads=3, **options)
+        assert (threads.rows == hits.rows).all()
+        assert (threads.visited == hits.visited).all()
+        for query in range(9):
+            single = index.search(batch[query : query + 1], k, beam=4, **options)
+            assert (single.rows[0] == hits.rows[query]).all()
+            assert single.visited[0] == hits.visited[query]
+            np.testing.assert_allclose(single.scores[0], hits.scores[query], atol=1e-5)
+
+
+def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
+    index, _, queries = make()
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("ehi.index.by_leaf.score_block", fail)
+    for count in (1, 2):
+        with pytest.raises(MemoryError, match="no room"):
+            index.search(np.tile(queries, (9, 1)), 3, beam=4, threads=count)
 
 
 @pytest.mark.parametrize("copies", [1, 40])
@@ -218,3 +278,25 @@ def test_blas_threads_are_restored_after_overlapping_searches():
         leave.set()
         thread.join()
         assert blas_threads() == before
+
+
+def test_libraries_on_one_thread_are_left_alone(monkeypatch):
+    class Library:
+        def __init__(self, count):
+            self.count, self.set_to = count, []
+
+        def get_num_threads(self):
+            return self.count
+
+        def set_num_threads(self, count):
+            self.count = count
+            self.set_to.append(count)
+
+    one, three = Library(1), Library(3)
+    blas = types.SimpleNamespace(lib_controllers=[one, three])
+    monkeypatch.setattr("ehi.index.threads._blas", lambda: blas)
+    with one_blas_thread(), one_blas_thread():
+        assert three.count == 1
+    with pytest.raises(KeyError), one_blas_thread():
+        raise KeyError
+    assert one.set_to == [] and three.set_to == [1, 3, 1, 3]

@@ -3,7 +3,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ehi.index.topk import EMPTY, TopK, drop_duplicates, pack, smallest, unpack
+from ehi.index.topk import (
+    EMPTY,
+    TopK,
+    drop_duplicates,
+    kth_bound,
+    pack,
+    smallest,
+    unpack,
+)
 
 floats = st.floats(width=32, allow_nan=False)
 few_values = st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.0000001])
@@ -58,12 +66,12 @@ def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact):
     for _ in range(data.draw(st.integers(1, 5))):
         queries = np.array(sorted(data.draw(st.sets(st.integers(0, 3), min_size=1))))
         m = data.draw(st.integers(1, 30))
-        shape = (len(queries), m)
+        shape = (m, len(queries))
         scores = data.draw(npst.arrays(np.float32, shape, elements=few_values))
         rows = np.arange(row, row + m, dtype=np.uint32)
         row += m
         top.offer(queries, scores, rows)
-        for query, values in zip(queries, scores, strict=True):
+        for query, values in zip(queries, scores.T, strict=True):
             seen[query] += list(zip((-values).tolist(), rows.tolist(), strict=True))
     scores, numbers = unpack(top.result())
     for query, pairs in seen.items():
@@ -71,3 +79,27 @@ def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact):
         assert numbers[query, : len(expected)].tolist() == [n for _, n in expected]
         assert (-scores[query, : len(expected)]).tolist() == [s for s, _ in expected]
         assert (numbers[query, len(expected) :] == -1).all()
+
+
+@given(st.data(), st.integers(1, 40))
+def test_the_bound_is_below_the_kth_best_and_above_most(data, k):
+    m = data.draw(st.integers(k, 400))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    scores = rng.standard_normal((m, 3), np.float32)
+    if data.draw(st.booleans()):
+        scores = np.sort(scores, axis=0)  # the best side by side
+    bound = kth_bound(scores, k)
+    exact = np.sort(scores, axis=0)[m - k]
+    assert (bound <= exact).all()
+    assert ((scores >= bound).sum(axis=0) <= 4 * k + 40).all()
+    assert (kth_bound(scores[:, 0], k) == bound[0]).all()
+
+
+def test_many_hits_raise_the_floor_and_stay_bounded():
+    """Blocks of ever better scores pass every floor set before them."""
+    top, k = TopK(50, 5), 5
+    for block in range(400):
+        scores = np.arange(40, dtype=np.float32)[:, None] + np.zeros(50, np.float32)
+        top.offer(np.arange(50), scores + 40 * block, np.arange(40) + 40 * block)
+        assert top._pending <= 2**16 + 4 * 50 * k
+    assert (unpack(top.result())[1] == 15999 - np.arange(k)).all()
