@@ -10,7 +10,6 @@ its own, given beside the rest as `making_seconds`.
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -60,15 +59,18 @@ def benchmark_build(args) -> dict:
     before = memory_mb("VmRSS")
     with tempfile.TemporaryDirectory(prefix="ehi-build-", dir=args.folder) as folder:
         path = Path(folder) / "index"
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         _, seconds, peak = measured_build(
             lambda: build_folder(
                 path, shards, tree=tree, codebooks=codebooks, spill=args.spill,
-                beam=beam, threads=args.threads, rotation=None,
+                beam=beam, threads=args.threads,
             )
         )  # fmt: skip
-        first, second = synthetic.starts(args.shards)
+        cpu = time.process_time() - cpu
         index = open_index(path, verify=True)
+        first, second = synthetic.starts(args.shards)
+        size = index.index_bytes / 2**20
+        parameters = index.parameter_arrays().values()
         result = {
             "documents": index.num_documents,
             "leaves": index.num_leaves,
@@ -81,19 +83,16 @@ def benchmark_build(args) -> dict:
             "seconds": seconds,
             "route_seconds": second - first,
             "encode_and_write_seconds": start + seconds - second,
-            # Within the two above: embeddings are made by one thread, twice.
+            # Within the two above: one thread makes the embeddings, twice.
             "making_seconds": synthetic.seconds,
+            "cpu_seconds": cpu,
             "documents_per_second": args.n / seconds,
-            "index_mb": index.index_bytes / 2**20,
-            "parameters_mb": sum(a.nbytes for a in index.parameter_arrays().values())
-            / 2**20,
+            "index_mb": size,
+            "parameters_mb": sum(array.nbytes for array in parameters) / 2**20,
             "resident_mb_before": before,
-            "resident_mb_peak": None if peak is None else peak + before,
-            "peak_over_index": None
-            if peak is None
-            else peak * 2**20 / index.index_bytes,
+            "resident_mb_peak": None if peak is None else before + peak,
+            "peak_over_index": None if peak is None else peak / size,
             "beam_is_exact": same_leaves(tree, sample[:_SAMPLE], beam),
-            "disk_free_mb": shutil.disk_usage(folder).free / 2**20,
         }
     return result
 

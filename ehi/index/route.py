@@ -11,10 +11,13 @@ A leaf is the mixed-radix number of its path, level 1 most significant; None is 
 flat index of one leaf. Softmax routing as in EHI (arXiv:2310.08891, section 3.2).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from ehi.index.check import check_count
+from ehi.index.threads import one_blas_thread
 from ehi.index.topk import pack, smallest, unpack
 
 
@@ -52,25 +55,7 @@ def route(x, tree, beam):
     Returns:
         Routes with b = min(beam, P).
     """
-    height, branching = tree_shape(tree)
-    num = len(x)
-    hidden = _node_input(x, tree)
-    nodes = np.zeros((num, 1), np.int64)
-    log_probs = np.zeros((num, 1), np.float32)
-    scored = 0
-    for level in range(height):
-        conditional = _child_log_probs(hidden, tree, level, nodes)  # (N, f, B)
-        scored += nodes.shape[1] * branching
-        grown = (num, nodes.shape[1] * branching)
-        joint = (log_probs[:, :, None] + conditional).reshape(grown)
-        children = nodes[:, :, None] * branching + np.arange(branching)
-        children = children.reshape(grown)  # (N, f B)
-        keep = min(beam, branching ** (level + 1))
-        if keep < joint.shape[1] or level == height - 1:
-            log_probs, nodes = unpack(smallest(pack(joint, children), keep))
-        else:
-            log_probs, nodes = joint, children
-    return Routes(nodes, log_probs, np.full(num, scored, np.int64))
+    return _descend(x, tree, beam, beam)
 
 
 def leaf_log_probs(x, tree):
@@ -89,25 +74,58 @@ def leaf_log_probs(x, tree):
     return log_probs
 
 
-def assign_leaves(x, tree, spill=1):
-    """The exact top leaves of documents, best first, in chunks of documents.
+def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
+    """The top leaves of documents, best first, in chunks of documents.
+
+    Exact by default, which scores all P leaves. With a beam, a level of the tree keeps
+    its `beam` best nodes, and the leaves are the best below those of the last but one:
+    beam x B nodes a level are scored. A beam of all nodes of that level is exact.
 
     Args:
         x: (N, D) float32.
+        tree: see the module's docstring.
         spill: leaves a document is stored in, s.
+        beam: nodes kept at each level, at least s, or None for all of them.
+        threads: Python threads over chunks of documents, one BLAS thread each.
 
     Returns:
         (N, s) int64; equal probabilities go to the smaller leaf.
+
+    Raises:
+        ValueError: a beam narrower than s, threads out of range.
     """
     height, branching = tree_shape(tree)
-    num_leaves = branching**height
-    rows = rows_at_once(tree, num_leaves)
+    beam = check_beam_of_documents(beam, spill)
+    threads = check_count("threads", threads)
     leaves = np.zeros((len(x), spill), np.int64)
-    for start in range(0, len(x) if height else 0, rows):
-        log_probs = leaf_log_probs(x[start : start + rows], tree)
-        keys = smallest(pack(log_probs, np.arange(num_leaves)), spill)
-        leaves[start : start + rows] = unpack(keys)[1]
+    if not height:
+        return leaves
+    beam = branching**height if beam is None else beam
+    # Twice the rows of a search: more documents share each pruned node's product.
+    rows = rows_at_once(tree, beam, most=2**13)
+
+    def assign(start):
+        part = slice(start, start + rows)
+        leaves[part] = _descend(x[part], tree, beam, spill).leaves
+
+    starts = range(0, len(x), rows)
+    if threads == 1:
+        for start in starts:
+            assign(start)
+    else:
+        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(assign, starts))  # a list, to meet every exception
     return leaves
+
+
+def check_beam_of_documents(beam, spill):
+    """`beam` as `assign_leaves` takes it: None, or an int that finds s leaves."""
+    if beam is None:
+        return None
+    beam = check_count("beam", beam)
+    if beam < spill:
+        raise ValueError(f"beam {beam} is narrower than the {spill} leaves a document")
+    return beam
 
 
 def rows_at_once(tree, beam, entries=2**23, most=4096):
@@ -130,6 +148,59 @@ def group_by(values):
     ordered = values[order]
     cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
+
+
+def _descend(x, tree, beam, leaves):
+    """`route` that returns the best `leaves` <= beam of the leaves it scores."""
+    height, branching = tree_shape(tree)
+    num = len(x)
+    hidden = _node_input(x, tree)
+    nodes = np.zeros((num, 1), np.int64)
+    log_probs = np.zeros((num, 1), np.float32)
+    scored = 0
+    for level in range(height):
+        joint = _child_log_probs(hidden, tree, level, nodes)  # (N, f, B)
+        joint += log_probs[:, :, None]
+        scored += nodes.shape[1] * branching
+        last = level == height - 1
+        keep = min(leaves if last else beam, branching ** (level + 1))
+        if last or keep < nodes.shape[1] * branching:
+            log_probs, nodes = _best_children(joint, nodes, keep)
+        else:
+            log_probs = _per_row(joint)
+            nodes = _per_row(nodes[:, :, None] * branching + np.arange(branching))
+    return Routes(nodes, log_probs, np.full(num, scored, np.int64))
+
+
+def _best_children(joint, nodes, keep):
+    """The best children of nodes (N, f): their scores and numbers, (N, keep) each.
+
+    Children below a row's keep-th score are dropped first: packing and sorting all of
+    them takes ten times as long.
+    """
+    branching = joint.shape[2]
+    joint = _per_row(joint)  # (N, f B)
+    num, width = joint.shape
+    if keep < width:
+        if keep == 1:
+            floor = joint.max(axis=1)
+        else:
+            floor = np.partition(joint, width - keep, axis=1)[:, width - keep]
+        kept = np.flatnonzero(joint >= floor[:, None])
+        if len(kept) <= 2 * num * keep:  # not many have the score of the keep-th
+            parent, digit = np.divmod(kept, branching)
+            numbers = nodes.ravel()[parent] * branching + digit
+            keys, rows = pack(joint.ravel()[kept], numbers), kept // width
+            keys = keys[np.lexsort((keys, rows))]
+            first = np.searchsorted(rows, np.arange(num))
+            return unpack(keys[first[:, None] + np.arange(keep)])
+    numbers = nodes[:, :, None] * branching + np.arange(branching)
+    return unpack(smallest(pack(joint, _per_row(numbers)), keep))
+
+
+def _per_row(values):
+    num, frontier, branching = values.shape
+    return values.reshape(num, frontier * branching)
 
 
 def _node_input(x, tree):

@@ -48,7 +48,7 @@ def test_beam_search_is_the_reference(tree, x, beam):
 
 def test_assignment_is_the_exact_top_leaves_in_chunks(tree, x, monkeypatch):
     many = np.tile(x, (400, 1))
-    monkeypatch.setattr("ehi.index.route.rows_at_once", lambda *_: 100)
+    monkeypatch.setattr("ehi.index.route.rows_at_once", lambda *_, **__: 100)
     order = np.argsort(-leaf_log_probs(x, tree), axis=1, kind="stable")
     assert (assign_leaves(many, tree, 2) == np.tile(order[:, :2], (400, 1))).all()
 
@@ -64,17 +64,46 @@ def test_equal_probabilities_go_to_the_smaller_leaf():
     assert assign_leaves(x, tree, 2).tolist() == [[0, 1]] * 2
 
 
-def test_a_million_leaves_are_never_materialised():
+@pytest.mark.parametrize("spill", [1, 2, 3])
+def test_assignment_by_beam_is_exact_where_the_beam_covers_the_tree(tree, x, spill):
+    exact = assign_leaves(x, tree, spill)
+    for beam in (9, 1000):
+        assert (assign_leaves(x, tree, spill, beam=beam) == exact).all()
+    narrow = assign_leaves(x, tree, spill, beam=spill)
+    assert (narrow == route(x, tree, spill).leaves[:, :spill]).all()
+
+
+def test_assignment_is_the_same_on_any_number_of_threads(tree, x, monkeypatch):
+    many = np.tile(x, (60, 1))
+    monkeypatch.setattr("ehi.index.route.rows_at_once", lambda *_, **__: 50)
+    for beam in (None, 2):
+        one = assign_leaves(many, tree, 2, beam=beam)
+        assert (assign_leaves(many, tree, 2, beam=beam, threads=3) == one).all()
+
+
+@pytest.mark.parametrize("beam", [0, 1, 1.5])
+def test_a_beam_narrower_than_the_spill_is_refused(tree, x, beam):
+    with pytest.raises(ValueError, match="beam"):
+        assign_leaves(x, tree, 2, beam=beam)
+
+
+@pytest.mark.parametrize("height, branching", [(2, 1000), (3, 100)])
+def test_a_million_leaves_are_never_materialised(height, branching):
     rng = np.random.default_rng(0)
-    tree = reference.make_tree("per_node", 3, 100, 4, rng)
-    x = rng.standard_normal((8, 4)).astype(np.float32)
-    tracemalloc.start()
-    found = route(x, tree, 4)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert (found.nodes_scored == 100 + 4 * 100 + 4 * 100).all()
-    assert peak < 2**20  # all leaves of 8 queries take 32 MB
-    assert rows_at_once(tree, 4) > 1000
+    tree = reference.make_tree("per_node", height, branching, 4, rng)
+    x = rng.standard_normal((300, 4)).astype(np.float32)
+    rows = rows_at_once(tree, 32)
+    for batch, most in ((1, 2**20), (300, 5 * 2**26)):
+        tracemalloc.start()
+        for start in range(0, batch, rows):
+            found = route(x[: batch - start][:rows], tree, 32)
+        leaves = assign_leaves(x[:batch], tree, beam=4)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # All leaves of one query take 4 MB, of 300 queries 1.2 GB.
+        assert peak < most
+    assert (found.nodes_scored == branching + 32 * branching * (height - 1)).all()
+    assert leaves.shape == (300, 1)
 
 
 def test_no_queries_have_no_routes(tree):

@@ -117,7 +117,7 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path):
 
 @pytest.mark.slow
 def test_a_writer_killed_many_times_loses_nothing(tmp_path):
-    """`python -m pytest -m slow -s tests/index/test_killed.py` prints what happened."""
+    """Prints the counts with `python -m pytest -m slow -s -n 0`."""
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
         print(json.dumps(kill_many(tmp_path / str(seed), times=100, seed=seed)))
