@@ -101,17 +101,17 @@ def abstract_batch(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
 def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
     """Shapes of the read-only arrays that the steps of a phase gather from.
 
-    The query table has the train queries, pseudo-queries, documents and, of a frozen
-    tower, synthetic queries.
+    The query table has the train queries, pseudo-queries, documents and, of tower
+    outputs, synthetic queries.
     """
     in_width, width = params["head/projection"].shape  # (T, D)
     documents, frozen = sizes.documents, not has_tower(params)
-    queries = sizes.train_queries + documents * (
-        config.pseudo.per_document + 1 + (config.pseudo.synthetic if frozen else 0)
-    )
+    asked = sizes.train_queries + documents * (config.pseudo.per_document + 1)
+    outputs = asked + documents * config.pseudo.synthetic
+    queries = outputs if frozen else asked
     tables = {}
-    if frozen:
-        tables["features_queries"] = _array((queries, in_width), jnp.float32)
+    if frozen or phase.losses.get("query_anchor"):
+        tables["features_queries"] = _array((outputs, in_width), jnp.float32)
     if frozen or phase.losses.get("anchor"):
         tables["features_documents"] = _array((documents, in_width), jnp.float32)
     if phase.needs_teacher:

@@ -148,8 +148,3 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
 def _known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
     """Labelled pairs, or pseudo-queries and their documents where there are none."""
     return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]
-
-
-def without_labels(inputs: Inputs) -> bool:
-    """Whether there is nothing but pseudo-queries to train on."""
-    return not len(inputs.training.pairs["labelled"][0])

@@ -1,6 +1,5 @@
 """Train one system of a config: parent, starts, phases, embeddings."""
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,9 @@ from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.phase import Phase
-from experiments.inputs import Inputs, without_labels
+from experiments.inputs import Inputs
 from experiments.modules import build_model
 from experiments.systems import config_of, get_system
-
-LOG = logging.getLogger("ehi")
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,7 @@ def _start(config, system, model, inputs, parent, workdir):
 def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
     """Run one phase, or return its end if it is complete."""
     phase = Phase.from_mapping(config[phase_name].to_dict())
-    if phase_name == "dense" and without_labels(inputs):
-        LOG.info("no train qrels: the pretrained encoder itself is the teacher")
+    if not phase.steps:
         return state
     params = state["params"]
     if phase.start == "buffer":
@@ -187,7 +183,7 @@ def _miner(phase, graphdef, inputs, parent):
 def _tables(run, phase, graphdef, params, inputs, parent) -> dict[str, np.ndarray]:
     """The read-only arrays that the steps of a phase gather from."""
     tables = {}
-    if not has_tower(params):
+    if not has_tower(params) or phase.losses.get("query_anchor"):
         tables["features_queries"] = inputs.query_features
     if not has_tower(params) or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features

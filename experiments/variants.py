@@ -33,6 +33,13 @@ def _mined(refresh: int) -> dict[str, object]:
     }
 
 
+# The anchors need a head as wide as the tower, and a rate above this needs them.
+_NO_ANCHOR = {
+    "dense__losses__anchor": 0.0,
+    "dense__losses__query_anchor": 0.0,
+    "dense__rates__head": 1e-3,
+}
+
 VARIANTS = {
     "": Variant((), "the default"),
     # Hinge losses on embeddings and on path embeddings, the intra-leaf loss and
@@ -118,11 +125,8 @@ VARIANTS = {
     "no-residual": _ablation("codes of embeddings", leaves__residual=False),
     "frozen-head": _ablation("head frozen: the index alone", joint__rates__head=0.0),
     "query-head": _ablation("a head for queries", head__query_head=True),
-    # The anchor needs a head as wide as the tower.
-    "head-192": _ablation("head 192 wide", head__width=192, dense__losses__anchor=0.0),
-    "no-anchor": _ablation(
-        "loss anchor of dense off (for head 192)", dense__losses__anchor=0.0
-    ),
+    "head-192": _ablation("head 192 wide", head__width=192, **_NO_ANCHOR),
+    "no-anchor": _ablation("anchors of dense off (for head 192)", **_NO_ANCHOR),
     # What is asked in training.
     "no-synthetic": _ablation(
         "no synthetic queries",

@@ -14,7 +14,7 @@ from ehi.model.joint import JointIndex
 from ehi.train.terms import lambda_rank_term, leaf_terms, raw_terms, tree_terms
 
 # Terms by what they need. The order is the order of the flow.
-RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor")
+RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor", "query_anchor")
 TREE_TERMS = (
     "path",
     "path_hinge",
@@ -70,8 +70,9 @@ def objective(
     Args:
       model: the joint index.
       tables: `features_queries (rows, T)`, `features_documents (rows, T)` when the
-        tower is frozen; `teacher_queries (rows, D)`, `teacher_documents (rows, D)` for
-        the distillation terms; `codes (documents, M)` uint8 for `lambda_rank`.
+        tower is frozen, or for the anchors; `teacher_queries (rows, D)`,
+        `teacher_documents (rows, D)` for the distillation terms; `codes (documents, M)`
+        uint8 for `lambda_rank`.
       batch: see `ehi.train.pool.make_batch`.
       weights: term -> weight > 0, as `weights_for` gives them.
       temperature: of the student's softmaxes over scores (cosines).

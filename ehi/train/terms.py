@@ -22,7 +22,11 @@ def raw_terms(weights, tables, batch, q, d, *, contrast, margin, **options):
             scores, margin=margin, **contrast
         )
     if "anchor" in weights:
-        terms["anchor"] = vector_losses.anchor(d, _origin(tables, batch, d))
+        origin = _origin(tables, batch, "documents", d)
+        terms["anchor"] = vector_losses.anchor(d, origin)
+    if "query_anchor" in weights:
+        origin = _origin(tables, batch, "queries", q)
+        terms["query_anchor"] = vector_losses.anchor(q, origin)
     return terms
 
 
@@ -126,12 +130,12 @@ def _ranking_terms(
     return terms
 
 
-def _origin(tables, batch, d):
-    """The frozen tower's own embeddings of the pool, which a head as wide may keep."""
-    origin = tables["features_documents"][batch["documents"]]
-    if origin.shape != d.shape:
+def _origin(tables, batch, side: str, rows):
+    """The frozen tower's own embeddings of a side, which a head as wide may keep."""
+    origin = tables[f"features_{side}"][batch[side]]
+    if origin.shape != rows.shape:
         raise ValueError(
-            f"loss 'anchor' needs a head as wide as the tower: embeddings {d.shape}, "
-            f"tower outputs {origin.shape}"
+            f"an anchor of {side} needs a head as wide as the tower: embeddings "
+            f"{rows.shape}, tower outputs {origin.shape}"
         )
     return origin

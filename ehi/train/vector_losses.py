@@ -50,8 +50,9 @@ def anchor(
 
     .. math:: 1 - \langle d_n, o_n \rangle
 
-    What is learned from labelled documents is pulled back on all others, so that it
-    does not undo what the encoder knew of them.
+    What is learned from labelled pairs is pulled back on everything else, so that it
+    does not undo what the encoder knew of it. Of documents this is loss `anchor`, of
+    queries `query_anchor`.
 
     Args:
       embeddings: (N, D), unit rows.

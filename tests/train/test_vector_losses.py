@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ehi.train import vector_losses
+from ehi.train.terms import raw_terms
 
 N, D = 4, 3
 Z, Z_HAT = (jax.random.normal(jax.random.key(seed), (N, D)) for seed in (0, 1))
@@ -30,3 +32,17 @@ def test_anchor_is_zero_at_the_origin_and_two_opposite_to_it():
     assert vector_losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
     weights = jnp.array([1.0, 0.0])
     assert vector_losses.anchor(rows, -rows[::-1], weights) == 1
+
+
+def test_anchors_of_both_sides_are_to_the_outputs_of_the_same_rows():
+    origin = jnp.eye(3)
+    tables = {"features_queries": origin, "features_documents": origin}
+    batch = {"queries": jnp.array([2, 0]), "documents": jnp.array([1])}
+    weights = {"anchor": 1.0, "query_anchor": 1.0}
+    q, d = origin[batch["queries"]], -origin[batch["documents"]]
+    options = {"contrast": {}, "margin": 0.0, "teacher": None}
+    options |= {"temperature": 1.0, "teacher_temperature": 1.0}
+    found = raw_terms(weights, tables, batch, q, d, **options)
+    assert found == {"anchor": 2, "query_anchor": 0}
+    with pytest.raises(ValueError, match="anchor of queries needs a head as wide"):
+        raw_terms({"query_anchor": 1.0}, tables, batch, q[:, :2], d[:, :2], **options)
