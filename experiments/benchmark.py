@@ -9,6 +9,10 @@ batch size. Prints JSON; `ratio` is the peer's seconds over ours.
 python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
 
 times searching an index: see `experiments.benchmark_search`.
+
+python -m experiments.benchmark build --n=10000000
+
+times building one from shards: see `experiments.benchmark_build`.
 """
 
 import argparse
@@ -26,7 +30,7 @@ from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.model.pretrained import load_tower, resolve
 from ehi.train.encode import apply_module, encode
-from experiments import benchmark_search
+from experiments import benchmark_build, benchmark_search
 
 PEER = "sentence-transformers"
 PACKAGES = ("jax", "flax", "torch", PEER)
@@ -50,6 +54,9 @@ def main():
     command.set_defaults(run=benchmark_encode)
     command = commands.add_parser("search", help="searching an index")
     benchmark_search.add_arguments(command)
+    command = commands.add_parser("build", help="building an index from shards")
+    benchmark_build.add_arguments(command)
+    command.set_defaults(run=benchmark_build.benchmark_build)
     args = parser.parse_args()
     print(json.dumps(args.run(args), indent=2))
 

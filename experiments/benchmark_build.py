@@ -1,14 +1,12 @@
 """Seconds, memory and disk of building an index from shards.
 
-python -m experiments.benchmark_build --n=10000000
+python -m experiments.benchmark build --n=10000000
 
 builds PQ leaves of synthetic embeddings, which every shard makes from the seed whenever
 it is read, in a two-level tree, and prints JSON. Making the embeddings takes time of
 its own, given beside the rest as `making_seconds`.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.index import open_index
 from ehi.index.route import assign_leaves
 from ehi.index.stream import Shard, build_folder
@@ -93,6 +92,9 @@ def benchmark_build(args) -> dict:
             "resident_mb_peak": None if peak is None else before + peak,
             "peak_over_index": None if peak is None else peak / size,
             "beam_is_exact": same_leaves(tree, sample[:_SAMPLE], beam),
+            "hardware": hardware(),
+            "versions": versions(("numpy", "threadpoolctl")),
+            "git_commit": git_commit(Path(__file__).parent),
         }
     return result
 
@@ -149,14 +151,3 @@ def same_leaves(tree, documents, beam) -> float:
     """Share of documents whose best leaf by beam is the best of all leaves."""
     found = assign_leaves(documents, tree, beam=beam)
     return float(np.mean(found == assign_leaves(documents, tree)))
-
-
-def main():
-    """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    print(json.dumps(benchmark_build(parser.parse_args()), indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ from ehi.index.interop import FaissIndex, from_faiss, to_faiss
 from ehi.index.lock import IndexLockedError
 from ehi.index.route import assign_leaves, leaf_log_probs
 from ehi.index.store import IndexCorruptError, open_index, save_index
+from ehi.index.stream import Shard, build_folder
 
 __all__ = [
     "FaissIndex",
@@ -20,7 +21,9 @@ __all__ = [
     "Index",
     "IndexCorruptError",
     "IndexLockedError",
+    "Shard",
     "assign_leaves",
+    "build_folder",
     "build_index",
     "from_faiss",
     "leaf_log_probs",

@@ -49,7 +49,7 @@ def save_index(index, path, documents=None):
             )
         texts = {"documents": [Documents.of(documents).text]}
     arrays = {**index.parameter_arrays(), **merged_arrays(contents)}
-    header = _header(index, [("", contents.num_documents)])
+    header = manifest_header(index, [("", contents.num_documents)])
     write_folder(path, header, arrays, texts)
 
 
@@ -121,7 +121,9 @@ def write_update(index, contents):
             texts = {f"{prefix}documents": [last.documents.text]}
     if contents.deleted is not None:
         arrays["deleted"] = np.packbits(contents.deleted)
-    header = _header(index, [(s["prefix"], s["num_documents"]) for s in segments])
+    header = manifest_header(
+        index, [(s["prefix"], s["num_documents"]) for s in segments]
+    )
     keep = [name for name in folder.files if name != "deleted"]
     replace_files(folder, header, arrays, texts, keep)
     return open_folder(folder.path, lambda new: _read_contents(new, index, contents))
@@ -135,7 +137,7 @@ def write_compacted(index, contents):
     """
     folder = contents.folder
     keep = [name for name in folder.files if not _is_content(name)]
-    header = _header(index, [("", contents.num_documents)])
+    header = manifest_header(index, [("", contents.num_documents)])
     replace_files(folder, header, merged_arrays(contents), _texts(contents), keep)
     return open_folder(folder.path, lambda new: _read_contents(new, index, contents))
 
@@ -145,7 +147,8 @@ def _texts(contents):
     return {} if text is None else {"documents": text}
 
 
-def _header(index, segments):
+def manifest_header(index, segments):
+    """The entries of a manifest beside its files, of an index with these segments."""
     return {
         "width": index.width,
         "spill": index.spill,

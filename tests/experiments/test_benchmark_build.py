@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark_build
+from experiments import benchmark, benchmark_build
 
 SMALL = (
     "--n=3000", "--dim=16", "--branching=8", "--subspaces=4", "--shards=3", "--beam=2",
@@ -17,9 +17,9 @@ def run(tmp_path, monkeypatch, capsys):
     """run(*arguments) -> what was printed."""
 
     def run(*arguments):
-        command = ["benchmark_build", *SMALL, f"--folder={tmp_path}", *arguments]
+        command = ["benchmark", "build", *SMALL, f"--folder={tmp_path}", *arguments]
         monkeypatch.setattr(sys, "argv", command)
-        benchmark_build.main()
+        benchmark.main()
         assert not os.listdir(tmp_path)
         return json.loads(capsys.readouterr().out)
 

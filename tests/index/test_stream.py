@@ -48,8 +48,11 @@ KINDS = {
 def small_blocks(monkeypatch):
     """Every limit so low that it is met."""
     limits = {
-        "_BLOCK_ROWS": 37, "_BAND_BYTES": 256, "_SOME_IDS": 50, "_REGION_IDS": 64,
-    }  # fmt: skip
+        "shards._BLOCK_ROWS": 37,
+        "scratch._BAND_BYTES": 256,
+        "ids._SOME_IDS": 50,
+        "ids._REGION_IDS": 64,
+    }
     for name, value in limits.items():
         monkeypatch.setattr(f"ehi.index.stream.{name}", value)
 
@@ -315,7 +318,7 @@ def test_repeated_ids_are_found_wherever_they_stand(tmp_path, strings):
 
 
 def test_equal_hashes_of_different_strings_are_no_repetition(tmp_path, monkeypatch):
-    hashes = "ehi.index.stream._hash"
+    hashes = "ehi.index.stream.ids._hash"
     monkeypatch.setattr(hashes, lambda ids: np.full(len(ids), 7, np.uint64))
     build_folder(tmp_path / "new", make_shards(), tree=TREE)
     with pytest.raises(ValueError, match="repeat: 'dök/3' stands in row 3 of shard 0"):
@@ -325,10 +328,10 @@ def test_equal_hashes_of_different_strings_are_no_repetition(tmp_path, monkeypat
 _CHILD = """
 import resource, signal, sys
 import numpy as np
-from ehi.index import stream
+from ehi.index.stream import ids, scratch
 from ehi.index.stream import Shard, build_folder
 
-stream._BAND_BYTES, stream._REGION_IDS = 2**22, 2**14
+scratch._BAND_BYTES, ids._REGION_IDS = 2**22, 2**14
 path, num, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
 tree = {"kind": "per_node", "nodes": [rng.standard_normal((1, 64, 64))], "scale": 1.0}

@@ -1,0 +1,224 @@
+"""Shards: where the documents of an index to be built come from, block by block."""
+
+import collections
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_BLOCK_ROWS, _BLOCK_VALUES = 2**13, 2**22  # documents handled at once
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Documents of an index to be built, read twice and a block at a time.
+
+    Attributes:
+        embeddings: (n, D) floats; or the path of a .npy file, of which nothing stays in
+            memory; or a function without arguments that returns an iterable of blocks
+            (any number, D), the same blocks whenever it is called.
+        ids: n integers >= 0 or strings, as an array or a sequence that can be sliced
+            (a range takes no memory); or the path of a .npy file.
+        name: a string or a number, or None. Documents are numbered in the order of the
+            names, so shards with names make the same index however they are ordered.
+            Numbers count from 0 and none may be missing. Without names, documents are
+            numbered in the order of the shards given.
+        documents: n JSON values to show, or a function that returns an iterable of
+            them, or None; read once.
+    """
+
+    embeddings: object
+    ids: object
+    name: str | int | None = None
+    documents: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A Shard whose files are open, and where its documents stand.
+
+    Attributes:
+        label: what messages call it.
+        embeddings, ids: as of the Shard; a file is a _Rows.
+        documents: as of the Shard.
+        first_row: row of its first document in the index.
+    """
+
+    label: str
+    embeddings: object
+    ids: object
+    documents: object
+    first_row: int
+
+    def __len__(self):
+        return len(self.ids)
+
+    def blocks(self, rows):
+        """Embeddings as they come, at most `rows` of them at once."""
+        wholes = [self.embeddings]
+        if callable(self.embeddings):
+            wholes = map(np.asarray, self.embeddings())
+        for whole in wholes:
+            if len(whole.shape) != 2:
+                raise ValueError(
+                    f"{self.label} must hold blocks (any number, D) of embeddings, "
+                    f"got the shape {whole.shape}"
+                )
+            for start in range(0, len(whole), rows):
+                yield np.ascontiguousarray(whole[start : start + rows])
+
+
+class _Rows:
+    """Rows of a .npy file. Mapped for the moment of reading, they do not stay."""
+
+    def __init__(self, label, path):
+        self.label, self.path = label, Path(path)
+        rows = self._open()
+        self.shape, self.dtype = rows.shape, rows.dtype
+
+    def __len__(self):
+        return self.shape[0] if self.shape else 0
+
+    def __getitem__(self, part):
+        rows = self._open()
+        if (rows.shape, rows.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"{self.label} changed while it was read: {self.path}")
+        return np.array(rows[part])
+
+    def _open(self):
+        try:
+            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.label} is missing: {self.path} does not exist"
+            ) from None
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{self.label} cannot be read: {self.path}: {error}"
+            ) from None
+        if not isinstance(rows, np.ndarray):
+            raise ValueError(f"{self.label} is not one array: {self.path}")
+        return rows
+
+
+def open_shards(shards):
+    """The shards as _Sources, in the order of their names."""
+    sources, first_row = [], 0
+    for label, shard in _named(list(shards)):
+        embeddings, ids = shard.embeddings, shard.ids
+        if isinstance(embeddings, str | os.PathLike):
+            embeddings = _Rows(label, embeddings)
+        elif not callable(embeddings):
+            embeddings = np.asarray(embeddings)
+        if isinstance(ids, str | os.PathLike):
+            ids = _Rows(label, ids)
+        source = Source(label, embeddings, ids, shard.documents, first_row)
+        counts = {"embeddings": embeddings, "documents to show": shard.documents}
+        for what, values in counts.items():
+            if hasattr(values, "__len__") and len(values) != len(ids):
+                raise ValueError(f"{label} has {len(values)} {what} for {len(ids)} ids")
+        sources.append(source)
+        first_row += len(source)
+    with_text = [source.documents is not None for source in sources]
+    if len(set(with_text)) > 1:
+        label = sources[with_text.index(not with_text[0])].label
+        has = "some" if with_text[0] else "no"
+        raise ValueError(f"the first shard has {has} documents to show, unlike {label}")
+    return sources
+
+
+def _named(shards):
+    """(label, shard) of every shard, in the order of the names."""
+    names = [shard.name for shard in shards]
+    if all(name is None for name in names):
+        return [(f"shard {i}", shard) for i, shard in enumerate(shards)]
+    numbers = all(isinstance(name, int) for name in names)
+    if not numbers and not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "names of shards must be all strings or all numbers, or all None, "
+            f"got {names[:10]}"
+        )
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"two shards have the name {twice[0]!r}")
+    if numbers:
+        gaps = (i for i, name in enumerate(sorted(names)) if name != i)
+        missing = next(gaps, None)
+        if missing is not None:
+            raise ValueError(
+                f"numbers of shards count from 0 on, and shard {missing} is missing: "
+                f"got {len(names)} shards from {min(names)} to {max(names)}"
+            )
+    order = sorted(range(len(shards)), key=names.__getitem__)
+    return [(f"shard {names[i]!r}", shards[i]) for i in order]
+
+
+def width_and_dtype(sources):
+    """Width and dtype of all embeddings, which every block is compared with."""
+    for source in sources:
+        if not len(source):
+            continue
+        like = source.embeddings
+        if callable(like):
+            like = next(iter(source.blocks(1)), np.zeros(0))
+        if len(like.shape) != 2 or not like.shape[1] or like.dtype.kind != "f":
+            raise ValueError(
+                f"{source.label} must hold floats of shape (n, D), "
+                f"got {like.dtype} of shape {tuple(like.shape)}"
+            )
+        return like.shape[1], like.dtype
+    raise ValueError(f"an empty corpus: no documents in {len(sources)} shards")
+
+
+def block_rows(width):
+    return max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // width))
+
+
+def readings(job, again=False):
+    """(source, row in it, block as it comes) of all shards, each as long as its ids."""
+    width = job.index.width
+
+    def miscounted(source, start, found):
+        if again:
+            return ValueError(changed(source, start, len(source) - start))
+        return ValueError(
+            f"{source.label} has {found} embeddings for {len(source)} ids"
+        )
+
+    for source in job.sources:
+        start = 0
+        for raw in source.blocks(block_rows(width)):
+            if (raw.shape[1], raw.dtype) != (width, job.dtype):
+                raise ValueError(
+                    f"{source.label} holds {raw.dtype} of width {raw.shape[1]}, "
+                    f"the first shard {job.dtype} of width {width}"
+                )
+            if start + len(raw) > len(source):
+                raise miscounted(source, start, "too many")
+            yield source, start, raw
+            start += len(raw)
+        if start < len(source):
+            raise miscounted(source, start, start)
+
+
+def finite_block(job, source, start, raw):
+    """A block as float32, if all its values are finite, also as float16 if need be."""
+    # From 65520 on, float16 rounds to infinity.
+    most = np.float32(65520 if job.half else np.inf)
+    with np.errstate(over="ignore"):
+        block = np.ascontiguousarray(raw, np.float32)
+    good = np.abs(block) < most  # not true of NaN
+    if not good.all():
+        row = int(np.flatnonzero(~good.all(axis=1))[0])
+        finite = np.isfinite(block[row]).all()
+        what = "a value too large for float16" if finite else "NaN or infinity"
+        raise ValueError(f"{source.label} holds {what} in row {start + row}")
+    return block
+
+
+def changed(source, start, num):
+    return (
+        f"{source.label} changed while the index was built: rows {start} to "
+        f"{start + num - 1} are not what they were when they were read first"
+    )
