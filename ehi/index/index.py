@@ -6,35 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index import search
+from ehi.index.hits import Hits
 from ehi.index.route import tree_shape
 from ehi.index.score import byte_codebooks
 from ehi.index.segment import Contents
 
 PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
-
-
-@dataclass(frozen=True, eq=False)
-class Hits:
-    """Results of N queries.
-
-    Attributes:
-        ids: (N, k) external ids, best first: int64 padded with -1, or objects, str
-            padded with None.
-        scores: (N, k) float32, padded with -inf.
-        visited: (N,) int64 copies of documents scored, those in the visited leaves that
-            are neither deleted nor filtered out; spilled duplicates count.
-        nodes_scored: (N,) int64 tree nodes whose score was computed.
-        leaves: (N, b) int64 leaves visited, best first.
-        rows: (N, k) int64 document numbers, in the order they were added, padded with
-            -1; `compact` gives new ones.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-    visited: np.ndarray
-    nodes_scored: np.ndarray
-    leaves: np.ndarray
-    rows: np.ndarray
 
 
 @dataclass(eq=False)

@@ -13,12 +13,17 @@ from ehi.index.documents import Documents, StringIds
 from ehi.index.fit import check_fit, check_segment
 from ehi.index.folder import IndexCorruptError, open_folder
 from ehi.index.index import PARAMETER_ARRAYS, Index
+from ehi.index.layout import (
+    OF_SEGMENT,
+    is_content,
+    manifest_header,
+    parameters_of,
+    take_tree,
+)
 from ehi.index.merge import merged_arrays, merged_text
-from ehi.index.segment import SEGMENT_ARRAYS, Contents, Segment
+from ehi.index.segment import Contents, Segment
 
 __all__ = ["IndexCorruptError", "open_index", "save_index"]
-
-_OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
 
 
 def save_index(index, path, documents=None):
@@ -91,7 +96,7 @@ def refresh(index):
     def read(folder):
         if folder.manifest == old.folder.manifest:
             return old
-        if _parameters(folder.manifest) != _parameters(old.folder.manifest):
+        if parameters_of(folder.manifest) != parameters_of(old.folder.manifest):
             raise ValueError(
                 f"{folder.path} holds another index now, with other parameters: open it"
             )
@@ -136,7 +141,7 @@ def write_compacted(index, contents):
         The Contents as read back.
     """
     folder = contents.folder
-    keep = [name for name in folder.files if not _is_content(name)]
+    keep = [name for name in folder.files if not is_content(name)]
     header = manifest_header(index, [("", contents.num_documents)])
     replace_files(folder, header, merged_arrays(contents), _texts(contents), keep)
     return open_folder(folder.path, lambda new: _read_contents(new, index, contents))
@@ -145,37 +150,6 @@ def write_compacted(index, contents):
 def _texts(contents):
     text = merged_text(contents)
     return {} if text is None else {"documents": text}
-
-
-def manifest_header(index, segments):
-    """The entries of a manifest beside its files, of an index with these segments."""
-    return {
-        "width": index.width,
-        "spill": index.spill,
-        "segments": [
-            {"prefix": prefix, "num_documents": num} for prefix, num in segments
-        ],
-        "tree": _tree_header(index.tree),
-        "query_tree": _tree_header(index.query_tree),
-        "encoder": index.encoder,
-        "config": index.config,
-    }
-
-
-def _is_content(name):
-    """Whether a file is of the documents, not of the parameters."""
-    return name in (*_OF_SEGMENT, "deleted") or name.startswith("segments.")
-
-
-def _parameters(manifest):
-    """What no update changes."""
-    header = {key: manifest[key] for key in ("width", "spill", "tree", "query_tree")}
-    sums = {
-        name: entry["sha256"]
-        for name, entry in manifest["files"].items()
-        if not _is_content(name)
-    }
-    return header, sums
 
 
 def _consistent(folder, read):
@@ -195,12 +169,12 @@ def _read(folder, mmap):
     arrays = {
         name: folder.array(name, mmap)
         for name, entry in folder.files.items()
-        if "shape" in entry and not _is_content(name)
+        if "shape" in entry and not is_content(name)
     }
     plain = {name: arrays.pop(name, None) for name in PARAMETER_ARRAYS}
     width = check_count("width", manifest["width"])
     trees = {
-        name: check_tree(_take_tree(name, manifest[name], arrays), width)
+        name: check_tree(take_tree(name, manifest[name], arrays), width)
         for name in ("tree", "query_tree")
     }
     head = {name.removeprefix("query_head."): arrays.pop(name) for name in list(arrays)}
@@ -228,7 +202,7 @@ def _read_contents(folder, index, old):
     for entry in folder.manifest["segments"]:
         prefix = entry["prefix"]
         num = check_count("num_documents", entry["num_documents"], least=0)
-        names = [prefix + name for name in _OF_SEGMENT]
+        names = [prefix + name for name in OF_SEGMENT]
         files = [folder.files[name] for name in names if name in folder.files]
         source = tuple(file["sha256"] for file in files)
         segment = known.get(source)
@@ -251,7 +225,7 @@ def _read_contents(folder, index, old):
 def _read_segment(folder, prefix, first_row, source, mmap):
     arrays = {
         name: folder.array(prefix + name, mmap)
-        for name in _OF_SEGMENT
+        for name in OF_SEGMENT
         if name != "documents" and prefix + name in folder.files
     }
     ids = arrays.pop("ids", None)
@@ -263,27 +237,3 @@ def _read_segment(folder, prefix, first_row, source, mmap):
     return Segment(
         ids=ids, documents=documents, first_row=first_row, source=source, **arrays
     )
-
-
-def _tree_header(tree):
-    """What of a tree is not an array, and how many arrays each of its lists has."""
-    if tree is None:
-        return None
-    lists = {key: len(value) for key, value in tree.items() if isinstance(value, list)}
-    plain = {key: tree[key] for key in ("kind", "scale") if key in tree}
-    return {**plain, "lists": lists}
-
-
-def _take_tree(name, header, arrays):
-    """Moves the arrays of a tree out of `arrays` and into a tree dict."""
-    if header is None:
-        return None
-    tree = {key: header[key] for key in ("kind", "scale") if key in header}
-    for key, height in header["lists"].items():
-        if not 1 <= height <= len(arrays):
-            raise ValueError(f"{name}.{key} has {height} levels")
-        tree[key] = [arrays.pop(f"{name}.{key}.{h}") for h in range(height)]
-    for key in ("w_in", "w_out"):
-        if f"{name}.{key}" in arrays:
-            tree[key] = arrays.pop(f"{name}.{key}")
-    return tree

@@ -34,11 +34,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.index import check, store
+from ehi.index import check
 from ehi.index.atomic import Stream
 from ehi.index.build import make_parameters
 from ehi.index.commit import write_folder
 from ehi.index.folder import IndexCorruptError, read_folder
+from ehi.index.layout import manifest_header
 from ehi.index.leaves import make_leaves
 from ehi.index.lock import writer_lock
 from ehi.index.route import assign_leaves, check_beam_of_documents
@@ -123,7 +124,7 @@ def build_folder(
                 Path(scratch),
             )  # fmt: skip
             arrays = {**index.parameter_arrays(), **_documents(job), **arrays}
-            header = store.manifest_header(index, [("", num)])
+            header = manifest_header(index, [("", num)])
             write_folder(path, header, arrays, stored_texts(sources))
     except OSError as error:
         if error.errno not in _FULL:
