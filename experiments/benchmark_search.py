@@ -82,7 +82,7 @@ def benchmark_search(args) -> dict:
         print(f"{peer} is not installed and not run: {command}", file=sys.stderr)
     results = {
         "arguments": {name: str(value) for name, value in vars(args).items()
-                      if name != "run" and value is not None},
+                      if name not in ("run", "json", "figure") and value is not None},
         "not_run": not_run,
         "cpus": len(os.sched_getaffinity(0)),
         "hardware": hardware(),
