@@ -73,8 +73,9 @@ def build_index(
 
 
 def make_parameters(
-    width, num, *, tree, query_tree, rotation, codebooks, assign_codebooks,
-    leaf_centroids, spill, encoder, config, query_head,
+    width, num, *, tree, query_tree=None, rotation=None, codebooks=None,
+    assign_codebooks=None, leaf_centroids=None, spill=1, encoder=None, config=None,
+    query_head=None,
 ):  # fmt: skip
     """An Index of checked parameters for `num` documents, without any yet."""
     if num > MAX_NUMBER:

@@ -39,7 +39,7 @@ def write_folder(path, header, arrays, texts):
         OSError: it cannot be written; what was there is as it was.
     """
     path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_free(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -51,14 +51,30 @@ def write_folder(path, header, arrays, texts):
             raise
         sync_folder(path.parent)
         return
+    check_replaceable(path)
+    with writer_lock(path):
+        replace_files(read_folder(path), header, arrays, texts)
+
+
+def is_free(path):
+    """Whether nothing stands where an index is to be written."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def check_replaceable(path):
+    """Refuses to write an index over something else.
+
+    Raises:
+        FileExistsError: as of `write_folder`.
+    """
+    if is_free(path):
+        return
     try:
         read_folder(path)
     except (FileNotFoundError, IndexCorruptError) as error:
         raise FileExistsError(
             f"{path} exists and is not an index that can be replaced: {error}"
         ) from None
-    with writer_lock(path):
-        replace_files(read_folder(path), header, arrays, texts)
 
 
 def replace_files(old, header, arrays, texts, keep=()):
@@ -75,7 +91,9 @@ def replace_files(old, header, arrays, texts, keep=()):
     kept = {name: old.files[name] for name in keep}
     gone = [entry["file"] for name, entry in old.files.items() if name not in kept]
     # What an earlier writer was stopped from removing is removed now.
-    _remove(old.path, old.manifest.get("obsolete", []))
+    used = {entry["file"] for entry in old.files.values()}
+    left = [file for file in old.manifest.get("obsolete", []) if file not in used]
+    _remove(old.path, left)
     generation = old.manifest["generation"] + 1
     _remove(old.path, _strays(old.path, generation))
     _write(old.path, generation, header, arrays, texts, kept, gone)

@@ -13,8 +13,8 @@ def merged_arrays(contents):
     """The arrays of the one segment that holds what a search of `contents` can find.
 
     Copies stand leaf-major again, and documents in the order of their old rows, so that
-    ties are broken as before. Memory: a block of 2^14 copies, or the fullest leaf, and
-    5 bytes a row.
+    ties are broken as before. Memory: a block of 2^14 copies, or the fullest leaf, 5
+    bytes a row, and while the leaves are counted 5 a copy.
 
     Returns:
         name -> array or Stream.

@@ -60,6 +60,18 @@ class Segment:
         rows = self.leaf_rows[start:stop]
         return rows + np.int64(self.first_row) if self.first_row else rows
 
+    def leaf_sizes(self, deleted=None):
+        """Copies in each leaf, of the documents that no mask (R,) deletes: (P,) int64.
+
+        Memory: 5 bytes a copy, where there is a mask.
+        """
+        if deleted is None:
+            return np.diff(self.leaf_offsets)
+        here = deleted[self.first_row : self.first_row + len(self)]
+        gone = np.zeros(self.num_copies + 1, np.uint32)  # before each copy
+        np.cumsum(here[self.leaf_rows], dtype=np.uint32, out=gone[1:])
+        return np.diff(self.leaf_offsets - gone[self.leaf_offsets])
+
     def arrays(self):
         """Every array under the name the folder gives it."""
         arrays = {name: getattr(self, name) for name in SEGMENT_ARRAYS}
@@ -125,21 +137,7 @@ class Contents:
     @functools.cached_property
     def leaf_sizes(self):
         """Copies of documents not deleted in each leaf: (P,) int64."""
-        sizes = sum(np.diff(segment.leaf_offsets) for segment in self.segments)
-        if self.deleted is None:
-            return sizes
-        leaves = np.arange(len(sizes))
-        return self.count_copies(leaves, ~self.deleted)
-
-    def count_copies(self, leaves, mask):
-        """Copies in leaves (n,) of the documents that a mask (R,) allows: (n,)."""
-        counts = np.zeros(len(leaves), np.int64)
-        for segment in self.segments:
-            starts = segment.leaf_offsets[leaves].tolist()
-            stops = segment.leaf_offsets[leaves + 1].tolist()
-            for i, span in enumerate(zip(starts, stops, strict=True)):
-                counts[i] += np.count_nonzero(mask[segment.rows(*span)])
-        return counts
+        return sum(segment.leaf_sizes(self.deleted) for segment in self.segments)
 
     def rows_in_leaf(self, leaf):
         """Rows of the documents in a leaf, deleted ones left out, ascending."""

@@ -37,8 +37,7 @@ import numpy as np
 from ehi.index import check
 from ehi.index.atomic import Stream
 from ehi.index.build import make_parameters
-from ehi.index.commit import write_folder
-from ehi.index.folder import IndexCorruptError, read_folder
+from ehi.index.commit import check_replaceable, is_free, write_folder
 from ehi.index.layout import manifest_header
 from ehi.index.leaves import make_leaves
 from ehi.index.lock import writer_lock
@@ -62,20 +61,11 @@ def build_folder(
     path,
     shards,
     *,
-    tree,
-    query_tree=None,
-    rotation=None,
-    codebooks=None,
-    assign_codebooks=None,
-    leaf_centroids=None,
-    spill=1,
     leaf_dtype="float32",
     rerank_vectors=False,
-    encoder=None,
-    config=None,
-    query_head=None,
     beam=None,
     threads=1,
+    **parameters,
 ):
     """Builds an index folder from shards: `save_index(build_index(...))` of them all.
 
@@ -86,10 +76,11 @@ def build_folder(
     Args:
         path: the folder, made if needed.
         shards: the Shards. Where the first has documents to show, all must.
-        tree ... query_head: as of `build_index`.
+        leaf_dtype, rerank_vectors: as of `build_index`.
         beam: None routes documents exactly, scoring all P leaves; a number of nodes
             kept at each level is for tall trees: see `assign_leaves`.
         threads: Python threads over blocks of documents.
+        **parameters: `tree` and all others of `build_index`.
 
     Raises:
         ValueError: an argument that does not fit; a shard that is missing, unlike the
@@ -103,16 +94,14 @@ def build_folder(
     sources = open_shards(shards)
     num = sum(len(source) for source in sources)
     width, dtype = width_and_dtype(sources)
-    index = make_parameters(
-        width, num,
-        tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
-        assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids, spill=spill,
-        encoder=encoder, config=config, query_head=query_head,
-    )  # fmt: skip
+    index = make_parameters(width, num, **parameters)
     check.check_choice("leaf_dtype", leaf_dtype, ("float32", "float16"))
     beam = check_beam_of_documents(beam, index.spill)
     threads = check.check_count("threads", threads)
-    _check_replaceable(path)
+    check_replaceable(path)
+    if not is_free(path):
+        with writer_lock(path):
+            pass  # nobody else writes: better known before the work than after it
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(
@@ -244,17 +233,3 @@ def _in_order(pool, threads, work, items):
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()
-
-
-def _check_replaceable(path):
-    """Refuses early what `write_folder` would refuse at the end."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    try:
-        read_folder(path)
-    except (FileNotFoundError, IndexCorruptError) as error:
-        raise FileExistsError(
-            f"{path} exists and is not an index that can be replaced: {error}"
-        ) from None
-    with writer_lock(path):
-        pass
