@@ -10,20 +10,22 @@ from time import monotonic
 import numpy as np
 
 from ehi.eval import provenance
-from ehi.eval.measure import beam_for_budget, curve, measure
+from ehi.eval.measure import beam_for_budget, curve, measure, min_prob_for_budget
 from ehi.eval.records import Cell, Record
 from ehi.index import Index, build_index, open_index, save_index
 from ehi.model.pretrained import resolve
 from ehi.model.saved import save_tower
 from ehi.train.export import index_arrays, query_head_arrays
-from experiments.inputs import Inputs
+from experiments.inputs import Inputs, known_pairs
 from experiments.systems import Budget
 from experiments.training import Trained, run_name
 
 LOG = logging.getLogger("ehi")
 
-# Share of the leaves that a search visits by default, where no budget says otherwise.
-DEFAULT_SHARE = 0.1
+# Percent of the documents, or leaves, that a search visits by default.
+DEFAULT_PERCENT = 10
+# Queries whose leaves say what is probable; in steps, so that all kinds are among them.
+CALIBRATION_QUERIES = 2000
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         query_head=query_head_arrays(trained.graphdef, trained.params),
     )
     seconds = monotonic() - started
-    index = dataclasses.replace(index, config={"build_seconds": seconds})
+    index = dataclasses.replace(
+        index,
+        config={"build_seconds": seconds},
+        encoder=identity | _default_search(config, index, trained, inputs),
+    )
     save_index(index, path, documents=_shown(inputs.dataset))
     return Built(open_index(path), path, seconds)
 
@@ -77,10 +83,10 @@ def evaluate_budget(
 ) -> Record | None:  # fmt: skip
     """The record of one cell; None where the smallest search is over the budget."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
-    beam = index.num_leaves
+    setting = {"beam": index.num_leaves}
     if budget.visit is not None:
-        beam = beam_for_budget(index, queries, budget.visit)
-        if beam is None:
+        setting = _setting(config, index, queries, budget.visit)
+        if None in setting.values():
             LOG.warning(
                 "%s: the smallest search visits more than %s%% of the documents",
                 run_name(name, budget.compression), budget.visit,
@@ -92,7 +98,7 @@ def evaluate_budget(
     )  # fmt: skip
     fields = measure(
         index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
-        beam=beam, tower_width=inputs.pretrained.config["width"],
+        **setting, tower_width=inputs.pretrained.config["width"],
         run_path=folder / f"{cell.stem}.run.gz",
     )  # fmt: skip
     return Record(
@@ -112,25 +118,48 @@ def evaluate_budget(
     )
 
 
-def visited_curve(built: Built, trained: Trained, inputs: Inputs, split: str):
-    """nDCG@10 against documents visited, at about a dozen beams."""
-    leaves = built.index.num_leaves
-    beams = np.unique(np.geomspace(1, leaves, 12).round().astype(int))
-    return curve(
-        built.index, trained.queries[inputs.eval_rows], inputs.eval_ids,
-        inputs.dataset.qrels[split], beams.tolist(),
-    )  # fmt: skip
+def _setting(config, index, queries, percent: float) -> dict:
+    """How an index is searched within a budget; a value is None where that cannot be.
+
+    Faiss and ScaNN know no probabilities: all queries visit as many of their lists.
+    """
+    if config.tree.adaptive and isinstance(index, Index):
+        min_prob = min_prob_for_budget(index, queries, percent)
+        return {"beam": index.num_leaves, "min_prob": min_prob}
+    return {"beam": beam_for_budget(index, queries, percent)}
+
+
+def visited_curve(config, built: Built, trained: Trained, inputs: Inputs, split: str):
+    """nDCG@10 against documents visited, from one leaf a query to all documents."""
+    index, queries = built.index, trained.queries[inputs.eval_rows]
+    least = index.count_visited(queries, 1).mean() / index.num_documents
+    settings = [{"beam": 1}] + [
+        _setting(config, index, queries, percent)
+        for percent in np.geomspace(100 * least, 100, 12)[1:]
+    ]
+    return curve(index, queries, inputs.eval_ids, inputs.dataset.qrels[split], settings)
+
+
+def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:
+    """How `experiments.search` searches, found on the queries of training."""
+    if not config.tree.adaptive or index.num_leaves == 1:
+        leaves = index.num_leaves * DEFAULT_PERCENT / 100
+        return {"default_beam": max(1, round(leaves))}
+    rows = np.unique(known_pairs(inputs.training.pairs)[0])
+    rows = rows[:: -(-len(rows) // CALIBRATION_QUERIES)]
+    min_prob = min_prob_for_budget(index, trained.queries[rows], DEFAULT_PERCENT)
+    # One leaf may be too much already: then it is the only one.
+    min_prob = 1.0 if min_prob is None else min_prob
+    return {"default_beam": index.num_leaves, "default_min_prob": min_prob}
 
 
 def _identity(config, trained: Trained, inputs: Inputs) -> dict:
     """What a searcher must know to embed a query as this index was built."""
-    leaves = config.tree.branching**config.tree.height
     return {
         "tower": config.tower.name,
         "tower_sha256": inputs.pretrained.sha256,
         "query_length": config.tower.query_length,
         "run": trained.run,
-        "default_beam": max(1, round(DEFAULT_SHARE * leaves)),
     }
 
 

@@ -71,7 +71,7 @@ class Inputs:
         tables = [queries, self.document_features]
         if self.num_synthetic:
             moved, _ = moved_documents(
-                self.document_features, queries, _known_pairs(self.training.pairs),
+                self.document_features, queries, known_pairs(self.training.pairs),
                 per_document=self.num_synthetic,
             )  # fmt: skip
             tables.append(moved)
@@ -145,6 +145,6 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
     return queries, documents
 
 
-def _known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
+def known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
     """Labelled pairs, or pseudo-queries and their documents where there are none."""
     return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]

@@ -26,11 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         index = open_index(args.index)
-        settings = {
-            "k": args.k,
-            "beam": args.beam or default_beam(index),
-            "rerank": args.rerank,
-        }
+        settings = {"k": args.k, "rerank": args.rerank} | chosen_search(index, args)
         check_search(index, **settings)
         encode = load_query_encoder(index, tower=args.tower)
         ask = functools.partial(answer, index, encode, as_json=args.json, **settings)
@@ -59,7 +55,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--beam",
         type=_positive,
-        help="leaves to visit (default: as the index was evaluated, else 1/8)",
+        help="leaves to visit (default: as the index says, else 1/8 of them)",
+    )
+    parser.add_argument(
+        "--min-prob",
+        type=float,
+        help="probability of the leaves to visit (default: as the index says)",
     )
     parser.add_argument(
         "--rerank",
@@ -80,19 +81,30 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def default_beam(index: Index) -> int:
-    """The beam the index was saved with, else an eighth of its leaves."""
-    stored = (index.encoder or {}).get("default_beam")
-    return min(stored or max(1, index.num_leaves // 8), index.num_leaves)
+def default_search(index: Index) -> dict[str, float]:
+    """How the index says it is searched, else an eighth of its leaves are visited."""
+    stored = index.encoder or {}
+    beam = stored.get("default_beam") or max(1, index.num_leaves // 8)
+    return {
+        "beam": min(beam, index.num_leaves),
+        "min_prob": stored.get("default_min_prob", 0.0),
+    }
 
 
-def check_search(index: Index, *, beam: int, k: int, rerank: int) -> None:
+def chosen_search(index: Index, args: argparse.Namespace) -> dict[str, float]:
+    """The same, but for what the command line says."""
+    if args.beam is None and args.min_prob is None:
+        return default_search(index)
+    return {"beam": args.beam or index.num_leaves, "min_prob": args.min_prob or 0.0}
+
+
+def check_search(index: Index, *, k: int, **settings: float) -> None:
     """Let the index refuse settings before the text encoder is loaded.
 
     Raises:
         ValueError: a setting that this index does not allow.
     """
-    index.search(np.zeros((1, index.width), np.float32), k, beam=beam, rerank=rerank)
+    index.search(np.zeros((1, index.width), np.float32), k, **settings)
 
 
 def load_query_encoder(index: Index, *, tower: str | None = None) -> TextEncoder:
@@ -121,11 +133,13 @@ def answer(
     query: str,
     *,
     k: int,
-    beam: int,
-    rerank: int = 0,
     as_json: bool = False,
+    **settings: float,
 ) -> str:
     """Search for one query and put the result into words, or into one line of JSON.
+
+    Args:
+        k, settings: as of `Index.search`.
 
     Raises:
         ValueError: the query is empty.
@@ -133,7 +147,7 @@ def answer(
     query = query.strip()
     if not query:
         raise ValueError("the query is empty")
-    hits = index.search(encode([query]), k, beam=beam, rerank=rerank)
+    hits = index.search(encode([query]), k, **settings)
     described = describe_hits(index, hits)
     if as_json:
         return json.dumps({"query": query} | described, ensure_ascii=False)

@@ -11,6 +11,7 @@ from ehi.eval.records import read_records
 from ehi.eval.report import print_table, write_report
 from ehi.eval.significance import compare
 from experiments.evaluation import visited_curve
+from experiments.search import default_search
 from experiments.systems import SYSTEMS, get_system
 from experiments.tables import separate_counterparts
 
@@ -59,7 +60,7 @@ def _report(config, workdir, inputs, trained, built, console) -> None:
     values = aligned(read_run_values(workdir / "trec", records))
     comparisons = compare(records, values, separate_counterparts())
     curves = {
-        run: visited_curve(built[run], trained[run], inputs, config.split)
+        run: visited_curve(config, built[run], trained[run], inputs, config.split)
         for run in built
         if get_system(_system_of(run)).tree
     }
@@ -84,8 +85,7 @@ def _examples(inputs, trained, built, console, count: int = 3) -> None:
     # Questions of a line's length; the longest summaries are paragraphs.
     short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
-    beam = index.encoder["default_beam"] if index.num_leaves > 1 else 1
-    hits = index.search(trained[run].queries[chosen], 3, beam=beam)
+    hits = index.search(trained[run].queries[chosen], 3, **default_search(index))
     console.print(f"\nexamples, {run}:", highlight=False)
     for number, row in enumerate(chosen):
         text = format_hits(texts[row], describe_hits(index, hits, number))

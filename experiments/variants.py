@@ -116,6 +116,7 @@ VARIANTS = {
     "one-router": _ablation(
         "one router for both sides", tree__query_router=False, tree__hidden=0
     ),
+    "fixed-beam": _ablation("as many leaves for every query", tree__adaptive=False),
     "spill-2": _ablation("two leaves a document, codes half as long", tree__spill=2),
     "random-tree": _ablation("tree started at random", tree__start="random"),
     # The leaves.
@@ -127,6 +128,11 @@ VARIANTS = {
     "query-head": _ablation("a head for queries", head__query_head=True),
     "head-192": _ablation("head 192 wide", head__width=192, **_NO_ANCHOR),
     "no-anchor": _ablation("anchors of dense off (for head 192)", **_NO_ANCHOR),
+    "no-query-anchor": _ablation(
+        "loss query_anchor of dense off, its rate 1e-3",
+        dense__losses__query_anchor=0.0,
+        dense__rates__head=1e-3,
+    ),
     # What is asked in training.
     "no-synthetic": _ablation(
         "no synthetic queries",

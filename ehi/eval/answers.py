@@ -48,7 +48,7 @@ def describe_hits(
     return {
         "documents_visited": int(hits.visited[query_number]),
         "documents": index.num_documents,
-        "leaves": [_path(index, leaf) for leaf in leaves.tolist()],
+        "leaves": [_path(index, leaf) for leaf in leaves.tolist() if leaf >= 0],
         "num_leaves": index.num_leaves,
         "hits": found,
     }
@@ -78,7 +78,7 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
 
 def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
     """The best visited leaf that holds a document, which may be spilled to several."""
-    for leaf in leaves.tolist():
+    for leaf in leaves[leaves >= 0].tolist():
         rows = index.contents.rows_in_leaf(leaf)  # sorted
         place = np.searchsorted(rows, row)
         if place < len(rows) and rows[place] == row:

@@ -1,7 +1,7 @@
 """Effectiveness, work, size and speed of one index at one setting."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ehi.eval.baselines_base import Baseline
 from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
 from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
+from ehi.index.route import leaf_log_probs
 
 # Results a user looks at; effectiveness is measured on `k` of `measure` instead.
 LATENCY_K = 10
@@ -38,8 +39,7 @@ def beam_for_budget(
     Raises:
         ValueError: `percent` is out of range.
     """
-    if not 0 < percent <= 100:
-        raise ValueError(f"budget must be in (0, 100] percent, not {percent}")
+    _check_percent(percent)
 
     def fits(beam: int) -> bool:
         mean = index.count_visited(queries, beam).mean()
@@ -61,6 +61,56 @@ def beam_for_budget(
     return low
 
 
+def min_prob_for_budget(
+    index: Index, queries: np.ndarray, percent: float
+) -> float | None:
+    """Leaf probability from which on visiting all leaves fits a budget.
+
+    All leaves of all queries are put in the order of p(leaf | query), behind the best
+    one of each query, and cut where their documents are as many as may be visited. Of
+    searches that visit so many this one reaches the most probability, which leaves of
+    equal sizes would make the best for relevant documents, if p is true.
+
+    Memory: 24 N P bytes.
+
+    Args:
+        index: its tree and the sizes of its leaves.
+        queries: (N, D) embeddings of the queries that the mean is taken over.
+        percent: of the documents that may be visited, 0 < percent <= 100.
+
+    Returns:
+        `min_prob` of `Index.search` with a beam of all leaves, or None where the best
+        leaf of each query is already too much.
+
+    Raises:
+        ValueError: `percent` is out of range.
+    """
+    _check_percent(percent)
+    log_probs = leaf_log_probs(queries, index.routing_tree)  # (N, P)
+    sizes = index.leaf_sizes
+    budget = percent / 100 * index.num_documents * len(queries) * (1 + 1e-9)
+    best = log_probs.argmax(axis=1)
+    budget -= sizes[best].sum()
+    if budget < 0:
+        return None
+    np.put_along_axis(log_probs, best[:, None], -np.inf, axis=1)
+    order = np.argsort(-log_probs, axis=None)
+    ordered = log_probs.ravel()[order]
+    fits = int(np.searchsorted(np.cumsum(sizes[order % len(sizes)]), budget, "right"))
+    # Between two different values, so that rounding cannot move a leaf across.
+    while 0 < fits < len(ordered) and ordered[fits - 1] == ordered[fits]:
+        fits -= 1
+    if not fits:
+        return 1.0
+    last, first_out = ordered[fits - 1], ordered[min(fits, len(ordered) - 1)]
+    return 0.0 if first_out == -np.inf else float(np.exp((last + first_out) / 2))
+
+
+def _check_percent(percent: float) -> None:
+    if not 0 < percent <= 100:
+        raise ValueError(f"budget must be in (0, 100] percent, not {percent}")
+
+
 def measure(
     index: Index | Baseline,
     queries: np.ndarray,
@@ -68,6 +118,7 @@ def measure(
     qrels: Qrels,
     *,
     beam: int,
+    min_prob: float | None = None,
     tower_width: int,
     rerank: int = 0,
     k: int = 1000,
@@ -85,7 +136,9 @@ def measure(
         queries: (N, D) embeddings.
         query_ids: names of the N queries.
         qrels: grades of the split.
-        beam: leaves a query visits.
+        beam: leaves a query visits, with `min_prob` at most.
+        min_prob: probability from which on a leaf is visited, or None for all of the
+            beam, as of an index that knows no probabilities.
         tower_width: T, the width that compression is counted against.
         rerank: stored vectors read for each query.
         k: depth of the ranking that is scored, at most `rerank` where that is set.
@@ -99,7 +152,10 @@ def measure(
     """
     # Re-ranking orders the documents whose vectors it reads; there are no others.
     depth, top = (min(k, rerank or k) for k in (k, LATENCY_K))
-    hits = index.search(queries, depth, beam=beam, rerank=rerank, threads=threads)
+    settings = {"beam": beam, "rerank": rerank}
+    if min_prob is not None:
+        settings["min_prob"] = min_prob
+    hits = index.search(queries, depth, threads=threads, **settings)
     run = run_from_hits(query_ids, hits.ids, hits.scores)
     per_query = evaluate(run, qrels)
     if run_path is not None:
@@ -107,7 +163,7 @@ def measure(
         atomic_write_npy(per_query_path(run_path), per_query)
 
     def search(rows: np.ndarray, threads: int = 1) -> None:
-        index.search(rows, top, beam=beam, rerank=rerank, threads=threads)
+        index.search(rows, top, threads=threads, **settings)
 
     return {
         **{name.replace("@", "_at_"): v for name, v in means(per_query).items()},
@@ -117,6 +173,7 @@ def measure(
         "compression": float(4 * tower_width / index.bytes_per_doc),
         "index_bytes": int(index.index_bytes),
         "beam": beam,
+        "min_prob": min_prob,
         "rerank": rerank,
         "leaf_load_max": index.leaf_load_max,
         "leaf_load_cv": index.leaf_load_cv,
@@ -138,26 +195,26 @@ def curve(
     queries: np.ndarray,
     query_ids: Sequence[str],
     qrels: Qrels,
-    beams: Iterable[int],
+    settings: Iterable[Mapping[str, Any]],
     *,
     threads: int = 1,
 ) -> list[tuple[float, float]]:
-    """nDCG@10 against the mean share of documents visited, beam by beam.
+    """nDCG@10 against the mean share of documents visited.
 
     Args:
         index: what is searched.
         queries: (N, D) embeddings.
         query_ids: names of the N queries.
         qrels: grades of the split.
-        beams: leaves a query visits, one point of the curve each.
+        settings: arguments of a search, one point of the curve each.
         threads: of the search.
 
     Returns:
-        A pair (share of documents visited, nDCG@10) for each beam.
+        A pair (share of documents visited, nDCG@10) for each setting.
     """
     points = []
-    for beam in beams:
-        hits = index.search(queries, 10, beam=beam, threads=threads)
+    for setting in settings:
+        hits = index.search(queries, 10, threads=threads, **setting)
         run = run_from_hits(query_ids, hits.ids, hits.scores)
         visited = float(hits.visited.mean() / index.num_documents)
         points.append((visited, float(evaluate(run, qrels)["ndcg@10"].mean())))

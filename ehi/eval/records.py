@@ -65,6 +65,7 @@ class Record:
     index_bytes: int
     # How it was searched, and how fast (milliseconds; queries a second).
     beam: int | None
+    min_prob: float | None = None  # of leaves visited; None where the beam alone says
     rerank: int
     leaf_load_max: int | None
     leaf_load_cv: float | None
@@ -187,7 +188,7 @@ def atomic_write_npy(path: str | Path, array: np.ndarray) -> None:
 
 
 # Fields that records of earlier commits do not have.
-_ADDED_LATER = {"examples_per_second"}
+_ADDED_LATER = {"examples_per_second", "min_prob"}
 
 
 def _key(field_name: str) -> str:

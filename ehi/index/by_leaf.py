@@ -74,11 +74,12 @@ def search_by_leaf(job, queries, rotated, leaves):
 def _tasks(job, leaves):
     """Every block of scores, largest first."""
     tasks = []
+    visits = np.flatnonzero(leaves >= 0)
     # A stable sort of 16-bit integers is a radix sort: linear time.
     narrow = np.uint16 if job.index.num_leaves <= 2**16 else np.int64
-    grouped = group_by(leaves.ravel().astype(narrow))
+    grouped = group_by(leaves.ravel()[visits].astype(narrow))
     for leaf, positions in zip(grouped[0].tolist(), grouped[1], strict=True):
-        members = positions // leaves.shape[1]
+        members = visits[positions] // leaves.shape[1]
         block = min(_BLOCK_SCORES // len(members), _BLOCK_ROWS)
         block = max(block, 2 * job.copies, 256)
         for segment in job.contents.segments:

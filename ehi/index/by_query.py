@@ -22,7 +22,7 @@ def search_by_query(job, queries, rotated, leaves):
     Args:
         job: the Job.
         queries, rotated: (N, D) float32, before and after the rotation.
-        leaves: (N, b) leaf numbers.
+        leaves: (N, b) leaf numbers, padded with -1.
 
     Returns:
         (N, r) float32 scores and (N, r) int64 rows, r = job.candidates, best first,
@@ -43,6 +43,8 @@ def search_by_query(job, queries, rotated, leaves):
 
 
 def _search_one(job, query, rotated, leaves):
+    if job.min_prob:
+        leaves = leaves[leaves >= 0]
     scores, rows = score_leaves(job.index, job.contents, query, rotated, leaves)
     if job.mask is not None:
         allowed = np.flatnonzero(job.mask[rows])

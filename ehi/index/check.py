@@ -1,5 +1,6 @@
 """Refuses what does not fit, in one sentence, before any work is done."""
 
+import numbers
 import operator
 
 import numpy as np
@@ -19,6 +20,13 @@ def check_count(name, value, least=1):
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def check_share(name, value):
+    """`value` as a float between 0 and 1."""
+    if isinstance(value, numbers.Real) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
 
 
 def check_choice(name, value, allowed):

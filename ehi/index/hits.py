@@ -16,7 +16,7 @@ class Hits:
         visited: (N,) int64 copies of documents scored, those in the visited leaves that
             are neither deleted nor filtered out; spilled duplicates count.
         nodes_scored: (N,) int64 tree nodes whose score was computed.
-        leaves: (N, b) int64 leaves visited, best first.
+        leaves: (N, b) int64 leaves visited, best first, padded with -1.
         rows: (N, k) int64 document numbers, in the order they were added, padded with
             -1; `compact` gives new ones.
     """

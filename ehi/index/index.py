@@ -52,14 +52,18 @@ class Index:
     contents: Contents | None = None
 
     def search(
-        self, queries, k=10, *, beam=1, rerank=0, threads=1, allow=None, deny=None
-    ):
+        self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
+        deny=None,
+    ):  # fmt: skip
         """The k best documents by score in the `beam` best leaves of each query.
 
         Args:
             queries: (N, D) floats.
             k: results of a query; equal scores go to the smaller row.
-            beam: leaves visited, 1 .. P.
+            beam: leaves visited, 1 .. P; with `min_prob` the most of them.
+            min_prob: p(leaf | query) from which on a leaf is visited, 0 .. 1; the best
+                one always is. Queries that the tree is sure of visit less, so that the
+                others can visit more: `ehi.eval.measure` finds it for a mean.
             rerank: 0, or how many of the best by quantised score are scored again
                 with the stored float16 vectors.
             threads: Python threads over disjoint leaves, for batches.
@@ -72,13 +76,13 @@ class Index:
 
         Raises:
             ValueError: queries of another width or dtype or not finite; k, beam,
-                rerank or threads out of range; rerank without stored vectors; a mask of
-                another length or ids of another kind than those of the index.
+                min_prob, rerank or threads out of range; rerank without stored vectors;
+                a mask of another length or ids of another kind than those of the index.
         """
         contents = self.contents
         found = search.search(
-            self, contents, queries, k, beam=beam, rerank=rerank, threads=threads,
-            mask=search.row_mask(contents, allow, deny),
+            self, contents, queries, k, beam=beam, min_prob=min_prob, rerank=rerank,
+            threads=threads, mask=search.row_mask(contents, allow, deny),
         )  # fmt: skip
         return Hits(ids=contents.external_ids(found.rows), **found._asdict())
 
@@ -104,9 +108,9 @@ class Index:
 
         return load_text_encoder(self)
 
-    def count_visited(self, queries, beam):
+    def count_visited(self, queries, beam, min_prob=0.0):
         """Copies of documents each query would visit, by routing only: (N,) int64."""
-        return search.count_visited(self, self.contents, queries, beam)
+        return search.count_visited(self, self.contents, queries, beam, min_prob)
 
     def add(self, embeddings, ids, *, documents=None, encoder=None):
         """Adds documents: routes and encodes them as the trained parameters say.

@@ -12,7 +12,7 @@ class Job(NamedTuple):
         index: the Index, for its parameters.
         contents: its documents at one moment.
         mask: (R,) bool by row, the documents to consider, or None for all.
-        k, beam, rerank, threads: as the caller gave them.
+        k, beam, min_prob, rerank, threads: as the caller gave them.
     """
 
     index: object
@@ -20,6 +20,7 @@ class Job(NamedTuple):
     mask: np.ndarray | None
     k: int
     beam: int
+    min_prob: float
     rerank: int
     threads: int
 

@@ -25,8 +25,8 @@ class Routes(NamedTuple):
     """Where queries go: the b best leaves found, best first.
 
     Attributes:
-        leaves: (N, b) int64 leaf numbers.
-        log_probs: (N, b) float32 log p(leaf | query).
+        leaves: (N, b) int64 leaf numbers, padded with -1.
+        log_probs: (N, b) float32 log p(leaf | query), padded with -inf.
         nodes_scored: (N,) int64 tree nodes whose score was computed.
     """
 
@@ -44,18 +44,32 @@ def tree_shape(tree):
     return len(tree["w"]), tree["w"][0].shape[1]
 
 
-def route(x, tree, beam):
+def route(x, tree, beam, min_prob=0.0):
     """Beam search: a level keeps its min(beam, nodes of the level) best nodes.
+
+    Leaves with p(leaf | x) < min_prob are dropped, all but the best, and nothing is
+    looked for below nodes as improbable: no leaf is more probable than a node above it.
 
     Args:
         x: (N, D) float32.
         tree: see the module's docstring.
         beam: nodes kept at each level, b; equal scores go to the smaller node.
+        min_prob: 0 .. 1, from which on leaves are kept.
 
     Returns:
-        Routes with b = min(beam, P).
+        Routes with b = min(beam, P), or less where all rows keep less.
     """
-    return _descend(x, tree, beam, beam)
+    if min_prob <= 0:
+        return _descend(x, tree, beam, beam)
+    floor = np.log(min_prob)
+    found = _descend(x, tree, beam, beam, floor)
+    unsure = np.flatnonzero(found.log_probs[:, 0] < floor)
+    if len(unsure) and tree_shape(tree)[0] > 1:  # the best may be below a dropped node
+        best = _descend(x[unsure], tree, beam, 1)
+        found.leaves[unsure, 0] = best.leaves[:, 0]
+        found.log_probs[unsure, 0] = best.log_probs[:, 0]
+        found.nodes_scored[unsure] += best.nodes_scored
+    return found
 
 
 def leaf_log_probs(x, tree):
@@ -150,8 +164,12 @@ def group_by(values):
     return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
 
 
-def _descend(x, tree, beam, leaves):
-    """`route` that returns the best `leaves` <= beam of the leaves it scores."""
+def _descend(x, tree, beam, leaves, floor=-np.inf):
+    """`route` that returns the best `leaves` <= beam of the leaves it scores.
+
+    A level keeps as many nodes of every row as the row needs that has most above the
+    floor, a log probability; what others keep too many is dropped at the end.
+    """
     height, branching = tree_shape(tree)
     num = len(x)
     hidden = _node_input(x, tree)
@@ -164,11 +182,18 @@ def _descend(x, tree, beam, leaves):
         scored += nodes.shape[1] * branching
         last = level == height - 1
         keep = min(leaves if last else beam, branching ** (level + 1))
+        if floor > -np.inf:
+            above = np.count_nonzero(joint >= floor, axis=(1, 2))
+            keep = min(keep, max(1, above.max(initial=1)))
         if last or keep < nodes.shape[1] * branching:
             log_probs, nodes = _best_children(joint, nodes, keep)
         else:
             log_probs = _per_row(joint)
             nodes = _per_row(nodes[:, :, None] * branching + np.arange(branching))
+    if floor > -np.inf:
+        below = log_probs < floor
+        below[:, :1] = False
+        nodes[below], log_probs[below] = -1, -np.inf
     return Routes(nodes, log_probs, np.full(num, scored, np.int64))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ehi.index.by_leaf import search_by_leaf
 from ehi.index.by_query import search_by_query
-from ehi.index.check import check_count, check_queries
+from ehi.index.check import check_count, check_queries, check_share
 from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
 from ehi.index.job import Job
@@ -32,26 +32,28 @@ class Found(NamedTuple):
     leaves: np.ndarray
 
 
-def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=None):
-    """The k best documents in the `beam` best leaves of each query: Found.
+def search(
+    index, contents, queries, k, *, beam=1, min_prob=0.0, rerank=0, threads=1, mask=None
+):
+    """The k best documents in the leaves that each query visits: Found.
 
     Args:
         index, contents: the Index, and its documents at one moment.
-        queries, k, beam, rerank, threads: as of `Index.search`.
+        queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
         mask: (R,) bool, documents to consider, or None for all.
 
     Raises:
-        ValueError: queries of another width or dtype or not finite; k, beam, rerank or
-            threads out of range; rerank without stored vectors.
+        ValueError: queries of another width or dtype or not finite; k, beam, min_prob,
+            rerank or threads out of range; rerank without stored vectors.
     """
     queries = check_queries(queries, index.width)
     k = check_count("k", k)
-    beam = check_beam(index, beam)
+    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
     threads = check_count("threads", threads)
     rerank = _check_rerank(contents, rerank, k)
     copies = (rerank or k) * index.spill
     step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
-    job = Job(index, contents, mask, k, beam, rerank, threads)
+    job = Job(index, contents, mask, k, beam, min_prob, rerank, threads)
     with one_blas_thread():
         parts = [
             _search_part(job, queries[start : start + step])
@@ -59,7 +61,15 @@ def search(index, contents, queries, k, *, beam=1, rerank=0, threads=1, mask=Non
         ]
     if len(parts) == 1:
         return parts[0]
+    widest = max(part.leaves.shape[1] for part in parts)
+    parts = [part._replace(leaves=_widened(part.leaves, widest)) for part in parts]
     return Found(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _widened(leaves, width):
+    """Leaves (N, b) padded with -1 to (N, width)."""
+    missing = width - leaves.shape[1]
+    return np.pad(leaves, ((0, 0), (0, missing)), constant_values=-1)
 
 
 def row_mask(contents, allow=None, deny=None):
@@ -95,17 +105,18 @@ def _as_mask(contents, name, chosen):
     return mask
 
 
-def count_visited(index, contents, queries, beam):
+def count_visited(index, contents, queries, beam, min_prob=0.0):
     """Copies of documents in the leaves that each query visits: (N,) int64."""
     queries = check_queries(queries, index.width)
-    beam = check_beam(index, beam)
+    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
     step = rows_at_once(index.routing_tree, beam)
     visited = np.zeros(len(queries), np.int64)
     with one_blas_thread():
         for start in range(0, len(queries), step):
-            routes = route(queries[start : start + step], index.routing_tree, beam)
-            sizes = contents.leaf_sizes[routes.leaves]
-            visited[start : start + step] = sizes.sum(axis=1)
+            part = slice(start, start + step)
+            leaves = route(queries[part], index.routing_tree, beam, min_prob).leaves
+            sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
+            visited[part] = sizes.sum(axis=1)
     return visited
 
 
@@ -131,7 +142,7 @@ def _check_rerank(contents, rerank, k):
 
 def _search_part(job, queries):
     index = job.index
-    routes = route(queries, index.routing_tree, job.beam)
+    routes = route(queries, index.routing_tree, job.beam, job.min_prob)
     rotated = queries if index.rotation is None else queries @ index.rotation
     find = search_by_leaf if _share_leaves(routes.leaves) else search_by_query
     try:
@@ -150,7 +161,8 @@ def _search_part(job, queries):
 def _share_leaves(leaves):
     if len(leaves) < _SHARED_LEAF:
         return False
-    return leaves.size >= _SHARED_LEAF * len(np.unique(leaves))
+    visits = np.count_nonzero(leaves >= 0)
+    return visits >= _SHARED_LEAF * len(np.unique(leaves))
 
 
 def _rescore(job, queries, rows):

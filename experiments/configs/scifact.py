@@ -50,6 +50,8 @@ def _finetune(c) -> None:
     c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
     c.tower.query_length = 32
     c.tower.document_length = 128
+    # What anchors and rate are in `phases.py` was chosen for a frozen tower.
+    c.dense.losses.query_anchor, c.dense.rates.head = 0.0, 1e-3
     for phase in (c.dense, c.joint):
         phase.steps = 300
         phase.batch_size = phase.pool = 32  # in-batch negatives

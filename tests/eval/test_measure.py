@@ -3,10 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ehi.eval.measure import beam_for_budget, curve, measure, per_query_path
+from ehi.eval.measure import (
+    beam_for_budget,
+    curve,
+    measure,
+    min_prob_for_budget,
+    per_query_path,
+)
 from ehi.eval.metrics import evaluate, read_run
 from ehi.eval.records import Record
 from ehi.index import build_index
+from ehi.index.route import leaf_log_probs
 
 NUM_DOCS, WIDTH = 300, 8
 
@@ -64,11 +71,49 @@ def test_a_dip_behind_the_bisected_beam_is_found():
     assert beam_for_budget(DippingIndex(), np.zeros((1, WIDTH)), 10) == 5
 
 
+@pytest.mark.parametrize("spill", [1, 2])
+@pytest.mark.parametrize("height, branching", [(1, 16), (2, 4), (3, 3)])
+@pytest.mark.parametrize("percent", [25, 40, 90])
+def test_min_prob_is_the_least_that_fits(corpus, height, branching, percent, spill):
+    documents, queries, *_ = corpus
+    index = make_index(documents, height, branching, spill=spill)
+    min_prob = min_prob_for_budget(index, queries, percent)
+    probs = np.exp(leaf_log_probs(queries, index.tree))
+    below = probs[probs < min_prob].max()  # one leaf more, of one query
+
+    def visited(min_prob):
+        return index.count_visited(queries, index.num_leaves, min_prob).mean()
+
+    assert visited(min_prob) <= percent / 100 * NUM_DOCS < visited(below * (1 - 1e-6))
+
+
+def test_min_prob_of_all_documents_and_of_too_few(corpus):
+    documents, queries, *_ = corpus
+    assert min_prob_for_budget(make_index(documents), queries, 100) == 0.0
+    index = make_index(documents, branching=2)
+    assert min_prob_for_budget(index, queries, 1) is None
+    least = 100 * index.count_visited(queries, 1).mean() / NUM_DOCS
+    assert min_prob_for_budget(index, queries, least) == 1.0
+
+
+def test_equal_probabilities_are_visited_together_or_not_at_all(corpus):
+    documents, queries, *_ = corpus
+    nodes = [np.zeros((1, 4, WIDTH), np.float32)]  # p = 1/4 of every leaf
+    tree = {"kind": "per_node", "nodes": nodes, "scale": 1.0}
+    index = build_index(documents, range(NUM_DOCS), tree=tree)
+    assert min_prob_for_budget(index, queries, 100) == 0.0
+    # All documents stand in leaf 0: the others are empty, and cost nothing.
+    assert index.leaf_sizes.tolist() == [NUM_DOCS, 0, 0, 0]
+    assert min_prob_for_budget(index, queries, 50) is None
+
+
 @pytest.mark.parametrize("percent", [0, -1, 101])
 def test_impossible_budget_is_refused(corpus, percent):
     documents, queries, *_ = corpus
     with pytest.raises(ValueError, match=str(percent)):
         beam_for_budget(make_index(documents), queries, percent)
+    with pytest.raises(ValueError, match=str(percent)):
+        min_prob_for_budget(make_index(documents), queries, percent)
 
 
 def test_measure_fills_the_record_from_what_was_counted(corpus, tmp_path, make_record):
@@ -121,9 +166,10 @@ def test_reranking_scores_only_the_candidates_it_reads(corpus):
     assert fields["recall_at_1000"] == fields["recall_at_10"]
 
 
-def test_curve_has_a_point_for_each_beam(corpus):
+def test_curve_has_a_point_for_each_setting(corpus):
     documents, queries, query_ids, qrels = corpus
-    points = curve(make_index(documents), queries, query_ids, qrels, [1, 4, 16])
+    settings = [{"beam": 1}, {"beam": 16, "min_prob": 0.05}, {"beam": 16}]
+    points = curve(make_index(documents), queries, query_ids, qrels, settings)
     visited, ndcg = zip(*points, strict=True)
     assert visited[0] < visited[1] < visited[2] == 1.0
     assert ndcg[0] < ndcg[2]

@@ -115,6 +115,7 @@ def test_wrong_arguments_end_with_usage(run, capsys, arguments, message):
     [
         (["words", "--beam=17"], "beam 17 is larger than the 16 leaves"),
         (["words", "--rerank=50"], "rerank"),
+        (["words", "--min-prob=2"], "min_prob must be a number between 0 and 1"),
     ],
 )
 def test_settings_the_index_refuses_are_one_sentence(run, arguments, message):
@@ -130,18 +131,37 @@ def test_missing_index_and_other_folder_are_errors(tmp_path, capsys):
         assert err.startswith("error: ") and str(folder) in err
 
 
-def test_default_beam_is_stored_or_an_eighth_of_the_leaves(index_path):
-    index = open_index(index_path)
-    assert search.default_beam(index) == 3
+def test_default_search_is_stored_or_an_eighth_of_the_leaves(index_path):
+    assert search.default_search(open_index(index_path)) == {"beam": 3, "min_prob": 0.0}
     rng = np.random.default_rng(0)
     nodes = [rng.normal(size=(1, 16, WIDTH)).astype(np.float32)]
     tree = {"kind": "per_node", "nodes": nodes, "scale": 1.0}
     vectors = rng.normal(size=(32, WIDTH)).astype(np.float32)
-    assert search.default_beam(build_index(vectors, range(32), tree=tree)) == 2
-    assert search.default_beam(build_index(vectors, range(32), tree=None)) == 1
+
+    def default(tree, **options):
+        return search.default_search(
+            build_index(vectors, range(32), tree=tree, **options)
+        )
+
+    assert default(tree) == {"beam": 2, "min_prob": 0.0}
+    assert default(None) == {"beam": 1, "min_prob": 0.0}
     # A flat index keeps the identity of its config, whose tree it does not have.
-    flat = build_index(vectors, range(32), tree=None, encoder={"default_beam": 9})
-    assert search.default_beam(flat) == 1
+    assert default(None, encoder={"default_beam": 9})["beam"] == 1
+    stored = {"default_beam": 16, "default_min_prob": 0.25}
+    assert default(tree, encoder=stored) == {"beam": 16, "min_prob": 0.25}
+
+
+def test_beam_and_probability_of_the_command_line_come_first(index_path):
+    index = open_index(index_path)
+
+    def chosen(*arguments):
+        arguments = [f"--index={index_path}", *arguments, "words"]
+        return search.chosen_search(index, search.parse_arguments(arguments))
+
+    assert chosen() == search.default_search(index)
+    assert chosen("--beam=5") == {"beam": 5, "min_prob": 0.0}
+    assert chosen("--min-prob=0.5") == {"beam": 16, "min_prob": 0.5}
+    assert chosen("--min-prob=0.5", "--beam=2") == {"beam": 2, "min_prob": 0.5}
 
 
 def test_tower_that_is_not_here_is_fetched(index_path, tmp_path, monkeypatch):
