@@ -39,10 +39,10 @@ def test_anchors_of_both_sides_are_to_the_outputs_of_the_same_rows():
     tables = {"features_queries": origin, "features_documents": origin}
     batch = {"queries": jnp.array([2, 0]), "documents": jnp.array([1])}
     weights = {"anchor": 1.0, "query_anchor": 1.0}
-    q, d = origin[batch["queries"]], -origin[batch["documents"]]
+    q, d = -origin[batch["queries"]], origin[jnp.array([2])]
     options = {"contrast": {}, "margin": 0.0, "teacher": None}
     options |= {"temperature": 1.0, "teacher_temperature": 1.0}
     found = raw_terms(weights, tables, batch, q, d, **options)
-    assert found == {"anchor": 2, "query_anchor": 0}
+    assert found == {"anchor": 1, "query_anchor": 2}
     with pytest.raises(ValueError, match="anchor of queries needs a head as wide"):
         raw_terms({"query_anchor": 1.0}, tables, batch, q[:, :2], d[:, :2], **options)
