@@ -6,21 +6,25 @@ times encoding a corpus with ours and, where it is installed, sentence-transform
 tokenising included, the same texts and length, repeats in turn, the peer at its best
 batch size. Prints JSON; `ratio` is the peer's seconds over ours.
 
+Other commands, each described in a module of its own, `experiments.benchmark_<name>`:
+
+python -m experiments.benchmark train --batch=32
+python -m experiments.benchmark step-search --documents=1000000 --bytes=96
 python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
-
-times searching an index: see `experiments.benchmark_search`.
-
 python -m experiments.benchmark build --n=10000000
+python -m experiments.benchmark plan --constants=FILE.json
 
-times building one from shards: see `experiments.benchmark_build`.
+They print JSON; those that have a table of it too, on the error stream.
 """
 
 import argparse
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -30,17 +34,56 @@ from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.model.pretrained import load_tower, resolve
 from ehi.train.encode import apply_module, encode
-from experiments import benchmark_build, benchmark_search
+from ehi.train.rows import shares_rows
 
 PEER = "sentence-transformers"
 PACKAGES = ("jax", "flax", "torch", PEER)
+
+
+COMMANDS = {
+    "encode": "encoding a corpus",
+    "train": "the train step whose tower trains",
+    "search": "searching an index",
+    "step-search": "the search of the code table inside a step",
+    "build": "building an index from shards",
+    "plan": "what 1M to 1B documents take, from the JSON files of the others",
+}
 
 
 def main():
     """Parse the command line and run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("encode", help="encoding a corpus")
+    for name, words in COMMANDS.items():
+        command = commands.add_parser(name, help=words)
+        if name in sys.argv[1:2]:  # the others may need what is not installed
+            _add_arguments(name, command)
+    args = parser.parse_args()
+    result = args.run(args)
+    if isinstance(result, str):  # Markdown
+        print(result)
+        return
+    print(json.dumps(result, indent=2))
+    if hasattr(args, "table"):
+        print(args.table(result), file=sys.stderr)
+
+
+def _add_arguments(name: str, command) -> None:
+    """The command line of one benchmark, by its own module."""
+    if name == "encode":
+        _add_encode_arguments(command)
+        command.set_defaults(run=benchmark_encode)
+        return
+    part = name.replace("-", "_")
+    module = importlib.import_module(f"experiments.benchmark_{part}")
+    module.add_arguments(command)
+    if name != "search":  # which sets its own
+        command.set_defaults(run=getattr(module, f"benchmark_{part}"))
+    if hasattr(module, "table"):
+        command.set_defaults(table=module.table)
+
+
+def _add_encode_arguments(command) -> None:
     command.add_argument(
         "--dataset", default="pydocs", help="name or path of a data set"
     )
@@ -51,14 +94,9 @@ def main():
     command.add_argument(
         "--peer-batch-sizes", type=int, nargs="+", default=[32, 64, 128]
     )
-    command.set_defaults(run=benchmark_encode)
-    command = commands.add_parser("search", help="searching an index")
-    benchmark_search.add_arguments(command)
-    command = commands.add_parser("build", help="building an index from shards")
-    benchmark_build.add_arguments(command)
-    command.set_defaults(run=benchmark_build.benchmark_build)
-    args = parser.parse_args()
-    print(json.dumps(args.run(args), indent=2))
+    command.add_argument(
+        "--padded-rows", action="store_true", help="also ours with one text a row"
+    )
 
 
 def benchmark_encode(args) -> dict:
@@ -67,6 +105,8 @@ def benchmark_encode(args) -> dict:
     pretrained = resolve(args.model)
     ours, tokens = our_encoder(pretrained, texts, args.max_length)
     runs = {"ours": ours}
+    if args.padded_rows:
+        runs["ours, a text a row"] = functools.partial(ours, share_rows=False)
     if importlib.util.find_spec(PEER.replace("-", "_")):
         peer = peer_encoder(pretrained, texts, args.max_length)
         for size in args.peer_batch_sizes:
@@ -79,7 +119,7 @@ def benchmark_encode(args) -> dict:
         {name: float(np.median([r[name][i] for r in repeats])) for name in runs}
         for i in (0, 1)
     )
-    best = min(wall.keys() - {"ours"}, key=wall.get, default=None)
+    best = min((n for n in wall if n.startswith(PEER)), key=wall.get, default=None)
     return {
         "texts": len(texts),
         "tokens": int(tokens.lengths.sum()),
@@ -119,7 +159,13 @@ def our_encoder(pretrained, texts, max_length):
         cache_dir=None,
         name="texts",
     )
-    return lambda: encode(apply, params, make_tokens()), make_tokens()
+
+    def run(share_rows=None):
+        if share_rows is None:
+            share_rows = shares_rows()
+        return encode(apply, params, make_tokens(), share_rows=share_rows)
+
+    return run, make_tokens()
 
 
 def peer_encoder(pretrained, texts, max_length):

@@ -5,12 +5,11 @@
 Times the jitted step of the tower with the contrastive loss alone, and the same step
 with tree, residual PQ leaves, learned rotation and every loss, in turn, from the same
 weights on the same random tokens. Prints JSON; `overhead` is the ratio of the medians
-minus one.
+minus one. `experiments.benchmark train` times the same two beside a peer.
 """
 
 import argparse
 import json
-import os
 import time
 
 import jax
@@ -25,10 +24,18 @@ from ehi.model.pretrained import load_tower, resolve
 from ehi.train.objective import TERMS
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.pool import TrainingSet, make_batch
-from ehi.train.step import make_train_step, start_state
+from ehi.train.step import (
+    make_mesh,
+    make_train_step,
+    replicate,
+    shard_batch,
+    start_state,
+)
 
 KINDS = ("tower", "whole")
 ROWS = 4096  # of the made-up corpus that a batch is drawn from
+# `lambda_rank` searches the whole code table: `experiments.benchmark step-search`.
+LOSSES = tuple(term for term in TERMS if term != "lambda_rank")
 RATES = {
     "tower": 1e-5, "head": 1e-4, "router": 1e-3, "query_router": 1e-3,
     "leaf_centroids": 1e-3, "rotation": 1e-4, "quantiser": 1e-4,
@@ -44,11 +51,12 @@ class RandomTokens:
     def pad(self, rows, length: int):
         """Token ids and mask (N, L)."""
         shape = (len(rows), length)
-        ids = self._rng.integers(1000, self._vocabulary, shape).astype(np.int32)
+        first = min(1000, self._vocabulary // 2)  # behind the special tokens
+        ids = self._rng.integers(first, self._vocabulary, shape).astype(np.int32)
         return ids, np.ones(shape, bool)
 
 
-def make_step(args, pretrained, whole: bool):
+def make_step(args, pretrained, whole: bool, mesh):
     """The jitted step and its first state."""
     width = pretrained.config["width"]
     parts = {}
@@ -58,7 +66,8 @@ def make_step(args, pretrained, whole: bool):
             "query_router": True,
         }  # fmt: skip
         parts = {
-            "tree": tree, "num_subspaces": 24, "rotation": "learned", "residual": True,
+            "tree": tree, "num_subspaces": width // 16, "rotation": "learned",
+            "residual": True,
         }  # fmt: skip
     model = JointIndex(
         tower_width=width, width=width, head_hidden=512,
@@ -68,35 +77,46 @@ def make_step(args, pretrained, whole: bool):
     graphdef, params = split_model(model)
     trained = trained_names(params, RATES)
     optimizer = make_optimizer(RATES, steps=1000)
-    weights = dict.fromkeys(TERMS, 1.0) if whole else {"semantic": 1.0}
-    step = make_train_step(graphdef, optimizer, trained, weights=weights)
-    state = start_state(params, optimizer, trained)
-    return step, state
+    weights = dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0}
+    step = make_train_step(graphdef, optimizer, trained, weights=weights, mesh=mesh)
+    return step, replicate(mesh, start_state(params, optimizer, trained))
 
 
-def benchmark(args) -> dict:
-    """Median seconds of both steps, taken in turn."""
-    pretrained = resolve(args.model)
-    vocabulary = pretrained.config["vocab_size"]
-    rows = np.arange(ROWS)
+def batch_maker(args, pretrained):
+    """A function from the number of a step to its batch, in NumPy."""
+    vocabulary, rows = pretrained.config["vocab_size"], np.arange(ROWS)
     data = TrainingSet(
         ROWS, ROWS, {"labelled": (rows, rows)},
         RandomTokens(vocabulary, 0), RandomTokens(vocabulary, 1),
     )  # fmt: skip
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
-    table = jnp.asarray(table / np.linalg.norm(table, axis=1, keepdims=True))
-    names = ("teacher_queries", "teacher_documents", "features_documents")
-    tables, key = dict.fromkeys(names, table), jax.random.key(0)
-    steps = {name: make_step(args, pretrained, name == "whole") for name in KINDS}
-    seconds = {name: [] for name in steps}
-    for number in range(args.repeats + 1):
-        batch = make_batch(
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        return make_batch(
             data, batch_size=args.batch, pool=args.pool or args.batch,
             sources={"labelled": 1.0}, source_weights={}, seed=0, step=number,
             query_length=args.query_length, document_length=args.document_length,
         )  # fmt: skip
-        batch = jax.device_put(batch)
+
+    return make
+
+
+def make_tables(pretrained, mesh) -> dict:
+    """Random unit vectors as the tables that the losses compare with."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
+    table = replicate(mesh, table / np.linalg.norm(table, axis=1, keepdims=True))
+    names = ("teacher_queries", "teacher_documents")
+    return dict.fromkeys((*names, "features_queries", "features_documents"), table)
+
+
+def benchmark(args) -> dict:
+    """Median seconds of both steps, taken in turn."""
+    pretrained, mesh = resolve(args.model), make_mesh()
+    make, tables = batch_maker(args, pretrained), make_tables(pretrained, mesh)
+    steps = {k: make_step(args, pretrained, k == "whole", mesh) for k in KINDS}
+    seconds, key = {name: [] for name in steps}, jax.random.key(0)
+    for number in range(args.repeats + 1):
+        batch = shard_batch(mesh, make(number))
         for name, (step, state) in list(steps.items()):
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(step(state, tables, batch, key))
@@ -111,15 +131,13 @@ def benchmark(args) -> dict:
         "all_seconds": {n: [round(s, 3) for s in v] for n, v in seconds.items()},
         "overhead": medians["whole"] / medians["tower"] - 1,
         "compilations": {name: step._cache_size() for name, (step, _) in steps.items()},
-        "cpus": len(os.sched_getaffinity(0)),
         "hardware": hardware(),
         "versions": versions(),
     }
 
 
-def main() -> None:
-    """Parse the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser) -> None:
+    """What a step is, on the command line."""
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--batch", type=int, default=32, help="queries of a step")
     parser.add_argument("--pool", type=int, default=0, help="documents; 0: --batch")
@@ -127,6 +145,12 @@ def main() -> None:
     parser.add_argument("--document-length", type=int, default=128, help="tokens")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=9)
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
     print(json.dumps(benchmark(parser.parse_args()), indent=2))
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ehi.eval.records import Record, read_records, write_records
 from ehi.train.logs import MetricLog
+from ehi.train.processes import is_first
 from experiments.evaluation import Built, build, evaluate_budget
 from experiments.inputs import Inputs
 from experiments.library import build_library, lists_of
 from experiments.systems import SYSTEMS, Budget, get_system
 from experiments.training import Trained, run_name, train_system
+from experiments.workdir import own_folder
 
 LOG = logging.getLogger("ehi")
 
@@ -50,17 +52,21 @@ def run_cells(
 ) -> Iterator[tuple[Budget, Record | None]]:
     """Train and build what the budgets of a system need, and evaluate them.
 
-    What is complete in the workdir is reused.
+    What is complete in the workdir is reused. Several processes train together, and
+    process 0 alone builds and evaluates.
 
     Yields:
       each budget with its record; None where one leaf is already too much, or nothing
-      is asked of the corpus.
+      is asked of the corpus, or in a process that does not evaluate.
     """
     for compression in dict.fromkeys(budget.compression for budget in budgets):
         some = [budget for budget in budgets if budget.compression == compression]
         make = _by_library if get_system(name).library else _train_and_build
         trained, built_for = make(experiment, name, compression)
         for budget in some:
+            if not is_first():
+                yield budget, None
+                continue
 
             def evaluate(budget=budget, trained=trained, built_for=built_for):
                 return evaluate_budget(
@@ -77,9 +83,11 @@ def _train_and_build(experiment: Experiment, name: str, compression: int | None)
     run = run_name(name, compression)
     LOG.info("%s: train", run)
     trained = train_system(
-        config, name, compression, inputs, workdir, experiment.log,
+        config, name, compression, inputs, own_folder(workdir), experiment.log,
         experiment.trained, experiment.source,
     )  # fmt: skip
+    if not is_first():
+        return trained, None
     LOG.info("%s: index", run)
     path = _index_path(config, workdir, run)
     built = experiment.built[run] = build(config, trained, inputs, path)
@@ -90,8 +98,8 @@ def _by_library(experiment: Experiment, name: str, compression: int | None):
     """The system whose embeddings a library indexes, and budget -> index of them."""
     config, inputs = experiment.config, experiment.inputs
     parent = train_system(
-        config, config.library_parent, None, inputs, experiment.workdir, experiment.log,
-        experiment.trained, experiment.source,
+        config, config.library_parent, None, inputs, own_folder(experiment.workdir),
+        experiment.log, experiment.trained, experiment.source,
     )  # fmt: skip
     built = {}
 

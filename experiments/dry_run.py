@@ -7,9 +7,11 @@ Every phase of every system of the config, and of the systems it starts from, is
 as training builds it, but on abstract arrays; its one jitted step is lowered and
 compiled, and the compiler says how much memory it takes. Not part of it: encoding the
 corpus, k-means and OPQ starts, mining, the index. The memory is that of the kind of
-device this runs on, and of one device where there are several.
+device this runs on, and of one device where there are several. A config that needs more
+than an accelerator has, or than a stated limit, is refused after it was shown.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,8 +51,10 @@ class Report:
       steps: of the phase.
       shapes: array of the batch or the tables -> type and shape.
       parameters, trained: numbers in the model, and those that the phase changes.
+      parts: what the arguments hold -> bytes: parameters, optimiser, code table, and
+        other tables and the batch.
       arguments, outputs, temporaries: bytes. Outputs that take the place of donated
-        arguments are not counted twice.
+        arguments are not counted twice; temporaries are activations and gradients.
       flops: of the matrix products of one step.
       flops_per_second: stated or measured.
       compile_seconds: of tracing, lowering and compiling.
@@ -62,6 +66,7 @@ class Report:
     shapes: Mapping[str, str]
     parameters: int
     trained: int
+    parts: Mapping[str, int]
     arguments: int
     outputs: int
     temporaries: int
@@ -127,11 +132,11 @@ def compile_phase(
       run, name: of the system and of the phase.
       speed: FLOP/s.
     """
-    started, made = time.monotonic(), []
+    started, made, mesh = time.monotonic(), [], make_mesh()
     graphdef, params = split_model(model)
 
     def begin(params):
-        step, state = loop.make_phase_step(graphdef, params, phase)
+        step, state = loop.make_phase_step(graphdef, params, phase, mesh)
         made.append(step)
         return state
 
@@ -139,7 +144,6 @@ def compile_phase(
     tables = abstract_tables(config, phase, params, sizes)
     batch = abstract_batch(config, phase, params, sizes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    mesh = make_mesh()
     placed = (
         _placed(mesh, state),
         _placed(mesh, tables),
@@ -158,6 +162,7 @@ def compile_phase(
         },
         parameters=sum(value.size for value in params.values()),
         trained=sum(params[name].size for name in trained),
+        parts=_parts(placed[0], placed[1], memory.argument_size_in_bytes),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -167,15 +172,29 @@ def compile_phase(
     )
 
 
-def show_dry_run(reports: list[Report], console: Console | None = None) -> None:
-    """Print a paragraph for every phase."""
+def show_dry_run(
+    reports: list[Report],
+    console: Console | None = None,
+    memory_gib: float | None = None,
+) -> None:
+    """Print a paragraph for every phase, then refuse what does not fit.
+
+    Args:
+      reports: from `dry_run`.
+      console: to print to.
+      memory_gib: of a device; None for what an accelerator has to give. A CPU stands
+        for another machine and has no limit of its own.
+
+    Raises:
+      ValueError: a phase needs more memory than that.
+    """
     console = console or Console()
     for r in reports:
         memory = ", ".join(
             f"{name} {size / GIB:.3f}"
             for name, size in (
-                ("arguments", r.arguments), ("outputs", r.outputs),
-                ("temporaries", r.temporaries), ("peak", r.peak),
+                *r.parts.items(), ("outputs", r.outputs),
+                ("activations", r.temporaries), ("peak", r.peak),
             )
         )  # fmt: skip
         shapes = ", ".join(f"{name} {shape}" for name, shape in r.shapes.items())
@@ -189,6 +208,29 @@ def show_dry_run(reports: list[Report], console: Console | None = None) -> None:
             f"  shapes      {escape(shapes)}",
         ):
             console.print(line, highlight=False, soft_wrap=True)
+    check_memory(reports, memory_gib)
+
+
+def check_memory(reports: list[Report], memory_gib: float | None = None) -> None:
+    """Refuse a config of which a phase needs more than a device has."""
+    limit = _device_gib() if memory_gib is None else memory_gib
+    worst = max(reports, key=lambda r: r.peak, default=None)
+    if worst is None or limit is None or worst.peak <= limit * GIB:
+        return
+    parts = {**worst.parts, "activations": worst.temporaries}
+    largest = max(parts, key=parts.get)
+    raise ValueError(
+        f"{worst.run}, {worst.phase} needs {worst.peak / GIB:.3g} GiB on every device, "
+        f"most of it {largest} ({parts[largest] / GIB:.3g} GiB), but there are "
+        f"{limit:.3g} GiB"
+    )
+
+
+def _device_gib() -> float | None:
+    """What an accelerator gives to one process, in GiB; None on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return limit / GIB if limit and jax.default_backend() != "cpu" else None
 
 
 def _runs(config) -> Iterator[tuple[str, int | None]]:
@@ -208,6 +250,24 @@ def _runs(config) -> Iterator[tuple[str, int | None]]:
             if budget.applies_to(get_system(name)):
                 add(name, budget.compression)
     return iter(runs)
+
+
+def _parts(state, tables, arguments: int) -> dict[str, int]:
+    """Bytes on one device of what goes into a step."""
+
+    def held(tree) -> int:
+        return sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+
+    parts = {
+        "parameters": held(state["params"]),
+        "optimiser": held(state["opt_state"]),
+        "code table": held(tables.get("codes", ())),
+    }
+    # What the step does not read is no argument of the compiled one.
+    return parts | {"other tables and batch": max(0, arguments - sum(parts.values()))}
 
 
 def _placed(mesh, tree, *, rows: bool = False):

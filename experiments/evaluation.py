@@ -44,20 +44,8 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         # `index` serves the last system of a config, which may have been another.
         if index.encoder["run"] == trained.run:
             return Built(index, path, float(index.config["build_seconds"]))
-    identity = _identity(config, trained, inputs)
-    own = any(name.startswith("query_tower/") for name in trained.params)
-    group = "query_tower/" if own else "tower/"  # what a searcher needs
-    trained_tower = {
-        name.removeprefix(group): value
-        for name, value in trained.params.items()
-        if name.startswith(group)
-    }
-    if trained_tower:
-        # The index names it relative to itself, so that both can be moved together.
-        folder = path.parent / f"{path.name}-tower"
-        save_tower(inputs.pretrained, trained_tower, folder)
-        identity["tower"] = f"../{folder.name}"
-        identity["tower_sha256"] = resolve(folder).sha256
+    identity = identity_of(config, trained, inputs)
+    identity |= save_query_tower(inputs, trained.params, path)
     started = monotonic()
     index = build_index(
         trained.documents,
@@ -73,7 +61,7 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         config={"build_seconds": seconds},
         encoder=identity | _default_search(config, index, trained, inputs),
     )
-    save_index(index, path, documents=_shown(inputs.dataset))
+    save_index(index, path, documents=shown(inputs.dataset))
     return Built(open_index(path), path, seconds)
 
 
@@ -153,7 +141,24 @@ def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:
     return {"default_beam": index.num_leaves, "default_min_prob": min_prob}
 
 
-def _identity(config, trained: Trained, inputs: Inputs) -> dict:
+def save_query_tower(inputs: Inputs, params: dict, path: Path) -> dict:
+    """Save a trained tower beside the index at `path`: what its identity then says."""
+    own = any(name.startswith("query_tower/") for name in params)
+    group = "query_tower/" if own else "tower/"  # what a searcher needs
+    tower = {
+        name.removeprefix(group): value
+        for name, value in params.items()
+        if name.startswith(group)
+    }
+    if not tower:
+        return {}
+    # The index names it relative to itself, so that both can be moved together.
+    folder = path.parent / f"{path.name}-tower"
+    save_tower(inputs.pretrained, tower, folder)
+    return {"tower": f"../{folder.name}", "tower_sha256": resolve(folder).sha256}
+
+
+def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
     """What a searcher must know to embed a query as this index was built."""
     return {
         "tower": config.tower.name,
@@ -163,7 +168,7 @@ def _identity(config, trained: Trained, inputs: Inputs) -> dict:
     }
 
 
-def _shown(dataset) -> list[dict]:
+def shown(dataset) -> list[dict]:
     """What a searcher is shown of a document: title and first line."""
     return [
         {

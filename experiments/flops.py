@@ -8,6 +8,41 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
+# Dense bfloat16 FLOP/s, by a part of jax's name of the device; the first that fits.
+# NVIDIA: the data sheets, half of what they give with sparsity. TPU: the pages of
+# each version under docs.cloud.google.com/tpu/docs, per chip.
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def peak_flops(dtype: str, stated: float | None = None) -> tuple[float, str]:
+    """FLOP/s that a device could reach at best, and where the number is from.
+
+    Raises:
+      ValueError: for an accelerator that is not in `PEAKS`.
+    """
+    if stated:
+        return stated, "stated"
+    if jax.default_backend() == "cpu":
+        return measure_flops(dtype, repeats=20), f"best of 20 {dtype} products here"
+    kind = jax.devices()[0].device_kind
+    for name, peak in PEAKS.items():
+        if name.lower() in kind.lower():
+            return peak, f"data sheet of {name}, dense bfloat16"
+    raise ValueError(f"the peak of {kind!r} is not known: give it with --peak-flops")
+
 
 def count_flops(jaxpr) -> float:
     """FLOPs of the matrix products of a jaxpr, each loop as often as it runs.

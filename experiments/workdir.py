@@ -4,12 +4,25 @@ import json
 import logging
 from pathlib import Path
 
+import jax
+
 from ehi.eval.records import atomic_write
+from ehi.train.processes import is_first
 
 LOG = logging.getLogger("ehi")
 
 # Changing these adds rows to a workdir; changing anything else is another experiment.
 FREE_FIELDS = ("systems", "budgets")
+
+
+def own_folder(workdir: Path) -> Path:
+    """Where a process keeps what it makes for itself: the workdir for process 0.
+
+    Fits and embeddings of a trained tower are made by every process, so that none waits
+    for another, and two never write one file. Checkpoints are written by all together
+    to where process 0 has them. So the workdir must be a folder that all can see.
+    """
+    return workdir if is_first() else workdir / "processes" / str(jax.process_index())
 
 
 def claim(config, workdir: Path) -> None:
@@ -36,6 +49,8 @@ def claim(config, workdir: Path) -> None:
 
 def write_config(config, workdir: Path) -> None:
     """Write config.json, with what was chosen to fit the corpus."""
+    if not is_first():
+        return
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
     atomic_write(workdir / "config.json", text.encode())
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ehi.model.transformer import TransformerLayer, gelu, unit_rows
+from ehi.model.transformer import TransformerLayer, gelu, recomputed, unit_rows
 
 POOLINGS = ("mean", "cls")
 
@@ -27,6 +27,8 @@ class TextEncoder(nnx.Module):
         normalise: scale the pooled vector to length one.
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16; parameters are
             float32 either way.
+        remat: keep the inputs of layers only and run each again in the backward pass;
+            may be set later, too.
         rngs: source of the random start.
 
     Raises:
@@ -49,6 +51,7 @@ class TextEncoder(nnx.Module):
         pooling: str = "mean",
         normalise: bool = True,
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if width % num_heads:
@@ -60,6 +63,7 @@ class TextEncoder(nnx.Module):
         self.max_positions = max_positions
         self.width = width
         self.dtype = dtype
+        self.remat = remat
 
         def table(size: int):
             return nnx.Embed(size, width, dtype=dtype, rngs=rngs)
@@ -81,36 +85,48 @@ class TextEncoder(nnx.Module):
         )
 
     def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Encode token ids to one vector a text.
+        """Encode token ids to one vector a text, one text or several in a row.
+
+        Texts that share a row see only their own tokens, so a row can be filled up
+        with short texts where one alone would be mostly padding. G = `texts_of_row(L)`
+        is the most that a row holds.
 
         Args:
             token_ids: int array (N, L).
-            mask: bool array (N, L), False on padding.
+            mask: bool array (N, L), False on padding; or, of rows that texts share, an
+                int array (N, L): 0 on padding, g on the tokens of the g-th text.
 
         Returns:
-            float32 array (N, T).
+            float32 array (N, T); of shared rows (N, G, T), zero where there is no text.
 
         Raises:
-            ValueError: L exceeds `max_positions`.
+            ValueError: L exceeds `max_positions`. Rows that texts share may be longer,
+                but not their texts.
         """
-        x = self.embed(token_ids)  # (N, L, T)
+        shared = mask.dtype != bool
+        if not shared and mask.shape[1] > self.max_positions:
+            raise ValueError(
+                f"{mask.shape[1]} tokens exceed the {self.max_positions} positions of "
+                f"the encoder: tokenise with max_length <= {self.max_positions}"
+            )
+        if shared:
+            positions = places_in_text(mask)  # (N, L)
+            seen = mask[:, :, None] == mask[:, None, :]  # (N, L, L)
+        else:
+            positions, seen = jnp.arange(mask.shape[1]), mask[:, None, :]  # (N, 1, L)
+        x = self.embed(token_ids, positions)  # (N, L, T)
         # The lowest finite number, not -inf: a row of padding must not become NaN.
         lowest = jnp.finfo(jnp.float32).min
-        bias = jnp.where(mask, 0.0, lowest)[:, None, None, :]  # (N, 1, 1, L)
+        bias = jnp.where(seen, 0.0, lowest)[:, None]  # (N, 1, 1 or L, L)
         for layer in self.layers:
-            x = layer(x, bias)
-        pooled = self.pool(x, mask)  # (N, T)
+            x = recomputed(layer, x, bias) if self.remat else layer(x, bias)
+        # (N, G, T) or (N, T)
+        pooled = self.pool_texts(x, mask, positions) if shared else self.pool(x, mask)
         return unit_rows(pooled) if self.normalise else pooled
 
-    def embed(self, token_ids: jax.Array) -> jax.Array:
+    def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Sum of word, position and type vectors, normed: (N, L) -> (N, L, T)."""
-        length = token_ids.shape[1]
-        if length > self.max_positions:
-            raise ValueError(
-                f"{length} tokens exceed the {self.max_positions} positions of the "
-                f"encoder: tokenise with max_length <= {self.max_positions}"
-            )
-        x = self.words(token_ids) + self.positions(jnp.arange(length))
+        x = self.words(token_ids) + self.positions(positions)
         if self.types is not None:
             x = x + self.types(jnp.zeros((), jnp.int32))
         return self.norm(x)
@@ -122,6 +138,31 @@ class TextEncoder(nnx.Module):
         kept = mask[..., None].astype(jnp.float32)  # (N, L, 1)
         total = jnp.sum(x.astype(jnp.float32) * kept, axis=1)
         return total / jnp.maximum(jnp.sum(kept, axis=1), 1.0)
+
+    def pool_texts(self, x, segments, positions) -> jax.Array:
+        """Pool token vectors x (N, L, T) of shared rows to float32 (N, G, T)."""
+        names = jnp.arange(1, texts_of_row(segments.shape[1]) + 1)
+        kept = segments[:, None, :] == names[:, None]  # (N, G, L)
+        if self.pooling == "cls":
+            kept = kept & (positions == 0)[:, None, :]
+        kept = kept.astype(jnp.float32)
+        # A product that picks and sums: TF32 would round the vectors.
+        total = jnp.matmul(kept, x.astype(jnp.float32), precision="highest")
+        return total / jnp.maximum(jnp.sum(kept, axis=2, keepdims=True), 1.0)
+
+
+def texts_of_row(length: int) -> int:
+    """The most texts that share a row of L tokens: one every 4."""
+    return max(1, length // 4)
+
+
+def places_in_text(segments: jax.Array) -> jax.Array:
+    """Place of every token in its own text: segments (N, L) -> (N, L); padding 0."""
+    columns = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    starts = jnp.where(segments != before, columns, 0)
+    places = columns - jax.lax.cummax(starts, axis=1)
+    return jnp.where(segments == 0, 0, places)
 
 
 class Head(nnx.Module):

@@ -1,33 +1,90 @@
-"""Checkpoints: the only file that knows orbax (its v1 API)."""
+"""Checkpoints: the only file that knows orbax (its v1 API).
 
+Of several processes all call these functions, in the same order. The folder is the one
+that process 0 names; the others may have workdirs of their own.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
+
+from ehi.train.processes import is_loss, said_by_first
+
+
+class Writer:
+    """Saves states while training goes on; leaving it waits for the last one.
+
+    A state is copied off the devices before `save` returns, so the next step may donate
+    it, and it appears under its step when it is complete, so a crash leaves the one
+    before. A save waits for the one before it.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = _of_first(directory)
+        self._checkpointer = _checkpointer(self._directory)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def save(self, step: int, state: dict) -> None:
+        """Save a state under its step; a step saved before is left alone."""
+        latest = self._checkpointer.latest
+        if latest is None or latest.step < step:
+            with self._explained():
+                # By force: orbax would leave one out while another is under way.
+                self._checkpointer.save_async(step, _savable(state), force=True)
+
+    def __exit__(self, kind, error, traceback) -> None:
+        # A save that waits for a lost process does not end.
+        if error is None or not is_loss(error):
+            with self._explained():
+                self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What went wrong in the background comes up here: a full disk, mostly."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if is_loss(error):
+                raise
+            reason = str(error).strip().split("\n", 1)[0]
+            raise OSError(
+                f"a checkpoint could not be written to {self._directory}, the one "
+                f"before it is kept: {reason}"
+            ) from error
 
 
 def latest_step(directory: Path) -> int | None:
     """The last step saved in a folder, or None."""
-    if not Path(directory).is_dir():
+    directory = _of_first(directory)
+    if not said_by_first("there" if directory.is_dir() else ""):
         return None
     with _checkpointer(directory) as checkpointer:
         latest = checkpointer.latest
-        return None if latest is None else latest.step
+    step = said_by_first("" if latest is None else str(latest.step))
+    return int(step) if step else None
 
 
 def save(directory: Path, step: int, state: dict) -> None:
     """Save a state under its step, atomically; a step saved before is left alone."""
-    with _checkpointer(directory) as checkpointer:
-        if checkpointer.latest is None or checkpointer.latest.step < step:
-            checkpointer.save(step, state)
+    with Writer(directory) as writer:
+        writer.save(step, state)
 
 
 def restore(directory: Path, like: dict, step: int | None = None) -> dict:
     """The state of a step (None: the latest), with the structure of `like`.
 
+    Its arrays are placed as those of `like`, on however many devices they were before.
+
     Raises:
       ValueError: what is saved has other shapes or names than `like`.
     """
+    directory = _of_first(directory)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
@@ -45,6 +102,20 @@ def restore(directory: Path, like: dict, step: int | None = None) -> dict:
 
 def _checkpointer(directory: Path):
     keep = ocp.training.preservation_policies.LatestN(1)
-    return ocp.training.Checkpointer(
-        Path(directory).absolute(), preservation_policy=keep
-    )
+    return ocp.training.Checkpointer(directory, preservation_policy=keep)
+
+
+def _of_first(directory: Path) -> Path:
+    return Path(said_by_first(str(Path(directory).absolute())))
+
+
+def _savable(state: dict) -> dict:
+    """Arrays that only one of several processes holds, as NumPy: process 0 writes."""
+    if jax.process_count() == 1:
+        return state
+
+    def host(x):
+        own = isinstance(x, jax.Array) and x.is_fully_addressable
+        return np.asarray(x) if own else x
+
+    return jax.tree.map(host, state)

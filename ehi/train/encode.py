@@ -1,4 +1,4 @@
-"""Encoding a corpus: sorted by length, padded to a few bucket lengths, cached."""
+"""Encoding a corpus: sorted by length, in rows of a few lengths, cached."""
 
 import functools
 import hashlib
@@ -14,6 +14,13 @@ from ehi.eval.records import atomic_write_npy
 from ehi.model.encoder import TextEncoder
 from ehi.model.pretrained import Pretrained
 from ehi.model.sources import default_cache_dir
+from ehi.train.rows import (
+    choose_buckets,
+    choose_shared_rows,
+    plan_batches,
+    share_batches,
+    shares_rows,
+)
 
 # On a CPU the activations of about 1,024 tokens stay in its caches: 1.4 times as fast
 # as 4,096. An accelerator wants its many units filled.
@@ -31,19 +38,23 @@ def encode(
     *,
     batch_tokens: int | None = None,
     buckets: Sequence[int] | None = None,
+    share_rows: bool = False,
     desc: str = "encode",
 ) -> np.ndarray:
     """Encode tokenised texts, longest first, in few shapes.
 
     Args:
         apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
-            whose rows do not depend on each other.
+            whose rows do not depend on each other. With `share_rows` its mask is int32
+            and says which text of the row a token belongs to, and its result is
+            (N, G, T), as of `TextEncoder`.
         params: its first argument.
         tokens: token array: `len`, `lengths` and `pad(rows, length) -> ids, mask`.
         batch_tokens: tokens of a batch, padding included; None = what suits the
             device.
         buckets: padded lengths, ascending; the longest text is added where it exceeds
-            them. None = `choose_buckets`.
+            them. None = `choose_buckets`, or `choose_shared_rows`.
+        share_rows: fill rows up with shorter texts, so that hardly anything is padding.
         desc: label of the progress bar, which shows only on a terminal.
 
     Returns:
@@ -53,36 +64,34 @@ def encode(
         ValueError: there is no text, or batch_tokens is not positive.
     """
     lengths = np.asarray(tokens.lengths)
-    batches = _plan(lengths, buckets, batch_tokens)
+    batches = _batches(tokens, lengths, buckets, batch_tokens, share_rows)
     result = None
     bar = tqdm(
         total=int(lengths.sum()), desc=desc, unit="token", unit_scale=True, disable=None
     )
 
-    def collect(rows, vectors):
+    def collect(texts, places, vectors):
         nonlocal result
-        vectors = np.asarray(vectors, np.float32)[: len(rows)]
+        vectors = np.asarray(vectors, np.float32)[places]
         if result is None:
             result = np.empty((len(lengths), vectors.shape[1]), np.float32)
-        result[rows] = vectors
-        bar.update(int(lengths[rows].sum()))
+        result[texts] = vectors
+        bar.update(int(lengths[texts].sum()))
 
     with bar:
         waiting = None
-        for rows, length, padded_rows in batches:
-            ids, mask = tokens.pad(rows, length)  # (N, L)
-            extra = ((0, padded_rows - len(rows)), (0, 0))
-            vectors = apply(params, np.pad(ids, extra), np.pad(mask, extra))
+        for texts, places, ids, mask in batches:
+            vectors = apply(params, ids, mask)
             # Fetch the batch before only now: the device never waits for the host.
             if waiting:
                 collect(*waiting)
-            waiting = rows, vectors
+            waiting = texts, places, vectors
         collect(*waiting)
     return result
 
 
-def _plan(lengths, buckets, batch_tokens):
-    """`plan_batches`, by what suits the device where nothing is asked for."""
+def _batches(tokens, lengths, buckets, batch_tokens, share_rows):
+    """Texts of every batch, where their vectors will be, token ids and mask."""
     if not len(lengths):
         raise ValueError("no texts to encode")
     device = jax.default_backend()
@@ -90,74 +99,38 @@ def _plan(lengths, buckets, batch_tokens):
         batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens {batch_tokens} is not positive")
-    if buckets is None:
+    if buckets is None and share_rows:
+        buckets = choose_shared_rows(lengths)
+    elif buckets is None:
         cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
         buckets = choose_buckets(lengths, compile_tokens=cost)
-    return plan_batches(lengths, buckets, batch_tokens)
-
-
-def choose_buckets(
-    lengths: np.ndarray, *, compile_tokens: int, step: int = 16
-) -> tuple[int, ...]:
-    r"""Padded lengths with the least padding plus compilation, by dynamic programming.
-
-    .. math:: \min_{b_1 < \dots < b_n} \sum_i \min\{b_j \ge l_i\} + n \cdot c
-
-    Args:
-        lengths: tokens of each text (N,).
-        compile_tokens: c, price of one more bucket, in tokens.
-        step: buckets are multiples of it, so that data sets share compilations; the
-            last one is the longest length.
-
-    Returns:
-        ascending tuple of lengths.
-    """
     longest = int(np.max(lengths))
-    ends = np.append(np.arange(step, longest, step), longest)
-    count = np.searchsorted(np.sort(lengths), ends, side="right")  # texts that fit
-    # best[j]: least cost of all texts of at most ends[j - 1] tokens.
-    best, previous = np.zeros(len(ends) + 1), np.zeros(len(ends) + 1, int)
-    before = np.append(0, count)
-    for j in range(1, len(ends) + 1):
-        cost = best[:j] + (count[j - 1] - before[:j]) * ends[j - 1] + compile_tokens
-        previous[j] = np.argmin(cost)
-        best[j] = cost[previous[j]]
-    chosen, j = [], len(ends)
-    while j:
-        chosen.append(int(ends[j - 1]))
-        j = previous[j]
-    return tuple(reversed(chosen))
+    buckets = buckets if longest <= buckets[-1] else [*buckets, longest]
+    if share_rows:
+        for rows, length, padded in share_batches(lengths, buckets, batch_tokens):
+            yield _fill_rows(tokens, lengths, rows, (padded, length))
+    else:
+        for texts, length, padded in plan_batches(lengths, buckets, batch_tokens):
+            ids, mask = tokens.pad(texts, length)  # (N, L)
+            extra = ((0, padded - len(texts)), (0, 0))
+            places = slice(len(texts))
+            yield texts, places, np.pad(ids, extra), np.pad(mask, extra)
 
 
-def plan_batches(
-    lengths: np.ndarray, buckets: Sequence[int], batch_tokens: int
-) -> list[tuple[np.ndarray, int, int]]:
-    """Batches of a length-sorted corpus, longest first.
-
-    A batch that a bucket cannot fill takes texts of the next shorter one, so that only
-    the last batch is partial; its rows are padded to a power of two.
-
-    Args:
-        lengths: tokens of each text (N,).
-        buckets: padded lengths, ascending.
-        batch_tokens: rows of a batch = batch_tokens // its length, at least 1.
-
-    Returns:
-        list of (rows, padded length, padded number of rows).
-    """
-    longest = int(np.max(lengths))
-    buckets = np.array(buckets if longest <= buckets[-1] else [*buckets, longest])
-    order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        first = lengths[order[start]]
-        length = int(buckets[np.searchsorted(buckets, first)])
-        full = max(1, batch_tokens // length)
-        rows = order[start : start + full]
-        padded_rows = min(full, 1 << (len(rows) - 1).bit_length())
-        batches.append((rows, length, padded_rows))
-        start += len(rows)
-    return batches
+def _fill_rows(tokens, lengths, rows, shape):
+    """One batch of rows that texts share; see `_batches`."""
+    texts = np.concatenate(rows)
+    counts = [len(row) for row in rows]
+    row = np.repeat(np.arange(len(rows)), counts)  # of every text
+    place = np.concatenate([np.arange(count) for count in counts])
+    total = np.zeros(shape[0], int)  # tokens of every row
+    np.add.at(total, row, lengths[texts])
+    used = np.arange(shape[1]) < total[:, None]  # (N, L)
+    ids, mask = tokens.pad(texts, int(lengths[texts].max()))
+    filled, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    filled[used] = ids[mask]
+    segments[used] = np.repeat(place + 1, lengths[texts])
+    return texts, (row, place), filled, segments
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -204,8 +177,22 @@ def cached_encode(
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     path = cache_dir / f"{key[:32]}.npy"
     if not path.is_file():
+        _check_positions(tower, tokens)
         graphdef, params = nnx.split(tower)
         apply = functools.partial(apply_module, graphdef=graphdef)
-        vectors = encode(apply, params, tokens, batch_tokens=batch_tokens, desc=desc)
+        vectors = encode(
+            apply, params, tokens, batch_tokens=batch_tokens, desc=desc,
+            share_rows=shares_rows(),
+        )  # fmt: skip
         atomic_write_npy(path, vectors)
     return np.load(path, mmap_mode="r")
+
+
+def _check_positions(tower, tokens):
+    # Rows that texts share are longer than the texts, so the tower cannot know.
+    longest = int(np.max(tokens.lengths, initial=0))
+    if longest > tower.max_positions:
+        raise ValueError(
+            f"{longest} tokens exceed the {tower.max_positions} positions of the "
+            f"encoder: tokenise with max_length <= {tower.max_positions}"
+        )

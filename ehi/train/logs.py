@@ -11,13 +11,16 @@ class MetricLog:
     Args:
       path: the file.
       tensorboard: a folder for TensorBoard events (extra `tensorboard`), or None.
+      writes: False for a process that only reads what another one writes.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None):
-        self._path = Path(path)
+    def __init__(
+        self, path: Path, tensorboard: Path | None = None, *, writes: bool = True
+    ):
+        self._path, self._writes = Path(path), writes
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = None
-        if tensorboard is not None:
+        if tensorboard is not None and writes:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
@@ -28,7 +31,7 @@ class MetricLog:
 
     def rewind(self, run: str, phase: str, step: int) -> None:
         """Forget the lines of a phase beyond a step: they will be written again."""
-        if not self._path.exists():
+        if not self._writes or not self._path.exists():
             return
         kept = []
         for line in self._path.read_text().splitlines():
@@ -45,6 +48,8 @@ class MetricLog:
 
     def write(self, run: str, phase: str, step: int, metrics: dict) -> None:
         """One line: run, phase, step (steps done so far) and the metrics."""
+        if not self._writes:
+            return
         row = {"run": run, "phase": phase, "step": step}
         row |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
         with self._path.open("a") as file:

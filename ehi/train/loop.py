@@ -1,5 +1,6 @@
 """The only loop: resume or start, step, log, mine, checkpoint."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,14 +10,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ehi.train import checkpoint
+from ehi.train import checkpoint, preemption, processes
 from ehi.train.logs import MetricLog
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
 from ehi.train.pool import TrainingSet, make_batch
 from ehi.train.step import (
+    check_batch,
+    join_batch,
     make_mesh,
     make_train_step,
+    own_copy,
+    own_rows,
     replicate,
     shard_batch,
     start_state,
@@ -44,6 +49,9 @@ def run_phase(
     checkpoint (state, step and mined negatives), so a killed run that is started again
     ends with the same bits as one that was not.
 
+    Several processes call this together, with the same arguments: each makes its own
+    rows of a batch, and all hold the whole state.
+
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
       data: queries, documents and pairs.
@@ -62,33 +70,48 @@ def run_phase(
 
     Raises:
       FloatingPointError: the loss or a gradient became NaN or infinite.
+      Preempted: by SIGTERM; the step that was under way is saved.
+      ValueError: the processes have other parameters or tables, or cannot share the
+        batch.
     """
     mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
-    train_step, state = make_phase_step(graphdef, params, phase)
-    nothing = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
-    mined = nothing if mines else None
-    state, mined, start = _resume(directory, replicate(mesh, state), mined)
+    _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
+    train_step, state = make_phase_step(graphdef, params, phase, mesh)
+    mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
+    mined = mined if mines else None
+    state, mined, start = _resume(directory, mesh, state, mined)
     log.rewind(run, name, start)
     tables, key = replicate(mesh, dict(tables)), jax.random.key(seed)
-    pending, clock = [], _Clock(phase.batch_size)
-    with _bar(f"{run} {name}", start, phase.steps) as bar:
+    pending, clock, stop = [], _Clock(phase.batch_size), preemption.Stop()
+    with (
+        preemption.finishing_steps(),
+        checkpoint.Writer(directory) as writer,
+        _bar(f"{run} {name}", start, phase.steps) as bar,
+    ):
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
-                mined = mine(state["params"])
-            batch = _batch(data, phase, seed, step, mined, lengths)
-            state, metrics = train_step(state, tables, shard_batch(mesh, batch), key)
+                # Made by all, and the same in all whatever their hardware rounds.
+                mined = processes.from_first(mine(own_copy(state["params"])))
+            batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
+            state, metrics = train_step(state, tables, batch, key)
+            stopping = stop.after(metrics)
             pending.append(metrics)
             bar.update()
             done, last = step + 1, step + 1 == phase.steps
-            saves = last or done % phase.checkpoint_every == 0
+            saves = last or stopping or done % phase.checkpoint_every == 0
             if saves or done % phase.log_every == 0:
                 bar.set_postfix(_flush(log, run, name, done, pending, clock))
             if saves:
-                _save(directory, done, state, mined)
-    return state
+                extra = {} if mined is None else {"mined": mined}
+                writer.save(done, {"state": state, "extra": extra})
+            if stopping:
+                raise preemption.Preempted(
+                    f"stopped by SIGTERM: {run} {name} is saved at step {done}"
+                )
+    return own_copy(state)
 
 
-def make_phase_step(graphdef, params, phase: Phase):
+def make_phase_step(graphdef, params, phase: Phase, mesh=None):
     """The jitted step of a phase, and the state it starts from."""
     trained = trained_names(params, phase.rates, phase.last_n)
     optimizer = make_optimizer(
@@ -97,26 +120,45 @@ def make_phase_step(graphdef, params, phase: Phase):
     )  # fmt: skip
     train_step = make_train_step(
         graphdef, optimizer, trained,
-        weights=phase.losses, revive_every=phase.revive_every,
+        weights=phase.losses, revive_every=phase.revive_every, mesh=mesh,
         **phase.objective_options,
     )  # fmt: skip
     buffer = (phase.buffer, params["head/projection"].shape[1])
     return train_step, start_state(params, optimizer, trained, buffer)
 
 
+def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> None:
+    """Refuse a phase that several processes would not train as one."""
+    if jax.process_count() == 1:
+        return
+    check_batch(mesh, phase.batch_size, phase.pool, data.num_documents)
+    for what, arrays in (("parameters", params), ("tables", tables)):
+        # Also where a process waits for one that still evaluates or fits.
+        processes.agree(
+            f"the {what} that {label} starts from", processes.digest(arrays)
+        )
+
+
 def _bar(label: str, start: int, steps: int) -> tqdm:
-    silent = not sys.stderr.isatty()
+    silent = not sys.stderr.isatty() or not processes.is_first()
     return tqdm(total=steps, initial=start, desc=label, unit="step", disable=silent)
 
 
-def _batch(data, phase: Phase, seed, step, mined, lengths) -> dict:
-    return make_batch(
+def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
+    alone = jax.process_count() == 1
+    batch = make_batch(
         data, batch_size=phase.batch_size, pool=phase.pool,
         sources=phase.sources, source_weights=phase.source_weights,
         seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
         lists_positives=phase.needs_codes,
         query_length=lengths[0], document_length=lengths[1],
+        own=None if alone else functools.partial(own_rows, mesh),
     )  # fmt: skip
+    if alone:
+        return shard_batch(mesh, batch)
+    pool = min(phase.pool, data.num_documents)
+    flag = join_batch(mesh, {"stop": stop.flag()}, mesh.size, mesh.size)
+    return join_batch(mesh, batch, phase.batch_size, pool) | flag
 
 
 def _flush(log, run, name, done, pending, clock) -> dict:
@@ -149,17 +191,13 @@ class _Clock:
         return {"seconds": seconds, "examples_per_second": rate}
 
 
-def _save(directory, step, state, mined) -> None:
-    extra = {} if mined is None else {"mined": mined}
-    checkpoint.save(directory, step, {"state": state, "extra": extra})
-
-
-def _resume(directory, state, mined):
+def _resume(directory, mesh, state, mined):
     """State, mined negatives and step of the last checkpoint, or those given."""
+    state = replicate(mesh, state)
     step = checkpoint.latest_step(directory)
     if step is None:
         return state, mined, 0
-    extra = {} if mined is None else {"mined": jax.numpy.asarray(mined)}
+    extra = {} if mined is None else {"mined": replicate(mesh, mined)}
     saved = checkpoint.restore(directory, {"state": state, "extra": extra}, step)
     mined = None if mined is None else np.asarray(saved["extra"]["mined"])
     return saved["state"], mined, step

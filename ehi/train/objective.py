@@ -64,6 +64,7 @@ def objective(
     top_k: int = 200,
     balance: Mapping | None = None,
     chunk: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
 ):
     """The weighted sum of the terms, and what the step logs and counts.
 
@@ -83,6 +84,7 @@ def objective(
         retrieved for each query.
       balance: see `JointIndex.quantise`.
       chunk: rows a forward of the tower holds activations for; 0 for all.
+      mesh: of the devices that share the search of the code table; None for one.
 
     Returns:
       loss (), and a dict of `terms`, `d` (C, D), `codes` (C, M), `z` (C, D), the
@@ -114,7 +116,7 @@ def objective(
     if "lambda_rank" in weights:
         terms["lambda_rank"] = lambda_rank_term(
             model, q, tables["codes"], batch,
-            temperature=temperature, cut=lambda_cut, top_k=top_k,
+            temperature=temperature, cut=lambda_cut, top_k=top_k, mesh=mesh,
         )  # fmt: skip
     loss = sum(weight * terms[name] for name, weight in weights.items())
     found = {"d": d, "codes": codes, "z": z, "leaf_counts": leaf_counts}

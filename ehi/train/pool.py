@@ -5,7 +5,7 @@ which documents are in the pool. A batch is a pure function of (seed, step).
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,6 +67,7 @@ def make_batch(
     lists_positives: bool = False,
     query_length: int = 0,
     document_length: int = 0,
+    own: Callable[[int], slice] | None = None,
 ) -> dict[str, np.ndarray]:
     """The batch of one step.
 
@@ -81,6 +82,8 @@ def make_batch(
       mined_per_query: how many of them enter the pool for each query.
       lists_positives: also list all known positives of each query.
       query_length, document_length: tokens, when the tower is trained.
+      own: number of rows -> those of them that this process holds, of queries and of
+        documents; None for all. Which rows there are does not depend on it.
 
     Returns:
       queries (N,) and documents (C,) rows; target (N,) position in the pool of the
@@ -95,14 +98,18 @@ def make_batch(
     documents = _pool(
         data, queries, positives, pool, seed, step, mined, mined_per_query
     )
+    own = own or slice
+    of_queries, of_documents = own(len(queries)), own(len(documents))
+    queries, positives = queries[of_queries], positives[of_queries]
     row, known = data.positives(queries)
     target, where = _match(data.num_documents, documents, positives, row, known)
+    documents = documents[of_documents]
     batch = {
         "queries": queries.astype(np.int32),
         "documents": documents.astype(np.int32),
         "target": target.astype(np.int32),
         "where": where,
-        "weights": weight.astype(np.float32),
+        "weights": weight[of_queries].astype(np.float32),
     }
     if lists_positives:
         batch["positives"] = _listed(row, known, (len(queries), data.most_positives))

@@ -85,7 +85,7 @@ def leaf_terms(weights, q, d, quantised, **options):
     return terms
 
 
-def lambda_rank_term(model, q, codes, batch, *, temperature, cut, top_k):
+def lambda_rank_term(model, q, codes, batch, *, temperature, cut, top_k, mesh=None):
     """JPQ: what the current codebooks retrieve from the whole code table, re-ranked.
 
     The negatives are the first `top_k` documents of the index as it is at this step;
@@ -95,7 +95,7 @@ def lambda_rank_term(model, q, codes, batch, *, temperature, cut, top_k):
     q = q if rotation is None else q @ rotation
     codebooks = model.quantiser.codebooks[...]  # (M, K, S)
     top_k = min(top_k, len(codes))
-    _, found = search_codes(q, codebooks, codes, k=top_k)  # (N, k)
+    _, found = search_codes(q, codebooks, codes, k=top_k, mesh=mesh)  # (N, k)
     known = batch["positives"]  # (N, A), padded with -1
     # A positive that was retrieved stands among the found already.
     twice = (known[:, :, None] == found[:, None]).any(-1)  # (N, A)

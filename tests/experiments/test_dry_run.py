@@ -14,6 +14,7 @@ from ehi.model.encoder import TextEncoder
 from ehi.model.params import split_model
 from ehi.train.phase import Phase
 from ehi.train.pool import TrainingSet, make_batch
+from experiments import dry_run as dry_run_module
 from experiments.abstract import (
     Sizes,
     abstract_batch,
@@ -23,7 +24,7 @@ from experiments.abstract import (
     tower_shape,
 )
 from experiments.configs import pydocs
-from experiments.dry_run import dry_run, show_dry_run
+from experiments.dry_run import GIB, Report, check_memory, dry_run, show_dry_run
 from experiments.flops import count_flops
 from experiments.systems import get_system
 
@@ -48,10 +49,42 @@ def test_reports_of_a_frozen_tower_and_what_is_shown(capsys):
     assert joint.seconds == joint.steps * joint.flops / 1e9 > 0
     assert joint.peak >= joint.arguments > 4 * 2800 * 16
     assert 0 < joint.trained < joint.parameters
+    # Adam's two moments of what trains; in this tiny model little else is kept.
+    assert 8 * joint.trained <= joint.parts["optimiser"] < 8.1 * joint.trained + 1000
+    assert joint.parts["parameters"] == 4 * joint.parameters
+    assert sum(joint.parts.values()) == joint.arguments
     show_dry_run(reports, Console(width=40))
     shown = capsys.readouterr().out
     assert "ehi-pq-8x, joint: 400 steps" in shown and "peak 0.0" in shown
     assert "where bool[8, 16]" in shown
+
+
+def report(**changes):
+    fields = {
+        "run": "jpq-64x", "phase": "jpq", "steps": 1, "shapes": {}, "parameters": 1,
+        "trained": 1, "parts": {"parameters": GIB, "code table": 3 * GIB},
+        "arguments": 4 * GIB, "outputs": 0, "temporaries": 2 * GIB, "flops": 1.0,
+        "flops_per_second": 1.0, "compile_seconds": 0.0,
+    }  # fmt: skip
+    return Report(**fields | changes)
+
+
+def test_what_does_not_fit_is_refused_after_it_is_shown(capsys, monkeypatch):
+    reports = [report(), report(phase="small", temporaries=0)]
+    show_dry_run(reports, memory_gib=6.0)
+    words = (
+        r"jpq-64x, jpq needs 6 GiB on every device, most of it code table \(3 GiB\), "
+        "but there are 5.9 GiB"
+    )
+    with pytest.raises(ValueError, match=words):
+        show_dry_run(reports, memory_gib=5.9)
+    assert "code table 3.000, outputs 0.000, activations 2.000" in (
+        capsys.readouterr().out
+    )
+    check_memory(reports)  # a CPU has no limit of its own
+    monkeypatch.setattr(dry_run_module, "_device_gib", lambda: 4.0)
+    with pytest.raises(ValueError, match="there are 4 GiB"):
+        check_memory(reports)
 
 
 class Tokens:

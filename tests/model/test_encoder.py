@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ehi.model.encoder import Head, TextEncoder, start_from_pca
+from ehi.model.encoder import Head, TextEncoder, start_from_pca, texts_of_row
 from ehi.model.transformer import gelu, unit_rows
+from ehi.train.encode import apply_module, encode
 
 
 @functools.cache
@@ -52,6 +53,53 @@ def test_batched_equals_single():
     np.testing.assert_allclose(call(tower, ids, mask), single, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_texts_that_share_a_row_do_not_see_each_other(pooling):
+    tower = tiny_tower(pooling=pooling)
+    ids, mask = tiny_batch(rows=5, length=8)
+    lengths = mask.sum(1)
+    length = 24  # longer than the 12 positions: texts count, rows do not
+    shared, segments = np.zeros((2, length), int), np.zeros((2, length), int)
+    place = {0: (0, 1), 1: (0, 2), 2: (0, 3), 3: (1, 1), 4: (1, 2)}
+    ends = [0, 0]
+    for text, (row, name) in place.items():
+        at = slice(ends[row], ends[row] + lengths[text])
+        shared[row, at], segments[row, at] = ids[text, : lengths[text]], name
+        ends[row] = at.stop
+    vectors = call(tower, shared, segments)
+    assert vectors.shape == (2, texts_of_row(length), 16)
+    alone = call(tower, ids, mask)
+    for text, (row, name) in place.items():
+        np.testing.assert_allclose(vectors[row, name - 1], alone[text], atol=1e-6)
+    assert not vectors[0, 3:].any() and not vectors[1, 2:].any()
+
+
+class Texts:
+    """Text i is the token i + 1, repeated `lengths[i]` times."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def pad(self, rows, length):
+        mask = np.arange(length) < self.lengths[rows][:, None]
+        return np.where(mask, rows[:, None] + 1, 0).astype(np.int32), mask
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
+def test_encoding_in_shared_rows_is_encoding_a_text_a_row(batch_tokens):
+    texts = Texts(np.random.default_rng(0).integers(2, 13, 45))
+    graphdef, params = nnx.split(tiny_tower())
+    apply = functools.partial(apply_module, graphdef=graphdef)
+    expected = encode(apply, params, texts, buckets=(12,))
+    found = encode(
+        apply, params, texts, batch_tokens=batch_tokens, share_rows=True, buckets=(32,)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_row_of_padding_is_finite_and_so_is_its_gradient():
     graphdef, params = nnx.split(tiny_tower())
     ids, mask = tiny_batch()
@@ -64,6 +112,27 @@ def test_row_of_padding_is_finite_and_so_is_its_gradient():
     value, gradient = jax.jit(jax.value_and_grad(total))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_recomputed_layers_give_the_same_gradients_and_keep_less():
+    ids, mask = tiny_batch()
+    weights = jax.random.normal(jax.random.key(0), (4, 16))
+
+    def gradient_and_kept(**changes):
+        graphdef, params = nnx.split(tiny_tower(**changes))
+
+        def total(params):
+            return (nnx.merge(graphdef, params)(ids, mask) * weights).sum()
+
+        backward = jax.eval_shape(lambda params: jax.vjp(total, params)[1], params)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
+        return jax.jit(jax.grad(total))(params), kept
+
+    expected, all_kept = gradient_and_kept()
+    found, kept = gradient_and_kept(remat=True)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert kept < all_kept / 2
 
 
 def test_every_parameter_gets_a_gradient():

@@ -1,15 +1,20 @@
 """The search in the step: NumPy's exhaustive ADC, and scores with a gradient."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from ehi.index import score
 from ehi.train.code_search import score_rows, search_codes
+from ehi.train.step import make_mesh
 
 N, M, K, S, DOCUMENTS = 5, 4, 16, 3, 50
 
@@ -161,3 +166,67 @@ def test_shapes_that_do_not_fit_are_refused():
         search_codes(q, codebooks, codes[:, :3], k=3)
     with pytest.raises(ValueError, match=r"\(5, 11\)"):
         score_rows(q[:, :11], codebooks, codes, jnp.zeros((N, 1), int))
+
+
+@pytest.mark.skipif(jax.device_count() != 4, reason="runs in the child of 4 devices")
+class TestInParts:
+    """The table over 4 devices: the answer of one device, to the bit."""
+
+    @pytest.mark.parametrize("documents", [50, 52, 5])
+    @pytest.mark.parametrize("chunk", [3, 65536])
+    @pytest.mark.parametrize("ambient", [True, False])
+    def test_equals_one_device(self, documents, chunk, ambient):
+        rng, k, mesh = np.random.default_rng(documents), min(20, documents), make_mesh()
+        # Small integers: sums are exact in any order, and there are many ties.
+        q, books = (rng.integers(-1, 2, s) for s in ((N, M * S), (M, K, S)))
+        codes = rng.integers(0, K, (documents, M)).astype(np.uint8)
+        search = functools.partial(search_codes, k=k, chunk=chunk)
+        expected = jax.jit(search)(q, books, codes)
+        if documents % 4 == 0:
+            parts = NamedSharding(mesh, PartitionSpec("data"))
+            codes = jax.device_put(codes, parts)
+        if ambient:
+            with jax.set_mesh(mesh):
+                found = jax.jit(search)(q, books, codes)
+        else:
+            found = jax.jit(functools.partial(search, mesh=mesh))(q, books, codes)
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_array_equal(found[0], expected[0])
+        assert (np.diff(found[0], axis=1) == 0).any()
+
+    def test_no_device_gathers_the_table(self):
+        mesh, documents = make_mesh(), 400_000
+        parts = NamedSharding(mesh, PartitionSpec("data"))
+
+        def compiled(**options):
+            q, books, codes = jax.eval_shape(lambda: arrays(documents=documents))
+            codes = jax.ShapeDtypeStruct(codes.shape, codes.dtype, sharding=parts)
+            search = functools.partial(search_codes, k=10, chunk=1000, **options)
+            return jax.jit(search).lower(q, books, codes).compile()
+
+        whole, shared = compiled(), compiled(mesh=mesh)
+        assert "u8[400000,4]" in whole.as_text()
+        assert "u8[400000,4]" not in shared.as_text()
+        memory = shared.memory_analysis().temp_size_in_bytes
+        assert memory < whole.memory_analysis().temp_size_in_bytes - M * documents // 2
+
+    def test_the_search_has_no_gradient(self):
+        q, codebooks, codes = arrays()
+
+        def total(q, codebooks):
+            scores, _ = search_codes(q, codebooks, codes, k=3, mesh=make_mesh())
+            return scores.sum()
+
+        gradients = jax.jit(jax.grad(total, (0, 1)))(q, codebooks)
+        assert not any(g.any() for g in gradients)
+
+
+def test_four_fake_devices():
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__,
+         "-k", "TestInParts"],
+        env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "14 passed" in done.stdout

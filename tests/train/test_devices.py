@@ -1,16 +1,50 @@
-"""The tests that need several devices, in a child with 4 fake ones."""
+"""What needs several devices, in children with fake ones."""
 
-import os
-import subprocess
-import sys
+import json
+import shutil
+
+import numpy as np
+from worker_children import assert_same_bits, end, losses, run_one
+
+from ehi.train.preemption import EXIT_CODE
 
 
-def test_four_fake_devices():
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-         "tests/train/test_step.py", "-k", "one_device_and_four"],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
+def test_one_device_and_four_have_the_same_gradients(tmp_path):
+    systems = ["dense", "ehi", "joint-pq", "ehi-pq", "jpq"]
+    job = {"mode": "compare", "folder": str(tmp_path), "systems": systems}
+    code, out, err = run_one(job, devices=4)
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row["system"] for row in found] == systems
+    for row in found:
+        assert row["norm"] > 0
+        assert row["gradients"] <= 1e-5, row
+        assert row["losses"] <= 1e-3, row
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path):
+    job = {"mode": "train", "folder": str(tmp_path / "cut"), "systems": ["ehi-pq"]}
+    whole = job | {"folder": str(tmp_path / "whole")}
+    assert run_one(whole)[0] == 0
+    at_step = {"signal": "SIGTERM", "at": 4}
+    code, _, err = run_one(job | at_step)
+    assert code == EXIT_CODE
+    assert err.strip().splitlines()[-1] == (
+        "stopped by SIGTERM: ehi-pq joint is saved at step 5; the same command goes on "
+        "(exit code 75)"
+    )
+    shutil.copytree(tmp_path / "cut", tmp_path / "same")
+    # On the same device: as if nothing had been.
+    assert run_one(job | {"folder": str(tmp_path / "same")})[0] == 0
+    expected = end(tmp_path / "whole", "ehi-pq")
+    assert_same_bits(expected, end(tmp_path / "same", "ehi-pq"))
+    # On 4, and from there on 1.
+    assert run_one(job | at_step | {"at": 8}, devices=4)[0] == EXIT_CODE
+    assert run_one(job)[0] == 0
+    np.testing.assert_allclose(
+        losses(tmp_path / "cut", "ehi-pq"), losses(tmp_path / "whole", "ehi-pq"),
+        rtol=1e-3,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    found = end(tmp_path / "cut", "ehi-pq")
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-3)

@@ -11,7 +11,8 @@ from flax import nnx
 from ehi.model.encoder import TextEncoder
 from ehi.model.pretrained import Pretrained
 from ehi.train import encode as encode_module
-from ehi.train.encode import cached_encode, choose_buckets, encode, plan_batches
+from ehi.train.encode import cached_encode, encode
+from ehi.train.rows import choose_buckets, plan_batches
 
 
 @dataclasses.dataclass

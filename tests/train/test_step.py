@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import optax
@@ -8,7 +10,14 @@ from ehi.train.export import index_arrays
 from ehi.train.objective import TERMS, objective
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.pool import make_batch
-from ehi.train.step import make_mesh, make_train_step, shard_batch, start_state
+from ehi.train.step import (
+    check_batch,
+    make_mesh,
+    make_train_step,
+    own_rows,
+    shard_batch,
+    start_state,
+)
 
 ALL_RATES = {
     "tower": 1e-3, "head": 1e-3, "query_head": 1e-3, "router": 1e-3,
@@ -97,26 +106,6 @@ def test_frozen_groups_stay_and_a_weight_of_zero_costs_nothing(tiny, tiny_model)
     assert "path" not in metrics and "semantic" not in metrics
 
 
-def test_one_device_and_four_agree(tiny, tiny_model):
-    """Run under 4 fake devices: in-batch negatives are global over the mesh."""
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices; tests/train/test_devices.py runs this in a child")
-    graphdef, params = tiny_model()
-    weights = {"semantic": 1.0, "distill": 1.0, "path": 1.0, "balance": 1.0}
-    batch = batch_of(tiny)
-    found = []
-    for devices in (1, 4):
-        step, state = step_of(graphdef, params, ALL_RATES, weights)
-        mesh = jax.make_mesh(
-            (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
-            devices=jax.devices()[:devices],
-        )  # fmt: skip
-        _, metrics = step(state, tiny[1], shard_batch(mesh, batch), jax.random.key(0))
-        found.append({name: float(value) for name, value in metrics.items()})
-    for name in found[0]:
-        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4, abs=1e-6)
-
-
 def test_chunked_encoding_gives_the_same_gradient(tiny, tiny_model):
     graphdef, params = tiny_model(
         tower=True, fitted=False, tree=None, num_subspaces=0, rotation="none",
@@ -136,3 +125,45 @@ def test_chunked_encoding_gives_the_same_gradient(tiny, tiny_model):
 def test_shard_batch_replicates_what_does_not_divide():
     batch = shard_batch(make_mesh(), {"a": np.zeros((7, 2)), "b": np.zeros(8)})
     assert batch["a"].shape == (7, 2) and batch["b"].shape == (8,)
+
+
+def mesh_of(monkeypatch, process: int, processes: int = 2, devices: int = 2):
+    """What the batch asks of a mesh, as one of several processes sees it."""
+    places = np.repeat(np.arange(processes), devices)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    return SimpleNamespace(
+        size=len(places),
+        devices=np.array([SimpleNamespace(process_index=place) for place in places]),
+    )
+
+
+def test_the_processes_rows_are_the_batch(tiny, monkeypatch):
+    whole = batch_of(tiny, tower=True, lists_positives=True)
+    parts = []
+    for process in range(2):
+        mesh = mesh_of(monkeypatch, process)
+
+        def own(size, mesh=mesh):
+            return own_rows(mesh, size)
+
+        parts.append(batch_of(tiny, tower=True, lists_positives=True, own=own))
+    assert parts[0].keys() == whole.keys()
+    for name, expected in whole.items():
+        found = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_a_pool_of_the_whole_corpus_is_held_by_all(monkeypatch):
+    mesh = mesh_of(monkeypatch, process=1)
+    assert own_rows(mesh, 61) == slice(61)
+    check_batch(mesh, batch_size=12, pool=100, num_documents=61)
+
+
+def test_a_batch_that_the_mesh_cannot_divide_is_refused(monkeypatch):
+    mesh = mesh_of(monkeypatch, process=1)
+    with pytest.raises(ValueError, match="batch_size=13 .* multiples of 4"):
+        check_batch(mesh, batch_size=13, pool=20, num_documents=60)
+    with pytest.raises(ValueError, match="pool=21 does not divide over the 4 devices"):
+        check_batch(mesh, batch_size=12, pool=21, num_documents=60)

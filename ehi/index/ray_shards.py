@@ -1,0 +1,265 @@
+"""An index that no single machine holds: document shards as Ray actors, one router.
+
+    folders = split_index("runs/x/index", "parts", shards=4)
+    with ShardedIndex.start(folders) as index:
+        hits = index.search(queries, k=10, beam=8)
+
+Every shard has all parameters and routes for itself, to the same leaves; the router
+merges what they find. A document stands in one shard with all its copies, and rows of
+all shards are in the order of the whole index, so merging by score and then by row
+gives its answer, ties included. Scores are equal but for rounding: a leaf cut into
+shards is multiplied in other shapes.
+
+Needs the extra `ray`, which is imported by the functions that use it.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from ehi.index.folder import read_folder
+from ehi.index.hits import Hits
+from ehi.index.split import SHARD, answer, merge_answers
+from ehi.index.store import open_index
+
+_START_SECONDS = 300  # for all shards to open
+_OBJECT_STORE = 100_000_000  # bytes of a new local cluster: what passes is small
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedHits(Hits):
+    """Results of N queries from the shards that answered: see `Hits`.
+
+    `visited` is summed over the shards, `nodes_scored` is of one: all score the same.
+
+    Attributes:
+        answered: documents of these shards / documents of all; 1.0 is everything.
+    """
+
+    answered: float
+
+
+class ShardedIndex:
+    """Document shards behind one router. Made by `start`; `close` ends its actors.
+
+    One thread at a time may search. Nobody may write to the folders meanwhile.
+    """
+
+    def __init__(self, ray, actors, sizes, owns_ray):
+        self._ray, self._actors, self._owns_ray = ray, actors, owns_ray
+        self._num_rows, self._num_documents = np.array(sizes).T
+        self._first_rows = np.cumsum(self._num_rows) - self._num_rows
+        self._down = {}  # shard that did not answer -> a call that shows it is back
+
+    @classmethod
+    def start(cls, folders, *, address="local", num_cpus=2):
+        """Opens every folder in an actor of its own, spread over the machines.
+
+        Args:
+            folders: of `split_index`, all parts of one index, in any order; where this
+                machine and those of the actors can read them.
+            address: of a Ray cluster, or 'local' for a new one on this machine, which
+                `close` ends. Where Ray is connected already, that is used instead.
+            num_cpus: of a new local one.
+
+        Raises:
+            ValueError: a shard is missing, there twice, or of another index.
+            FileNotFoundError: no index in a folder.
+            ImportError: Ray is not installed.
+        """
+        folders = _in_order(folders)
+        ray, owns_ray = start_ray(address, num_cpus)
+        actors = []
+        try:
+            server = ray.remote(_Server)
+            server = server.options(max_restarts=-1, scheduling_strategy="SPREAD")
+            actors += [server.remote(str(folder)) for folder in folders]
+            sizes = [actor.sizes.remote() for actor in actors]
+            sizes = ray.get(sizes, timeout=_START_SECONDS)
+        except BaseException:
+            _stop(ray, actors, owns_ray)
+            raise
+        return cls(ray, actors, sizes, owns_ray)
+
+    @property
+    def num_documents(self):
+        return int(self._num_documents.sum())
+
+    def search(
+        self, queries, k=10, *, rerank=0, allow=None, deny=None, timeout=10.0,
+        **settings,
+    ):  # fmt: skip
+        """The k best documents of all shards that answer: ShardedHits.
+
+        An actor that died is started again. Until it is up, the others answer.
+
+        Args:
+            queries, k, rerank: as of `Index.search`.
+            allow, deny: ids, or masks by row of all shards.
+            timeout: seconds to wait for the shards.
+            settings: `beam`, `min_prob` and `threads` of `Index.search`.
+
+        Raises:
+            ValueError: as `Index.search`, or after `close`.
+            TimeoutError: no shard answered.
+        """
+        asked = {}
+        for shard in self._up(timeout):
+            filters = {
+                "allow": self._part_of(shard, "allow", allow),
+                "deny": self._part_of(shard, "deny", deny),
+            }
+            search = self._actors[shard].search
+            asked[shard] = search.remote(queries, k, rerank, settings | filters)
+        answers = self._collect(asked, timeout)
+        if not answers:
+            num = len(self._actors)
+            raise TimeoutError(f"none of {num} shards answered within {timeout} s")
+        firsts = self._first_rows[list(answers)]
+        there = self._num_documents[list(answers)].sum()
+        hits = merge_answers(list(answers.values()), firsts, k)
+        return ShardedHits(answered=float(there / self.num_documents), **hits)
+
+    def close(self):
+        """Ends the actors, and Ray where `start` started it."""
+        actors, self._actors = self._actors, []
+        _stop(self._ray, actors, self._owns_ray)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _up(self, timeout):
+        """Shards to ask: all but those that failed and are not back yet."""
+        if not self._actors:
+            raise ValueError("this ShardedIndex is closed")
+        if len(self._down) == len(self._actors):
+            self._ray.wait(list(self._down.values()), timeout=timeout)
+        for shard, sign in list(self._down.items()):
+            if self._ray.wait([sign], timeout=0)[0]:
+                try:
+                    self._ray.get(sign)
+                    del self._down[shard]
+                except self._ray.exceptions.RayActorError:
+                    self._miss(shard)
+        return [n for n in range(len(self._actors)) if n not in self._down]
+
+    def _miss(self, shard):
+        self._down[shard] = self._actors[shard].sizes.remote()
+
+    def _part_of(self, shard, name, chosen):
+        """What of `allow` or `deny` a shard gets: all ids, its rows of a mask."""
+        if not (isinstance(chosen, np.ndarray) and chosen.dtype == bool):
+            return chosen
+        total = int(self._num_rows.sum())
+        if chosen.shape != (total,):
+            raise ValueError(
+                f"{name} is a mask of shape {chosen.shape}, these shards have {total} "
+                "rows (deleted documents included)"
+            )
+        first = self._first_rows[shard]
+        return chosen[first : first + self._num_rows[shard]]
+
+    def _collect(self, asked, timeout):
+        """Shard -> answer, of those that answered in time; the others are down."""
+        calls, answers = list(asked.values()), {}
+        if calls:
+            self._ray.wait(calls, num_returns=len(calls), timeout=timeout)
+        for shard, call in asked.items():
+            try:
+                answers[shard] = self._ray.get(call, timeout=0)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # what `Index.search` refused
+            except (self._ray.exceptions.RayActorError, TimeoutError):
+                self._miss(shard)
+        return answers
+
+
+class _Server:
+    """A shard in its actor."""
+
+    def __init__(self, folder):
+        self.index = open_index(folder)
+
+    def sizes(self):
+        return self.index.contents.num_rows, self.index.num_documents
+
+    def pid(self):
+        return os.getpid()
+
+    def search(self, queries, k, rerank, settings):
+        return answer(self.index, queries, k, rerank, settings)
+
+
+def _in_order(folders):
+    """Folders of all shards of one index, by their number."""
+    found, first = {}, None
+    for folder in folders:
+        part = (read_folder(folder).manifest["config"] or {}).get(SHARD)
+        if part is None:
+            raise ValueError(f"{folder} is no shard of an index: see split_index")
+        number = part.pop("number")
+        first = first or (part, folder)
+        if part != first[0]:
+            raise ValueError(f"{folder} and {first[1]} are of different indexes")
+        if number in found:
+            raise ValueError(f"{folder} and {found[number]} are the same shard")
+        found[number] = folder
+    if not found:
+        raise ValueError("there are no shards to open")
+    count = first[0]["count"]
+    for number in range(count):
+        if number not in found:
+            raise ValueError(f"shard {number} of {count} is missing")
+    return [found[number] for number in range(count)]
+
+
+def start_ray(address="local", num_cpus=2):
+    """The module `ray`, connected, and whether this call connected it.
+
+    Its usage statistics are switched off.
+
+    Raises:
+        ImportError: it is not installed.
+        ConnectionError: no cluster at this address, or a new one does not start.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return ray, False
+    options = {"log_to_driver": False, "logging_level": "warning"}
+    if address == "local":
+        options |= {
+            "num_cpus": num_cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+        }
+    else:
+        ours = {name: os.environ[name] for name in os.environ if name[:4] == "EHI_"}
+        options["runtime_env"] = {"env_vars": ours}
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # of many kinds; a plain Exception after a slow start
+        raise ConnectionError(f"no Ray at {address!r}: {error}") from error
+    return ray, True
+
+
+def import_ray():
+    """The module `ray`, or an ImportError that says how to get it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise ImportError(
+            "Ray is not installed: pip install 'ehi[ray]' brings it"
+        ) from None
+    return ray
+
+
+def _stop(ray, actors, owns_ray):
+    for actor in actors:
+        ray.kill(actor)
+    if owns_ray:
+        ray.shutdown()

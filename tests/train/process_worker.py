@@ -1,0 +1,215 @@
+"""Child processes of the tests of several devices and processes: trains tiny systems.
+
+python process_worker.py '{"mode": "train", "folder": "...", "systems": ["jpq"]}'
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from tiny import make_model, make_tiny
+
+from ehi.index import build_index
+from ehi.train import loop, preemption, processes
+from ehi.train.embed import code_table, embed
+from ehi.train.export import index_arrays
+from ehi.train.logs import MetricLog
+from ehi.train.negatives import mine_from_leaves
+from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.phase import Phase
+from ehi.train.pool import make_batch
+from ehi.train.step import make_train_step, replicate, shard_batch, start_state
+
+FLAT = {"tree": None, "residual": False}
+RAW = {"num_subspaces": 0, "rotation": "none", "residual": False}
+RATES = dict.fromkeys(
+    ("head", "query_head", "router", "query_router", "leaf_centroids", "rotation",
+     "quantiser"), 1e-3,
+)  # fmt: skip
+PQ_LOSSES = {"distill": 1.0, "codebook": 1.0, "commitment": 0.5}
+TREE_LOSSES = {"path": 1.0, "route_distill": 1.0, "balance": 0.1, "entropy": 0.1}
+# System -> options of the model, losses, changes of the phase.
+SYSTEMS = {
+    "dense": (
+        RAW | {"tree": None, "query_head": False, "tower": True},
+        {"semantic": 1.0},
+        {"rates": RATES | {"tower": 1e-4}, "chunk": 4},
+    ),
+    "ehi": (RAW, TREE_LOSSES | {"semantic": 1.0, "distill_raw": 1.0}, {}),
+    "joint-pq": (FLAT, PQ_LOSSES, {}),
+    "ehi-pq": (
+        {},
+        TREE_LOSSES | PQ_LOSSES,
+        {"refresh": 5, "mined_per_query": 1, "mined_kept": 4, "revive_every": 4},
+    ),
+    "jpq": (
+        FLAT | {"rotation": "fixed", "frozen_codes": True},
+        {"lambda_rank": 1.0},
+        {"top_k": 10},
+    ),
+}
+STEPS = 12
+
+
+def system(name: str, folder: Path, changes: dict):
+    """Training set, tables, graphdef, params, phase and token lengths of a system."""
+    data, tables = make_tiny()
+    options, losses, own = SYSTEMS[name]
+    # Codebooks and nodes as they are drawn: fitting them takes longer than the tests.
+    graphdef, params = make_model(tables, folder, fitted=False, **options)
+    fields = {
+        "steps": STEPS, "batch_size": 12, "pool": 20, "losses": losses, "rates": RATES,
+        "sources": {"labelled": 0.75, "documents": 0.25}, "source_weights": {},
+        "log_every": 1, "checkpoint_every": 4,
+    }  # fmt: skip
+    phase = Phase(**(fields | own | changes))
+    if phase.needs_codes:
+        documents = embed(graphdef, params, "documents", tables["features_documents"])
+        tables = tables | {"codes": code_table(graphdef, params, documents)}
+    lengths = (8, 8) if options.get("tower") else (0, 0)
+    return data, tables, graphdef, params, phase, lengths
+
+
+def train(job: dict) -> None:
+    """Train the systems of a job with all devices of all processes."""
+    folder = Path(job["folder"])
+    own = folder / f"process{jax.process_index()}"
+    for name in job["systems"]:
+        data, tables, graphdef, params, phase, lengths = system(
+            name, own / name, job.get("changes", {})
+        )
+
+        def mine(params, graphdef=graphdef, data=data, tables=tables):
+            documents = embed(
+                graphdef, params, "documents", tables["features_documents"]
+            )
+            queries = embed(graphdef, params, "queries", tables["features_queries"])
+            arrays = index_arrays(graphdef, params)
+            index = build_index(documents, np.arange(len(documents)), **arrays)
+            return mine_from_leaves(index, queries, data, per_query=4, beam=2)
+
+        log = MetricLog(folder / "metrics.jsonl", writes=processes.is_first())
+        state = loop.run_phase(
+            graphdef, params, data, tables, phase, run=name, name="joint", seed=0,
+            directory=own / name / "checkpoints", log=log, lengths=lengths,
+            mine=mine if phase.refresh else None,
+        )  # fmt: skip
+        if processes.is_first():
+            arrays = {n.replace("/", "|"): v for n, v in state["params"].items()}
+            np.savez(folder / f"{name}.npz", **arrays)
+    processes.barrier("the end")
+
+
+def compare(job: dict) -> None:
+    """Gradients of one step and losses of 20, on one device and on all, as JSON."""
+    for name in job["systems"]:
+        found = [_steps(name, Path(job["folder"]), n) for n in (1, jax.device_count())]
+        (one, losses_one), (all_, losses_all) = found
+        whole = optax.tree.norm(one)
+        apart = max(
+            float(np.linalg.norm(all_[n] - one[n]))
+            / max(float(np.linalg.norm(one[n])), 1e-2 * float(whole))
+            for n in one
+        )
+        losses = np.abs(np.subtract(losses_all, losses_one)) / np.abs(losses_one)
+        answer = {"system": name, "gradients": apart, "losses": float(losses.max())}
+        print(json.dumps(answer | {"norm": float(whole)}), flush=True)
+
+
+def _steps(name: str, folder: Path, devices: int):
+    data, tables, graphdef, params, phase, lengths = system(name, folder / name, {})
+    trained = trained_names(params, phase.rates)
+    optimizer = _keep_gradient(make_optimizer(phase.rates, steps=20))
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )  # fmt: skip
+    step = make_train_step(
+        graphdef, optimizer, trained, weights=phase.losses, mesh=mesh,
+        **phase.objective_options,
+    )  # fmt: skip
+    state = replicate(mesh, start_state(params, optimizer, trained))
+    tables, losses = replicate(mesh, tables), []
+    for number in range(20):
+        batch = make_batch(
+            data, batch_size=12, pool=20, sources=phase.sources, source_weights={},
+            seed=0, step=number, lists_positives=phase.needs_codes,
+            query_length=lengths[0], document_length=lengths[1],
+        )  # fmt: skip
+        batch = shard_batch(mesh, batch)
+        state, metrics = step(state, tables, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+        if not number:
+            gradient = jax.tree.map(np.array, state["opt_state"]["gradient"])
+    return gradient, losses
+
+
+def _keep_gradient(optimizer):
+    """The optimiser, with the last gradient in its state."""
+
+    def init(params):
+        zeros = jax.tree.map(jax.numpy.zeros_like, params)
+        return {"gradient": zeros, "inner": optimizer.init(params)}
+
+    def update(gradient, state, params):
+        updates, inner = optimizer.update(gradient, state["inner"], params)
+        return updates, {"gradient": gradient, "inner": inner}
+
+    return optax.GradientTransformation(init, update)
+
+
+def wait(job: dict) -> None:
+    """Wait for a process that does not come."""
+    if jax.process_index() == job["killed"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.barrier("never")
+
+
+def agree(job: dict) -> None:
+    """Agree, where one process has another config."""
+    processes.agree("code", "the same")
+    processes.agree("config", str(jax.process_index() in job["others"]))
+
+
+def send_at(step: int, number: int) -> None:
+    """Send this process a signal when it makes the batch of a step."""
+
+    def make(*args, step, _made=make_batch, _at=step, **options):
+        if step == _at:
+            os.kill(os.getpid(), number)
+        return _made(*args, step=step, **options)
+
+    loop.make_batch = make
+
+
+def main(job: dict) -> None:
+    processes.initialize(
+        job.get("coordinator"), job.get("num_processes"), job.get("process_id"),
+        timeout=60, lost_after=job.get("lost_after", 20),
+    )  # fmt: skip
+    preemption.listen()
+    if "signal" in job and job.get("process_id", 0) == job.get("to", 0):
+        send_at(job["at"], getattr(signal, job["signal"]))
+    modes = {"train": train, "compare": compare, "wait": wait, "agree": agree}
+    try:
+        modes[job["mode"]](job)
+    except preemption.Preempted as stopped:
+        print(stopped.message, file=sys.stderr)
+        raise
+    except Exception as error:
+        if processes.is_loss(error):
+            print(processes.explain_loss(error), file=sys.stderr)
+            processes.leave(processes.LOST)
+        if not isinstance(error, ValueError):
+            raise
+        print(error, file=sys.stderr)
+        processes.leave(1)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
