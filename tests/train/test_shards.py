@@ -57,6 +57,12 @@ class Documents:
         return [SimpleNamespace(content=text) for text in self.texts[rows]]
 
 
+@pytest.fixture(autouse=True)
+def rows_as_they_were(monkeypatch):
+    """`slow_job` changes them for processes that it is imported into."""
+    monkeypatch.setattr(shards, "ROWS", shards.ROWS)
+
+
 def make_encoder(*, frozen=True):
     """A tiny model that nothing was fitted to, and its encoder."""
     tokenizer = HERE.parent / "fixtures" / "minilm_tiny" / "tokenizer.json"
