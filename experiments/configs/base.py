@@ -1,7 +1,8 @@
 """The fields of every experiment, in flow order, with the values that all share.
 
 Chosen on dev splits (`--config.split=dev`): that of pydocs, and of SciFact, where it is
-carved out of train by document (`scifact.py` names one exception). nDCG@10, seed 0:
+carved out of train by document (`scifact.py` names one exception). nDCG@10, seed 0,
+recipe 1 (`phases.dense` without `query_anchor`, as many leaves for every query):
 
     ehi on pydocs at 2 / 5 / 10% visited                k-means tree .472 / .549 / .573
       200 joint steps, documents do not follow routes                .487 / .552 / .572

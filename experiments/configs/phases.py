@@ -19,7 +19,12 @@ def dense() -> ml_collections.ConfigDict:
     Both sides are held near the encoder: a corpus teaches its own questions, and what
     it makes a head forget is missed by all others. The anchors keep a head from going
     far, not from going: a higher rate gets back what they cost where much is to be
-    learned.
+    learned. nDCG@10 on dev by document, exact search, `own.py`, seeds 0-1:
+
+                                        pydocs  squad-dev  scifact
+        the encoder itself               .523     .776      .703
+        query_anchor 0, rate 1e-3        .594     .765      .670
+        query_anchor 6, rate 5e-3        .593     .779      .708
     """
     return phase(
         steps=400,

@@ -7,9 +7,9 @@ Needs no data set: the functions are parsed from the Python that runs this. `:sm
 the same in a minute, for CI: a few steps and systems, numbers of no meaning.
 
 Hardware, time: 2 CPU cores, 6 minutes after the weights' download.
-Expected nDCG@10 on test (seeds 0-2): dense .622; at 2 / 5 / 10% visited ehi .549 / .594
-/ .610 against .481 / .558 / .586 of the k-means tree; joint-pq .610 at 32x and .579 at
-64x against .605 and .570 of OPQ; ehi-pq .578 at 10% and 64x against .552.
+Expected nDCG@10 on test (seeds 0-2): dense .625; at 2 / 5 / 10% visited ehi .573 / .607
+/ .618 against .522 / .582 / .601 of the k-means tree; joint-pq .615 at 32x and .584 at
+64x against .603 and .574 of OPQ; ehi-pq .588 at 10% and 64x against .566.
 """
 
 import ml_collections

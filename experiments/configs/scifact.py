@@ -12,7 +12,7 @@ its test asks for documents seen in training. Choices are made with
 
 Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
 `:finetune` 33 minutes. Expected nDCG@10 on test (seeds 0-2): zero-shot .645, dense
-.808; ehi .795 at 10% visited, .771 at 5%; joint-pq .804 at 64x; ehi-pq .792 at 10% and
+.798; ehi .789 at 10% visited, .781 at 5%; joint-pq .794 at 64x; ehi-pq .794 at 10% and
 64x. `:finetune` (seed 0): dense .707, ehi-pq .664 against .625 of its separate row.
 """
 
