@@ -11,8 +11,8 @@ alone. A repeat waits for its result.
   MFU                 F / (seconds x devices x peak), F = 2 x the multiplications of all
                       matrix products of a step, forward and backward, recomputation
                       included, counted in our jaxpr; the peer's F is that of `tower`
-  peak                of a GPU or TPU the dense bfloat16 rate of its data sheet, float32
-                      steps included; of a CPU the best of square products of the type
+  peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32 steps
+                      included; of a CPU the best of square products of the type
   overhead, share     whole / tower - 1 and 1 - tower / whole, of the medians
   ratio               peer / tower, of the medians
   cpu_overhead, cpu_ratio   the same of CPU seconds of all threads, which others on

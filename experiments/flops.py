@@ -9,8 +9,8 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
 # Dense bfloat16 FLOP/s, by a part of jax's name of the device; the first that fits.
-# NVIDIA: the data sheets, half of what they give with sparsity. TPU: the pages of
-# each version under docs.cloud.google.com/tpu/docs, per chip.
+# Meant to be those of the makers' data sheets, without sparsity and per chip, but from
+# memory and not checked against them: `--peak-flops` says what to use instead.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -40,7 +40,7 @@ def peak_flops(dtype: str, stated: float | None = None) -> tuple[float, str]:
     kind = jax.devices()[0].device_kind
     for name, peak in PEAKS.items():
         if name.lower() in kind.lower():
-            return peak, f"data sheet of {name}, dense bfloat16"
+            return peak, f"{name}, dense bfloat16, from memory"
     raise ValueError(f"the peak of {kind!r} is not known: give it with --peak-flops")
 
 

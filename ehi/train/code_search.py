@@ -57,7 +57,7 @@ def search_codes(
       codes: (documents, M) uint8, or another integer type.
       k: documents wanted, at most all.
       chunk: documents decoded at a time.
-      mesh: with an axis 'data'; None for that of `jax.set_mesh`, if there is one.
+      mesh: with an axis 'data', to search a part of the table on each device.
 
     Returns:
       scores (N, k) float32, best first, and rows (N, k) int32. Of equal scores the
@@ -76,8 +76,7 @@ def search_codes(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}; must be >= 1")
     q, codebooks, codes = jax.lax.stop_gradient((_float(q), _float(codebooks), codes))
-    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    if "data" in mesh.axis_names and mesh.shape["data"] > 1:
+    if mesh is not None and mesh.shape["data"] > 1:
         return _search_parts(q, codebooks, codes, k, chunk, mesh)
     return _search(q, codebooks, codes, k, chunk, documents)
 

@@ -50,6 +50,13 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     main.run(other, tmp_path / "other", checkpoint=tmp_path)
     (record,) = read_records(tmp_path / "other" / "results.jsonl")
     assert record.split == "train" and record.system == "ehi-pq"
+    assert record.beam == 8 and 0 <= record.min_prob < 1
+
+    # The same parameters, as many leaves for every query.
+    other.tree.adaptive = False
+    main.run(other, tmp_path / "fixed", checkpoint=tmp_path)
+    (record,) = read_records(tmp_path / "fixed" / "results.jsonl")
+    assert 1 <= record.beam < 8 and record.min_prob is None
 
     # And ask it in words.
     arguments = [f"--index={tmp_path / 'index'}", "--json", "a a k"]

@@ -56,6 +56,16 @@ def test_a_truncated_file_is_named(copy):
     open_index(copy, verify=True)
 
 
+def test_no_file_in_use_is_removed_as_obsolete(copy):
+    def list_all(manifest):
+        manifest["obsolete"] = [e["file"] for e in manifest["files"].values()]
+
+    edit_manifest(copy, list_all)
+    index = open_index(copy)
+    index.delete(["d3"])  # the writer removes what an earlier one left behind
+    assert open_index(copy, verify=True).num_documents == 29
+
+
 def test_an_altered_file_is_named_by_its_sum(copy):
     for file in [*copy.glob("*.npy"), *copy.glob("*.jsonl")]:
         content = file.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from killed_writer import vector_of
 
+from ehi.eval import provenance
 from ehi.index import build_index, open_index, save_index
 
 WIDTH = 8
@@ -117,7 +119,15 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path):
 
 @pytest.mark.slow
 def test_a_writer_killed_many_times_loses_nothing(tmp_path):
-    """Prints the counts with `python -m pytest -m slow -s -n 0`."""
+    """Prints a record of each seed with `python -m pytest -m slow -s -n 0`."""
+    made_by = {
+        "command": "python -m pytest -m slow -s -n 0 tests/index/test_killed.py",
+        "git_commit": provenance.git_commit(Path(__file__).parent),
+        "hardware": provenance.hardware(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        print(json.dumps(kill_many(tmp_path / str(seed), times=100, seed=seed)))
+        counts = kill_many(tmp_path / str(seed), times=100, seed=seed)
+        print(json.dumps({"seed": seed} | counts | made_by))

@@ -174,8 +174,7 @@ class TestInParts:
 
     @pytest.mark.parametrize("documents", [50, 52, 5])
     @pytest.mark.parametrize("chunk", [3, 65536])
-    @pytest.mark.parametrize("ambient", [True, False])
-    def test_equals_one_device(self, documents, chunk, ambient):
+    def test_equals_one_device(self, documents, chunk):
         rng, k, mesh = np.random.default_rng(documents), min(20, documents), make_mesh()
         # Small integers: sums are exact in any order, and there are many ties.
         q, books = (rng.integers(-1, 2, s) for s in ((N, M * S), (M, K, S)))
@@ -185,11 +184,7 @@ class TestInParts:
         if documents % 4 == 0:
             parts = NamedSharding(mesh, PartitionSpec("data"))
             codes = jax.device_put(codes, parts)
-        if ambient:
-            with jax.set_mesh(mesh):
-                found = jax.jit(search)(q, books, codes)
-        else:
-            found = jax.jit(functools.partial(search, mesh=mesh))(q, books, codes)
+        found = jax.jit(functools.partial(search, mesh=mesh))(q, books, codes)
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_array_equal(found[0], expected[0])
         assert (np.diff(found[0], axis=1) == 0).any()
@@ -229,4 +224,4 @@ def test_four_fake_devices():
         env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "14 passed" in done.stdout
+    assert "8 passed" in done.stdout
