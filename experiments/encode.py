@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 
-from ehi.index.ray_shards import import_ray
+from ehi.index.ray_cluster import import_ray
 from ehi.train.shards import encode_shards, unfinished_shards
 from ehi.train.shards_ray import encode_shards_by_ray
 from experiments.checks import check_config

@@ -2,9 +2,10 @@
 
 python -m experiments.reproduce --table=T2 --dataset=pydocs --seeds=3 --workdir=DIR
 
-One line a cell, with what is left. Stopped and started again it goes on where it was;
-a cell that --results has already, of the same recipe, is not run again unless --rerun
-says so, so several machines can share the work (--systems, --seeds=1:2).
+One line a cell, with what is left. Stopped and started again it goes on where it was
+(SIGTERM saves the step under way and exits with 75); a cell that --results has already,
+of the same recipe, is not run again unless --rerun says so, so several machines can
+share the work (--systems, --seeds=1:2).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from ehi.eval.provenance import config_hash
 from ehi.eval.records import read_records
+from ehi.train import preemption
 from ehi.train.logs import MetricLog
 from experiments.cells import Experiment, run_cells
 from experiments.checks import check_config
@@ -38,12 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     # The libraries below have more to say than anybody wants to read.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    preemption.listen()
     try:
         wanted = wanted_cells(args.table, args.systems, args.variants)
         reproduce(
             args.dataset, wanted, args.seeds, args.workdir, args.results,
             split=args.split, rerun=args.rerun,
         )  # fmt: skip
+    except preemption.Preempted as stopped:
+        print(stopped.message, file=sys.stderr)
+        return stopped.code
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

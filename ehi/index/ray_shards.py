@@ -4,11 +4,11 @@
     with ShardedIndex.start(folders) as index:
         hits = index.search(queries, k=10, beam=8)
 
-Every shard has all parameters and routes for itself, to the same leaves; the router
-merges what they find. A document stands in one shard with all its copies, and rows of
-all shards are in the order of the whole index, so merging by score and then by row
-gives its answer, ties included. Scores are equal but for rounding: a leaf cut into
-shards is multiplied in other shapes.
+The router has the parameters: it finds the leaves of the queries once, asks all shards
+for what stands in them, and merges what they find. A document stands in one shard with
+all its copies, and rows of all shards are in the order of the whole index, so merging
+by score and then by row gives its answer, ties included. Scores are equal but for
+rounding: a leaf cut into shards is multiplied in other shapes.
 
 Needs the extra `ray`, which is imported by the functions that use it.
 """
@@ -20,18 +20,19 @@ import numpy as np
 
 from ehi.index.folder import read_folder
 from ehi.index.hits import Hits
+from ehi.index.ray_cluster import start_ray
+from ehi.index.search import route_queries
 from ehi.index.split import SHARD, answer, merge_answers
 from ehi.index.store import open_index
 
 _START_SECONDS = 300  # for all shards to open
-_OBJECT_STORE = 100_000_000  # bytes of a new local cluster: what passes is small
 
 
 @dataclass(frozen=True, eq=False)
 class ShardedHits(Hits):
     """Results of N queries from the shards that answered: see `Hits`.
 
-    `visited` is summed over the shards, `nodes_scored` is of one: all score the same.
+    `visited` is summed over the shards, `nodes_scored` is of the router.
 
     Attributes:
         answered: documents of these shards / documents of all; 1.0 is everything.
@@ -46,8 +47,9 @@ class ShardedIndex:
     One thread at a time may search. Nobody may write to the folders meanwhile.
     """
 
-    def __init__(self, ray, actors, sizes, owns_ray):
+    def __init__(self, ray, actors, sizes, owns_ray, router):
         self._ray, self._actors, self._owns_ray = ray, actors, owns_ray
+        self._router = router  # one of the indexes, for its parameters
         self._num_rows, self._num_documents = np.array(sizes).T
         self._first_rows = np.cumsum(self._num_rows) - self._num_rows
         self._down = {}  # shard that did not answer -> a call that shows it is back
@@ -69,6 +71,7 @@ class ShardedIndex:
             ImportError: Ray is not installed.
         """
         folders = _in_order(folders)
+        router = open_index(folders[0])
         ray, owns_ray = start_ray(address, num_cpus)
         actors = []
         try:
@@ -80,38 +83,41 @@ class ShardedIndex:
         except BaseException:
             _stop(ray, actors, owns_ray)
             raise
-        return cls(ray, actors, sizes, owns_ray)
+        return cls(ray, actors, sizes, owns_ray, router)
 
     @property
     def num_documents(self):
         return int(self._num_documents.sum())
 
     def search(
-        self, queries, k=10, *, rerank=0, allow=None, deny=None, timeout=10.0,
-        **settings,
+        self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
+        deny=None, timeout=10.0,
     ):  # fmt: skip
         """The k best documents of all shards that answer: ShardedHits.
 
         An actor that died is started again. Until it is up, the others answer.
 
         Args:
-            queries, k, rerank: as of `Index.search`.
+            queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
             allow, deny: ids, or masks by row of all shards.
             timeout: seconds to wait for the shards.
-            settings: `beam`, `min_prob` and `threads` of `Index.search`.
 
         Raises:
             ValueError: as `Index.search`, or after `close`.
             TimeoutError: no shard answered.
         """
+        shards = self._up(timeout)
+        leaves, nodes_scored = route_queries(self._router, queries, beam, min_prob)
+        settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
         asked = {}
-        for shard in self._up(timeout):
+        for shard in shards:
             filters = {
                 "allow": self._part_of(shard, "allow", allow),
                 "deny": self._part_of(shard, "deny", deny),
             }
-            search = self._actors[shard].search
-            asked[shard] = search.remote(queries, k, rerank, settings | filters)
+            asked[shard] = self._actors[shard].search.remote(
+                queries, leaves, k, threads=threads, **settings, **filters
+            )
         answers = self._collect(asked, timeout)
         if not answers:
             num = len(self._actors)
@@ -119,7 +125,10 @@ class ShardedIndex:
         firsts = self._first_rows[list(answers)]
         there = self._num_documents[list(answers)].sum()
         hits = merge_answers(list(answers.values()), firsts, k)
-        return ShardedHits(answered=float(there / self.num_documents), **hits)
+        return ShardedHits(
+            leaves=leaves, nodes_scored=nodes_scored,
+            answered=float(there / self.num_documents), **hits,
+        )  # fmt: skip
 
     def close(self):
         """Ends the actors, and Ray where `start` started it."""
@@ -190,8 +199,8 @@ class _Server:
     def pid(self):
         return os.getpid()
 
-    def search(self, queries, k, rerank, settings):
-        return answer(self.index, queries, k, rerank, settings)
+    def search(self, queries, leaves, k, **settings):
+        return answer(self.index, queries, leaves, k, **settings)
 
 
 def _in_order(folders):
@@ -215,47 +224,6 @@ def _in_order(folders):
         if number not in found:
             raise ValueError(f"shard {number} of {count} is missing")
     return [found[number] for number in range(count)]
-
-
-def start_ray(address="local", num_cpus=2):
-    """The module `ray`, connected, and whether this call connected it.
-
-    Its usage statistics are switched off.
-
-    Raises:
-        ImportError: it is not installed.
-        ConnectionError: no cluster at this address, or a new one does not start.
-    """
-    ray = import_ray()
-    if ray.is_initialized():
-        return ray, False
-    options = {"log_to_driver": False, "logging_level": "warning"}
-    if address == "local":
-        options |= {
-            "num_cpus": num_cpus,
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE,
-        }
-    else:
-        ours = {name: os.environ[name] for name in os.environ if name[:4] == "EHI_"}
-        options["runtime_env"] = {"env_vars": ours}
-    try:
-        ray.init(address=address, **options)
-    except Exception as error:  # of many kinds; a plain Exception after a slow start
-        raise ConnectionError(f"no Ray at {address!r}: {error}") from error
-    return ray, True
-
-
-def import_ray():
-    """The module `ray`, or an ImportError that says how to get it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise ImportError(
-            "Ray is not installed: pip install 'ehi[ray]' brings it"
-        ) from None
-    return ray
 
 
 def _stop(ray, actors, owns_ray):

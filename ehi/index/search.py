@@ -33,14 +33,17 @@ class Found(NamedTuple):
 
 
 def search(
-    index, contents, queries, k, *, beam=1, min_prob=0.0, rerank=0, threads=1, mask=None
-):
+    index, contents, queries, k, *, beam=1, min_prob=0.0, rerank=0, threads=1,
+    mask=None, leaves=None,
+):  # fmt: skip
     """The k best documents in the leaves that each query visits: Found.
 
     Args:
         index, contents: the Index, and its documents at one moment.
         queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
         mask: (R,) bool, documents to consider, or None for all.
+        leaves: (N, b) where the queries go, of `route_queries` with this beam and
+            min_prob, or None: they are routed here.
 
     Raises:
         ValueError: queries of another width or dtype or not finite; k, beam, min_prob,
@@ -56,20 +59,49 @@ def search(
     job = Job(index, contents, mask, k, beam, min_prob, rerank, threads)
     with one_blas_thread():
         parts = [
-            _search_part(job, queries[start : start + step])
+            _search_part(
+                job,
+                queries[start : start + step],
+                None if leaves is None else leaves[start : start + step],
+            )
             for start in range(0, max(len(queries), 1), step)
         ]
     if len(parts) == 1:
         return parts[0]
-    widest = max(part.leaves.shape[1] for part in parts)
-    parts = [part._replace(leaves=_widened(part.leaves, widest)) for part in parts]
-    return Found(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    *found, leaves = zip(*parts, strict=True)
+    return Found(*map(np.concatenate, found), _joined(leaves))
 
 
-def _widened(leaves, width):
-    """Leaves (N, b) padded with -1 to (N, width)."""
-    missing = width - leaves.shape[1]
-    return np.pad(leaves, ((0, 0), (0, missing)), constant_values=-1)
+def route_queries(index, queries, beam=1, min_prob=0.0):
+    """Where queries go: (N, b) leaves, padded with -1, and (N,) tree nodes scored.
+
+    Raises:
+        ValueError: as of `search`.
+    """
+    parts = [part for _, part in _routed(index, queries, beam, min_prob)]
+    nodes_scored = np.concatenate([part.nodes_scored for part in parts])
+    return _joined([part.leaves for part in parts]), nodes_scored
+
+
+def _routed(index, queries, beam, min_prob):
+    """Slices of the queries, and the Routes of each."""
+    queries = check_queries(queries, index.width)
+    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
+    step = rows_at_once(index.routing_tree, beam)
+    with one_blas_thread():
+        for start in range(0, max(len(queries), 1), step):
+            part = slice(start, start + step)
+            yield part, route(queries[part], index.routing_tree, beam, min_prob)
+
+
+def _joined(parts):
+    """Leaves (n, b) of parts with other b, padded with -1 to the widest: (N, b)."""
+    widest = max(part.shape[1] for part in parts)
+    widened = [
+        np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-1)
+        for part in parts
+    ]
+    return np.concatenate(widened)
 
 
 def row_mask(contents, allow=None, deny=None):
@@ -107,16 +139,11 @@ def _as_mask(contents, name, chosen):
 
 def count_visited(index, contents, queries, beam, min_prob=0.0):
     """Copies of documents in the leaves that each query visits: (N,) int64."""
-    queries = check_queries(queries, index.width)
-    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
-    step = rows_at_once(index.routing_tree, beam)
     visited = np.zeros(len(queries), np.int64)
-    with one_blas_thread():
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            leaves = route(queries[part], index.routing_tree, beam, min_prob).leaves
-            sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
-            visited[part] = sizes.sum(axis=1)
+    for part, routes in _routed(index, queries, beam, min_prob):
+        leaves = routes.leaves
+        sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
+        visited[part] = sizes.sum(axis=1)
     return visited
 
 
@@ -140,13 +167,15 @@ def _check_rerank(contents, rerank, k):
     return rerank
 
 
-def _search_part(job, queries):
-    index = job.index
-    routes = route(queries, index.routing_tree, job.beam, job.min_prob)
+def _search_part(job, queries, leaves):
+    index, nodes_scored = job.index, np.zeros(len(queries), np.int64)
+    if leaves is None:
+        routes = route(queries, index.routing_tree, job.beam, job.min_prob)
+        leaves, nodes_scored = routes.leaves, routes.nodes_scored
     rotated = queries if index.rotation is None else queries @ index.rotation
-    find = search_by_leaf if _share_leaves(routes.leaves) else search_by_query
+    find = search_by_leaf if _share_leaves(leaves) else search_by_query
     try:
-        scores, rows, visited = find(job, queries, rotated, routes.leaves)
+        scores, rows, visited = find(job, queries, rotated, leaves)
     except IndexError as error:  # of a mask, at a row that is not there
         raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
     if rows.size and rows.max() >= job.contents.num_rows:
@@ -155,7 +184,7 @@ def _search_part(job, queries):
         )
     if job.rerank:
         scores, rows = _rescore(job, queries, rows)
-    return Found(rows, scores, visited, routes.nodes_scored, routes.leaves)
+    return Found(rows, scores, visited, nodes_scored, leaves)
 
 
 def _share_leaves(leaves):

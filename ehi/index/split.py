@@ -1,9 +1,9 @@
 """An index divided by document into several, and what these find merged again.
 
 The whole index and its parts give the same answers: a document stands in one part with
-all its copies, every part routes to the same leaves, and rows of the parts, one after
-the other, are in the order of the whole, so that ties are broken as there. Scores are
-equal but for rounding: a leaf cut into parts is multiplied in other shapes.
+all its copies, queries go to the same leaves of every part, and rows of the parts, one
+after the other, are in the order of the whole, so that ties are broken as there. Scores
+are equal but for rounding: a leaf cut into parts is multiplied in other shapes.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ehi.index.check import check_count, check_queries
+from ehi.index.search import row_mask, search
 from ehi.index.store import open_index, save_index
 from ehi.index.topk import EMPTY, pack, unpack
 
@@ -62,7 +63,7 @@ def split_index(path, out_dir, shards):
     return folders
 
 
-def answer(index, queries, k, rerank, settings):
+def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
     """What one shard finds, for `merge_answers`: name -> array.
 
     With `rerank`, that is as many candidates with both scores: which of them are
@@ -70,15 +71,25 @@ def answer(index, queries, k, rerank, settings):
 
     Args:
         index: the Index of the shard.
-        queries, k, rerank, settings: arguments of `Index.search`.
+        leaves: (N, b) where the queries go, of `route_queries`.
+        queries, k, rerank, allow, deny, settings: as of `Index.search`.
 
     Returns:
-        fields of Hits, and 'rescored' (N, rerank) float32 with `rerank`.
+        ids, scores, rows and visited, as in Hits, and 'rescored' (N, rerank) float32
+        with `rerank`.
+
+    Raises:
+        ValueError: what `Index.search` refuses.
     """
+    settings["mask"] = row_mask(index.contents, allow, deny)
     # Of no queries: refuses what an index refuses.
-    index.search(queries[:0], k, rerank=rerank, **settings)
-    hits = index.search(queries, rerank or k, **settings)
-    found = dict(vars(hits))
+    search(index, index.contents, queries[:0], k, rerank=rerank, **settings)
+    hits = search(
+        index, index.contents, queries, rerank or k, leaves=leaves, **settings
+    )
+    names = ("scores", "rows", "visited")
+    found = {name: getattr(hits, name) for name in names}
+    found["ids"] = index.external_ids(hits.rows)
     if rerank:
         queries = check_queries(queries, index.width)
         found["rescored"] = np.empty(hits.rows.shape, np.float32)
@@ -93,7 +104,7 @@ def answer(index, queries, k, rerank, settings):
 
 
 def merge_answers(answers, first_rows, k):
-    """The fields of Hits of all shards together, best first; ties by row.
+    """What all shards found together, best first, ties by row: fields of Hits.
 
     Args:
         answers: of `answer`, one a shard.
@@ -112,10 +123,7 @@ def merge_answers(answers, first_rows, k):
     columns = _best(columns, columns["scores"], candidates)
     if "rescored" in columns:
         columns = _best(columns, columns.pop("rescored"), k)
-    first = answers[0]
-    visited = sum(found["visited"] for found in answers)
-    same = {name: first[name] for name in ("nodes_scored", "leaves")}
-    return columns | same | {"visited": visited}
+    return columns | {"visited": sum(found["visited"] for found in answers)}
 
 
 def _best(columns, scores, k):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from ehi.index.ray_shards import start_ray
+from ehi.index.ray_cluster import start_ray
 from ehi.train.shards import ShardJob, attempt_shard, write_failure
 
 

@@ -3,11 +3,13 @@
 import argparse
 import json
 import shutil
+import signal
 
 import pytest
 from topics import tiny
 
 from ehi.eval.records import read_records
+from ehi.train import preemption
 from experiments import cells, reproduce
 from experiments.variants import apply_variant
 
@@ -234,3 +236,17 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, capsys):
     assert reproduce.main([*arguments, f"--results={tmp_path}", "--seeds=1"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "missing" in err
+
+
+def test_sigterm_ends_with_the_code_that_says_try_again(monkeypatch, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        reproduce, "reproduce", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
+    try:
+        status = reproduce.main(["--table=T2", "--dataset=pydocs", "--workdir=unused"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        preemption._asked.clear()
+    assert status == preemption.EXIT_CODE
+    assert "what was complete is kept" in capsys.readouterr().err

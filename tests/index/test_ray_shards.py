@@ -14,6 +14,7 @@ import pytest
 
 from ehi.index import build_index, open_index, save_index
 from ehi.index.ray_shards import ShardedIndex
+from ehi.index.search import route_queries
 from ehi.index.split import answer, merge_answers, split_index
 
 WIDTH, NUM, K = 8, 203, 9
@@ -55,11 +56,14 @@ def make(path, kind, deleted=0):
     return open_index(path)
 
 
-def search(parts, queries, k, rerank=0, **settings):
+def search(parts, queries, k, rerank=0, *, beam, min_prob=0.0):
     """What the router makes of indexes of all parts."""
     sizes = [part.contents.num_rows for part in parts]
-    answers = [answer(part, queries, k, rerank, settings) for part in parts]
-    return merge_answers(answers, np.cumsum(sizes) - sizes, k)
+    leaves, scored = route_queries(parts[-1], queries, beam, min_prob)
+    settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
+    answers = [answer(part, queries, leaves, k, **settings) for part in parts]
+    merged = merge_answers(answers, np.cumsum(sizes) - sizes, k)
+    return merged | {"leaves": leaves, "nodes_scored": scored}
 
 
 def assert_same(found, hits, names=FIELDS):

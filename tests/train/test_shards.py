@@ -323,7 +323,7 @@ def test_a_killed_loop_is_resumed_to_the_same_files(tmp_path):
 def encode_shards_by_ray():
     """The engine, on one cluster for all tests, whose workers can import this file."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    from ehi.index.ray_shards import start_ray
+    from ehi.index.ray_cluster import start_ray
     from ehi.train.shards_ray import encode_shards_by_ray
 
     with pytest.MonkeyPatch.context() as patch:
