@@ -21,16 +21,11 @@ from ehi.eval.provenance import hardware, versions
 from ehi.model.joint import JointIndex
 from ehi.model.params import split_model
 from ehi.model.pretrained import load_tower, resolve
+from ehi.train.mesh import make_mesh, replicate, shard_batch
 from ehi.train.objective import TERMS
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.pool import TrainingSet, make_batch
-from ehi.train.step import (
-    make_mesh,
-    make_train_step,
-    replicate,
-    shard_batch,
-    start_state,
-)
+from ehi.train.step import make_train_step, start_state
 
 KINDS = ("tower", "whole")
 ROWS = 4096  # of the made-up corpus that a batch is drawn from

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ehi.eval.provenance import hardware, versions
 from ehi.model.pq import decode
 from ehi.train.code_search import search_codes
-from ehi.train.step import make_mesh, replicate
+from ehi.train.mesh import make_mesh, replicate
 
 CODEWORDS = 256
 PACKAGES = ("jax", "jaxlib")

@@ -31,7 +31,7 @@ import numpy as np
 
 from ehi.eval.provenance import hardware, versions
 from ehi.model.pretrained import resolve
-from ehi.train.step import make_mesh, shard_batch
+from ehi.train.mesh import make_mesh, shard_batch
 from experiments import benchmark_step as steps
 from experiments import benchmark_train_peer as peers
 from experiments.flops import count_flops, peak_flops

@@ -23,9 +23,9 @@ from rich.markup import escape
 
 from ehi.model.params import split_model
 from ehi.train import loop
+from ehi.train.mesh import make_mesh
 from ehi.train.optimizer import trained_names
 from ehi.train.phase import Phase
-from ehi.train.step import make_mesh
 from experiments.abstract import (
     Sizes,
     abstract_batch,
@@ -136,8 +136,10 @@ def compile_phase(
     graphdef, params = split_model(model)
 
     def begin(params):
-        step, state = loop.make_phase_step(graphdef, params, phase, mesh)
-        made.append(step)
+        step, state, sharding = loop.make_phase_step(
+            graphdef, params, phase, mesh, config.shard_state
+        )
+        made.extend((step, sharding))
         return state
 
     state = jax.eval_shape(begin, params)
@@ -145,7 +147,7 @@ def compile_phase(
     batch = abstract_batch(config, phase, params, sizes)
     key = jax.eval_shape(lambda: jax.random.key(0))
     placed = (
-        _placed(mesh, state),
+        jax.tree.map(_at, state, made[1]),
         _placed(mesh, tables),
         _placed(mesh, batch, rows=True),
     )
@@ -276,7 +278,10 @@ def _placed(mesh, tree, *, rows: bool = False):
     def put(x):
         even = rows and x.shape[0] % mesh.size == 0
         spec = PartitionSpec("data") if even else PartitionSpec()
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return _at(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)
+
+
+def _at(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -145,6 +145,7 @@ def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, lo
         run=run, name=phase_name, seed=config.seed,
         directory=workdir / "checkpoints" / run / phase_name, log=log,
         lengths=lengths, mine=_miner(phase, graphdef, inputs, parent),
+        shard_state=config.shard_state,
     )  # fmt: skip
 
 

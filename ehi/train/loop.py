@@ -12,20 +12,21 @@ from tqdm import tqdm
 
 from ehi.train import checkpoint, preemption, processes
 from ehi.train.logs import MetricLog
-from ehi.train.optimizer import make_optimizer, trained_names
-from ehi.train.phase import Phase
-from ehi.train.pool import TrainingSet, make_batch
-from ehi.train.step import (
+from ehi.train.mesh import (
     check_batch,
     join_batch,
     make_mesh,
-    make_train_step,
     own_copy,
     own_rows,
+    place,
     replicate,
     shard_batch,
-    start_state,
+    state_sharding,
 )
+from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.phase import Phase
+from ehi.train.pool import TrainingSet, make_batch
+from ehi.train.step import make_train_step, start_state
 
 
 def run_phase(
@@ -42,6 +43,7 @@ def run_phase(
     log: MetricLog,
     lengths: tuple[int, int] = (0, 0),
     mine: Callable[[dict], np.ndarray] | None = None,
+    shard_state: bool = False,
 ) -> dict:
     """Train one phase to its end, from its last checkpoint if it has one.
 
@@ -63,9 +65,11 @@ def run_phase(
       log: metrics go here.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
       mine: parameters -> mined negatives (rows, m); called every `phase.refresh` steps.
+      shard_state: of several devices each holds a part of the parameters and moments,
+        see `state_sharding`; while mining and at the end all hold all parameters.
 
     Returns:
-      the state of the last step: `params`, and `stats` for a phase that starts from
+      of the state of the last step `params`, and `stats` for a phase that starts from
       what this one kept.
 
     Raises:
@@ -76,10 +80,12 @@ def run_phase(
     """
     mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
     _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
-    train_step, state = make_phase_step(graphdef, params, phase, mesh)
+    train_step, state, sharding = make_phase_step(
+        graphdef, params, phase, mesh, shard_state
+    )
     mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
     mined = mined if mines else None
-    state, mined, start = _resume(directory, mesh, state, mined)
+    state, mined, start = _resume(directory, mesh, place(state, sharding), mined)
     log.rewind(run, name, start)
     tables, key = replicate(mesh, dict(tables)), jax.random.key(seed)
     pending, clock, stop = [], _Clock(phase.batch_size), preemption.Stop()
@@ -108,23 +114,25 @@ def run_phase(
                 raise preemption.Preempted(
                     f"stopped by SIGTERM: {run} {name} is saved at step {done}"
                 )
-    return own_copy(state)
+    return own_copy({name: state[name] for name in ("params", "stats")})
 
 
-def make_phase_step(graphdef, params, phase: Phase, mesh=None):
-    """The jitted step of a phase, and the state it starts from."""
+def make_phase_step(graphdef, params, phase: Phase, mesh, shard_state: bool = False):
+    """The jitted step of a phase, the state it starts from, and where that lies."""
     trained = trained_names(params, phase.rates, phase.last_n)
     optimizer = make_optimizer(
         phase.rates, steps=phase.steps, warmup=phase.warmup, decay=phase.decay,
         weight_decay=phase.weight_decay, clip=phase.clip,
     )  # fmt: skip
+    buffer = (phase.buffer, params["head/projection"].shape[1])
+    state = start_state(params, optimizer, trained, buffer)
+    sharding = state_sharding(mesh, state, shard_state)
     train_step = make_train_step(
         graphdef, optimizer, trained,
         weights=phase.losses, revive_every=phase.revive_every, mesh=mesh,
-        **phase.objective_options,
+        state_sharding=sharding, **phase.objective_options,
     )  # fmt: skip
-    buffer = (phase.buffer, params["head/projection"].shape[1])
-    return train_step, start_state(params, optimizer, trained, buffer)
+    return train_step, state, sharding
 
 
 def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> None:
@@ -193,7 +201,6 @@ class _Clock:
 
 def _resume(directory, mesh, state, mined):
     """State, mined negatives and step of the last checkpoint, or those given."""
-    state = replicate(mesh, state)
     step = checkpoint.latest_step(directory)
     if step is None:
         return state, mined, 0

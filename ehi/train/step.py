@@ -1,11 +1,10 @@
-"""The jitted train step, the state it moves, and the mesh it runs on."""
+"""The jitted train step, and the state it moves."""
 
 import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,98 +15,6 @@ from ehi.train.objective import objective, weights_for
 # How fast the moving average of codeword counts forgets; a codeword whose average
 # falls below this share of an even load is dead.
 USAGE_DECAY, DEAD_SHARE = 0.99, 0.02
-
-
-def make_mesh() -> jax.sharding.Mesh:
-    """One mesh, one axis 'data', compiler-placed (Auto): 1 CPU, 1 GPU or a slice."""
-    auto = (jax.sharding.AxisType.Auto,)
-    if jax.process_count() == 1:
-        return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
-    # Neighbours in the mesh are of one process, so that its rows of a batch are, too.
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-    return jax.sharding.Mesh(np.array(devices), ("data",), axis_types=auto)
-
-
-def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
-    """Rows over the devices; what does not divide evenly is replicated."""
-
-    def put(x):
-        even = x.shape[0] % mesh.size == 0
-        spec = PartitionSpec("data") if even else PartitionSpec()
-        return jax.device_put(x, NamedSharding(mesh, spec))
-
-    return jax.tree.map(put, dict(batch))
-
-
-def own_rows(mesh: jax.sharding.Mesh, size: int) -> slice:
-    """Those of `size` rows that this process holds; all where they do not divide."""
-    if size % mesh.size:
-        return slice(size)
-    processes = [device.process_index for device in mesh.devices.flat]
-    first, count = processes.index(jax.process_index()), jax.local_device_count()
-    rows = size // mesh.size
-    return slice(first * rows, (first + count) * rows)
-
-
-def join_batch(
-    mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int
-) -> dict:
-    """One global batch of which every process holds its `own_rows`.
-
-    Args:
-      mesh: over the devices of all processes.
-      batch: the rows that this process holds.
-      num_queries, num_documents: N and C, of all.
-    """
-
-    def put(name, x):
-        size = num_documents if name.startswith("documents") else num_queries
-        even = size % mesh.size == 0
-        spec = PartitionSpec("data") if even else PartitionSpec()
-        shape = (size, *x.shape[1:])
-        return jax.make_array_from_process_local_data(
-            NamedSharding(mesh, spec), x, shape
-        )
-
-    return {name: put(name, x) for name, x in batch.items()}
-
-
-def check_batch(
-    mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int
-) -> None:
-    """Refuse a batch of which several processes cannot have equal shares.
-
-    A pool of the whole corpus is what it is: every device then scores all of it.
-    """
-    sizes = {"batch_size": batch_size}
-    if pool < num_documents:
-        sizes["pool"] = pool
-    for name, size in sizes.items():
-        if size % mesh.size:
-            raise ValueError(
-                f"{name}={size} does not divide over the {mesh.size} devices of "
-                f"{jax.process_count()} processes; allowed: multiples of {mesh.size}"
-            )
-
-
-def replicate(mesh: jax.sharding.Mesh, tree):
-    """The same arrays on every device; the processes pass the same ones."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    if jax.process_count() == 1:
-        return jax.device_put(tree, everywhere)
-
-    def put(x):
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
-
-    return jax.tree.map(put, tree)
-
-
-def own_copy(tree):
-    """Replicated arrays as arrays of this process alone: what others do is theirs."""
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def start_state(
@@ -145,6 +52,7 @@ def make_train_step(
     weights: Mapping[str, float],
     revive_every: int = 0,
     mesh: jax.sharding.Mesh | None = None,
+    state_sharding: dict | None = None,
     **objective_options,
 ) -> Callable:
     """The step of one phase: ``train_step(state, tables, batch, key)``.
@@ -158,18 +66,21 @@ def make_train_step(
       trained: from `trained_names`.
       weights: loss term -> weight.
       revive_every: steps between revivals of dead codewords; 0 for never.
-      mesh: of the devices; on several the new state is replicated, as the old one was.
+      mesh: of the devices.
+      state_sharding: where the state lies, and the new one will; None: whole on every
+        device.
       **objective_options: temperatures, margins, chunk; see `objective`.
 
     Returns:
       a jitted function -> state, metrics (a flat dict of scalars on the device).
     """
 
-    placed = {}
+    options = {}
     if mesh is not None and mesh.size > 1:
-        placed = {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+        whole = NamedSharding(mesh, PartitionSpec())
+        options = {"out_shardings": (state_sharding or whole, whole)}
 
-    @functools.partial(jax.jit, donate_argnames=("state",), **placed)
+    @functools.partial(jax.jit, donate_argnames=("state",), **options)
     def train_step(state, tables, batch, key):
         params = state["params"]
 

@@ -15,15 +15,16 @@ import optax
 from tiny import make_model, make_tiny
 
 from ehi.index import build_index
-from ehi.train import loop, preemption, processes
+from ehi.train import loop, mesh, preemption, processes
 from ehi.train.embed import code_table, embed
 from ehi.train.export import index_arrays
 from ehi.train.logs import MetricLog
+from ehi.train.mesh import make_mesh, place, replicate, shard_batch
 from ehi.train.negatives import mine_from_leaves
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
 from ehi.train.pool import make_batch
-from ehi.train.step import make_train_step, replicate, shard_batch, start_state
+from ehi.train.step import make_train_step, start_state
 
 FLAT = {"tree": None, "residual": False}
 RAW = {"num_subspaces": 0, "rotation": "none", "residual": False}
@@ -98,6 +99,7 @@ def train(job: dict) -> None:
             graphdef, params, data, tables, phase, run=name, name="joint", seed=0,
             directory=own / name / "checkpoints", log=log, lengths=lengths,
             mine=mine if phase.refresh else None,
+            shard_state=job.get("shard_state", False),
         )  # fmt: skip
         if processes.is_first():
             arrays = {n.replace("/", "|"): v for n, v in state["params"].items()}
@@ -121,27 +123,56 @@ def compare(job: dict) -> None:
         print(json.dumps(answer | {"norm": float(whole)}), flush=True)
 
 
+def shard(job: dict) -> None:
+    """Bytes of a state on one device and losses of 8 steps, whole and sharded."""
+    for name in job["systems"]:
+        data, tables, graphdef, params, phase, lengths = system(
+            name, Path(job["folder"]) / name, {"refresh": 0, "mined_per_query": 0}
+        )
+        every, answer = make_mesh(), {"system": name, "losses": [], "bytes": []}
+        for sharded in (False, True):
+            step, state, sharding = loop.make_phase_step(
+                graphdef, params, phase, every, sharded
+            )
+            state, losses = place(state, sharding), []
+            for number in range(8):
+                batch = make_batch(
+                    data, batch_size=12, pool=20, sources=phase.sources,
+                    source_weights={}, seed=0, step=number,
+                    query_length=lengths[0], document_length=lengths[1],
+                )  # fmt: skip
+                batch = shard_batch(every, batch)
+                state, metrics = step(
+                    state, replicate(every, tables), batch, jax.random.key(0)
+                )
+                losses.append(float(metrics["loss"]))
+            here = [x.addressable_shards[0].data for x in jax.tree.leaves(state)]
+            answer["losses"].append(losses)
+            answer["bytes"].append(sum(x.nbytes for x in here))
+        print(json.dumps(answer), flush=True)
+
+
 def _steps(name: str, folder: Path, devices: int):
     data, tables, graphdef, params, phase, lengths = system(name, folder / name, {})
     trained = trained_names(params, phase.rates)
     optimizer = _keep_gradient(make_optimizer(phase.rates, steps=20))
-    mesh = jax.make_mesh(
+    some = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
         devices=jax.devices()[:devices],
     )  # fmt: skip
     step = make_train_step(
-        graphdef, optimizer, trained, weights=phase.losses, mesh=mesh,
+        graphdef, optimizer, trained, weights=phase.losses, mesh=some,
         **phase.objective_options,
     )  # fmt: skip
-    state = replicate(mesh, start_state(params, optimizer, trained))
-    tables, losses = replicate(mesh, tables), []
+    state = replicate(some, start_state(params, optimizer, trained))
+    tables, losses = replicate(some, tables), []
     for number in range(20):
         batch = make_batch(
             data, batch_size=12, pool=20, sources=phase.sources, source_weights={},
             seed=0, step=number, lists_positives=phase.needs_codes,
             query_length=lengths[0], document_length=lengths[1],
         )  # fmt: skip
-        batch = shard_batch(mesh, batch)
+        batch = shard_batch(some, batch)
         state, metrics = step(state, tables, batch, jax.random.key(0))
         losses.append(float(metrics["loss"]))
         if not number:
@@ -193,9 +224,16 @@ def main(job: dict) -> None:
         timeout=60, lost_after=job.get("lost_after", 20),
     )  # fmt: skip
     preemption.listen()
+    mesh.SHARDED_FROM = 64  # the arrays here are small
     if "signal" in job and job.get("process_id", 0) == job.get("to", 0):
         send_at(job["at"], getattr(signal, job["signal"]))
-    modes = {"train": train, "compare": compare, "wait": wait, "agree": agree}
+    modes = {
+        "train": train,
+        "compare": compare,
+        "shard": shard,
+        "wait": wait,
+        "agree": agree,
+    }
     try:
         modes[job["mode"]](job)
     except preemption.Preempted as stopped:

@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 from ehi.index import score
 from ehi.train.code_search import score_rows, search_codes
-from ehi.train.step import make_mesh
+from ehi.train.mesh import make_mesh
 
 N, M, K, S, DOCUMENTS = 5, 4, 16, 3, 50
 

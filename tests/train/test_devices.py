@@ -22,6 +22,16 @@ def test_one_device_and_four_have_the_same_gradients(tmp_path):
         assert row["losses"] <= 1e-3, row
 
 
+def test_a_sharded_state_trains_as_a_whole_one(tmp_path):
+    job = {"mode": "shard", "folder": str(tmp_path), "systems": ["dense", "ehi-pq"]}
+    code, out, err = run_one(job, devices=4)
+    assert code == 0, err
+    for row in map(json.loads, out.splitlines()):
+        whole, sharded = row["bytes"]
+        assert sharded < 0.4 * whole, row
+        np.testing.assert_allclose(*row["losses"], rtol=1e-4, err_msg=row["system"])
+
+
 def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path):
     job = {"mode": "train", "folder": str(tmp_path / "cut"), "systems": ["ehi-pq"]}
     whole = job | {"folder": str(tmp_path / "whole")}

@@ -35,6 +35,21 @@ def test_two_processes_train_as_one_with_two_devices(two_processes, tmp_path):
             np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
 
 
+def test_two_processes_that_share_the_state_train_as_two_that_hold_it(
+    two_processes, tmp_path
+):
+    job = {"mode": "train", "folder": str(tmp_path), "systems": ["ehi-pq"]}
+    job["shard_state"] = True
+    for turn in ({"signal": "SIGTERM", "at": 4}, {}):
+        for code, _, err in run_two(job | turn):
+            assert code == (EXIT_CODE if turn else 0), err
+    ours, theirs = losses(tmp_path, "ehi-pq"), losses(two_processes, "ehi-pq")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    one, two = end(tmp_path, "ehi-pq"), end(two_processes, "ehi-pq")
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-3, err_msg=name)
+
+
 def test_preempted_then_lost_then_as_if_nothing_was(two_processes, tmp_path):
     job = {"mode": "train", "folder": str(tmp_path), "systems": ["ehi-pq"]}
     # One of them is asked to stop: both stop after the same step.

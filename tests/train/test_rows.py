@@ -1,8 +1,17 @@
+import functools
+from pathlib import Path
+
 import numpy as np
 import pytest
+from flax import nnx
 
+from ehi.data.tokens import tokenise
 from ehi.model.encoder import texts_of_row
+from ehi.model.pretrained import load_tower, resolve
+from ehi.train.encode import apply_module, encode
 from ehi.train.rows import choose_shared_rows, share_batches
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.mark.parametrize("batch_tokens", [100, 256, 4096])
@@ -25,3 +34,21 @@ def test_shared_rows_hold_every_text_once_and_little_padding(batch_tokens):
     # Only the last batch may be partial, so there are at most three shapes.
     for rows, length, padded in batches[:-1]:
         assert len(rows) == padded == max(1, batch_tokens // length)
+
+
+@pytest.mark.parametrize("name", ["roberta_tiny", "star_tiny"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_roberta_counts_positions_in_every_text_of_a_row(name, pooling):
+    pretrained = resolve(FIXTURES / name)
+    rng = np.random.default_rng(0)
+    words = np.array(["hello", "world", "dose", "a", "with", "years"])
+    texts = [" ".join(rng.choice(words, size)) for size in rng.integers(0, 9, 30)]
+    tokens = tokenise(
+        texts, tokenizer_file=pretrained.tokenizer_file, max_length=40, cache_dir=None,
+        name="texts",
+    )  # fmt: skip
+    graphdef, params = nnx.split(load_tower(pretrained, pooling=pooling))
+    apply = functools.partial(apply_module, graphdef=graphdef)
+    single = encode(apply, params, tokens, buckets=(40,))
+    shared = encode(apply, params, tokens, share_rows=True, buckets=(128,))
+    np.testing.assert_allclose(shared, single, atol=5e-6)

@@ -7,17 +7,11 @@ import pytest
 
 from ehi.model.params import merge_model
 from ehi.train.export import index_arrays
+from ehi.train.mesh import check_batch, make_mesh, own_rows, shard_batch
 from ehi.train.objective import TERMS, objective
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.pool import make_batch
-from ehi.train.step import (
-    check_batch,
-    make_mesh,
-    make_train_step,
-    own_rows,
-    shard_batch,
-    start_state,
-)
+from ehi.train.step import make_train_step, start_state
 
 ALL_RATES = {
     "tower": 1e-3, "head": 1e-3, "query_head": 1e-3, "router": 1e-3,

@@ -1,0 +1,139 @@
+"""The mesh of all devices, and where batches, tables and states lie on it."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+# Elements of an array from which on it is worth cutting; 256 kB of float32.
+SHARDED_FROM = 2**16
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """One mesh, one axis 'data', compiler-placed (Auto): 1 CPU, 1 GPU or a slice."""
+    auto = (jax.sharding.AxisType.Auto,)
+    if jax.process_count() == 1:
+        return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
+    # Neighbours in the mesh are of one process, so that its rows of a batch are, too.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    return jax.sharding.Mesh(np.array(devices), ("data",), axis_types=auto)
+
+
+def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
+    """Rows over the devices; what does not divide evenly is replicated."""
+
+    def put(x):
+        even = x.shape[0] % mesh.size == 0
+        spec = PartitionSpec("data") if even else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, dict(batch))
+
+
+def own_rows(mesh: jax.sharding.Mesh, size: int) -> slice:
+    """Those of `size` rows that this process holds; all where they do not divide."""
+    if size % mesh.size:
+        return slice(size)
+    processes = [device.process_index for device in mesh.devices.flat]
+    first, count = processes.index(jax.process_index()), jax.local_device_count()
+    rows = size // mesh.size
+    return slice(first * rows, (first + count) * rows)
+
+
+def join_batch(
+    mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int
+) -> dict:
+    """One global batch of which every process holds its `own_rows`.
+
+    Args:
+      mesh: over the devices of all processes.
+      batch: the rows that this process holds.
+      num_queries, num_documents: N and C, of all.
+    """
+
+    def put(name, x):
+        size = num_documents if name.startswith("documents") else num_queries
+        even = size % mesh.size == 0
+        spec = PartitionSpec("data") if even else PartitionSpec()
+        shape = (size, *x.shape[1:])
+        return jax.make_array_from_process_local_data(
+            NamedSharding(mesh, spec), x, shape
+        )
+
+    return {name: put(name, x) for name, x in batch.items()}
+
+
+def check_batch(
+    mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int
+) -> None:
+    """Refuse a batch of which several processes cannot have equal shares.
+
+    A pool of the whole corpus is what it is: every device then scores all of it.
+    """
+    sizes = {"batch_size": batch_size}
+    if pool < num_documents:
+        sizes["pool"] = pool
+    for name, size in sizes.items():
+        if size % mesh.size:
+            raise ValueError(
+                f"{name}={size} does not divide over the {mesh.size} devices of "
+                f"{jax.process_count()} processes; allowed: multiples of {mesh.size}"
+            )
+
+
+def replicate(mesh: jax.sharding.Mesh, tree):
+    """The same arrays on every device; the processes pass the same ones."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return place(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) -> dict:
+    """Where the arrays of a state lie: whole on every device, or a part on each.
+
+    With `shard`, an array of n >= `SHARDED_FROM` elements is cut along its longest axis
+    that the devices divide, n / devices on each. The compiler gathers a parameter where
+    it is used and leaves each device its part of the gradient: more traffic, less
+    memory.
+
+    Args:
+      mesh: of the devices.
+      state: from `start_state`; arrays, or their shapes.
+      shard: whether to cut parameters and moments at all.
+
+    References:
+      ZeRO, stage 3: Rajbhandari et al. 2020, arXiv 1910.02054.
+    """
+
+    def choose(x):
+        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        if not shard or not axes or x.size < SHARDED_FROM:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+    return jax.tree.map(choose, state)
+
+
+def place(tree, shardings):
+    """Arrays put where a tree like theirs says; all processes pass the same ones."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def own_copy(tree):
+    """Arrays made whole, and of this process alone: what others do is theirs."""
+
+    def whole(x):
+        if not x.is_fully_replicated:
+            everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+            x = jax.jit(lambda x: x, out_shardings=everywhere)(x)
+        return x if jax.process_count() == 1 else x.addressable_data(0)
+
+    return jax.tree.map(whole, tree)
