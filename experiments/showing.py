@@ -10,7 +10,7 @@ from ehi.eval.per_query import aligned, read_run_values
 from ehi.eval.records import read_records
 from ehi.eval.report import print_table, write_report
 from ehi.eval.significance import compare
-from experiments.evaluation import visited_curve
+from experiments.evaluation import DEFAULT_PERCENT, visited_curve
 from experiments.search import default_search
 from experiments.systems import SYSTEMS, get_system
 from experiments.tables import separate_counterparts
@@ -85,8 +85,16 @@ def _examples(inputs, trained, built, console, count: int = 3) -> None:
     # Questions of a line's length; the longest summaries are paragraphs.
     short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
-    hits = index.search(trained[run].queries[chosen], 3, **default_search(index))
-    console.print(f"\nexamples, {run}:", highlight=False)
+    queries, default = trained[run].queries, default_search(index)
+    visited = index.count_visited(queries[rows], **default).mean()
+    console.print(
+        f"\n{run}, searched as set on training queries to visit {DEFAULT_PERCENT}% of "
+        f"the documents, visits {visited / index.num_documents:.1%} here",
+        highlight=False,
+        soft_wrap=True,
+    )
+    hits = index.search(queries[chosen], 3, **default)
+    console.print("examples:", highlight=False)
     for number, row in enumerate(chosen):
         text = format_hits(texts[row], describe_hits(index, hits, number))
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -14,8 +14,14 @@ embeddings have unit length here, where the paper ranks by plain inner products.
 
 Encoder: TAS-B, a DistilBERT with CLS pooling, by hub id. STAR, the paper's, is a
 RoBERTa-base with a linear layer and a layer norm on top, and has no hub id that we
-know: `-star` has its shape for the dry run, and expects a folder as
---config.tower.name.
+know: `-star` has its shape for the dry run, and takes --config.tower.name=FOLDER,
+which holds
+    config.json and model.safetensors of STAR, as the authors' download has it (given
+        its pytorch_model.bin, the error says how to convert that);
+    vocab.json and merges.txt of roberta-base;
+    tokenizer_config.json, {"add_prefix_space": true}: STAR was trained on the tokens
+        of transformers 2, which puts a space before a text (star_tokenizer.py in
+        github.com/jingtaozhan/DRhard).
 Data: MS MARCO passage is the public BEIR set `msmarco`; documents are a BEIR folder
 `msmarco-document` in a folder of EHI_DATA.
 Hardware: one accelerator. Published: under 2 hours an epoch, on one GPU of 2021.
@@ -51,11 +57,12 @@ TOWERS = {
             "num_layers": 12,
             "num_heads": 12,
             "mlp_width": 3072,
-            "max_positions": 514,
-            "type_vocab_size": 0,  # its one type is a constant, part of the positions
+            "max_positions": 512,  # of 514, two are no token's
+            "type_vocab_size": 1,
             "norm_eps": 1e-5,
             "pooling": "cls",
             "normalise": False,
+            "projection": True,
         },
     ),
 }
