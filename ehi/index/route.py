@@ -200,8 +200,8 @@ def _descend(x, tree, beam, leaves, floor=-np.inf):
 def _best_children(joint, nodes, keep):
     """The best children of nodes (N, f): their scores and numbers, (N, keep) each.
 
-    Children below a row's keep-th score are dropped first: packing and sorting all of
-    them takes ten times as long.
+    Children below a row's keep-th score are dropped first: sorting all of them takes
+    ten times as long.
     """
     branching = joint.shape[2]
     joint = _per_row(joint)  # (N, f B)
@@ -215,10 +215,11 @@ def _best_children(joint, nodes, keep):
         if len(kept) <= 2 * num * keep:  # not many have the score of the keep-th
             parent, digit = np.divmod(kept, branching)
             numbers = nodes.ravel()[parent] * branching + digit
-            keys, rows = pack(joint.ravel()[kept], numbers), kept // width
-            keys = keys[np.lexsort((keys, rows))]
+            scores, rows = joint.ravel()[kept], kept // width
+            order = np.lexsort((numbers, -scores, rows))
             first = np.searchsorted(rows, np.arange(num))
-            return unpack(keys[first[:, None] + np.arange(keep)])
+            best = order[first[:, None] + np.arange(keep)]
+            return scores[best], numbers[best]
     numbers = nodes[:, :, None] * branching + np.arange(branching)
     return unpack(smallest(pack(joint, _per_row(numbers)), keep))
 

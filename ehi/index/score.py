@@ -160,8 +160,7 @@ def query_table(codebooks, rotated):
 
 def _sum_table(table, codes, out):
     """out = sum_m table[m, codes_m], of codes (m, M)."""
-    starts = _table_starts(*table.shape)
-    ones = np.ones(len(table), np.float32)
+    starts, ones = _table_starts(*table.shape), _ones(len(table))
     for start in range(0, len(codes), _GATHER_ROWS):
         part = codes[start : start + _GATHER_ROWS]
         values = table.take(part + starts[: len(part)], mode="wrap")  # as in `decode`
@@ -181,6 +180,14 @@ def _table_starts(num_subspaces, num_codewords):
     starts = np.tile(starts.astype(np.uint16 if small else np.int64), (_GATHER_ROWS, 1))
     starts.flags.writeable = False
     return starts
+
+
+@functools.cache
+def _ones(num_subspaces):
+    """As many float32 ones: making them takes longer than adding a short leaf up."""
+    ones = np.ones(num_subspaces, np.float32)
+    ones.flags.writeable = False
+    return ones
 
 
 def _multiply(vectors, columns, out):

@@ -4,7 +4,7 @@ Their losses, what is trained and what is frozen are the papers'; rates, steps a
 mixture of queries are chosen on the dev split of pydocs, as ours are, because a head on
 a frozen tower needs others than a whole tower does. The papers' own settings are in
 `paper_jpq.py`, `paper_poeem.py` and `paper_ehi.py`. nDCG@10 on that dev split, seed 0,
-at 64x:
+recipe 1, at 64x:
 
     flat; OPQ .560      jpq with half of the queries labelled .562, a tenth .571 (kept),
                         none .568; codebook rate 5e-4 .557
