@@ -63,7 +63,10 @@ def abstract_model(config, system, compression: int | None, sizes: Sizes, shape:
     def build():
         # All that `build_model` asks of its inputs.
         tower = TextEncoder(
-            **shape, dtype=jnp.dtype(config.tower.dtype), rngs=nnx.Rngs(0)
+            **shape,
+            dtype=jnp.dtype(config.tower.dtype),
+            remat=config.tower.remat,
+            rngs=nnx.Rngs(0),
         )
         inputs = SimpleNamespace(
             pretrained=SimpleNamespace(config=shape),

@@ -13,6 +13,7 @@ import numpy as np
 
 from ehi.data.datasets import open_dataset
 from ehi.data.prepared import READ_AHEAD
+from ehi.data.tokens import tokenizer_sha256
 from ehi.index.folder import MANIFEST, read_folder
 from ehi.index.stream import build_folder
 from ehi.model.params import has_tower, split_model
@@ -77,8 +78,8 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
     nothing = np.zeros(0, np.int64)
     inputs = Inputs(
         open_dataset(config.dataset), resolve(config.tower.name), config.tower.dtype,
-        query_tokens=None, document_tokens=None, training=None, num_synthetic=0,
-        eval_rows=nothing,
+        config.tower.remat, query_tokens=None, document_tokens=None, training=None,
+        num_synthetic=0, eval_rows=nothing,
     )  # fmt: skip
     config = fit_to_corpus(config, len(inputs.dataset.documents))
     final = source / "checkpoints" / run / "final"
@@ -112,7 +113,7 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> ShardJob:
         "run": run.trained.run,
         "parameters": _sha256(params),
         "tower": pretrained.sha256,
-        "tokenizer": hashlib.sha256(pretrained.tokenizer_file.read_bytes()).hexdigest(),
+        "tokenizer": tokenizer_sha256(pretrained.tokenizer_file),
         "dtype": config.tower.dtype,
         "document_length": config.tower.document_length,
         "spill": config.tree.spill,

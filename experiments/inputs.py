@@ -30,6 +30,7 @@ class Inputs:
     Attributes:
       dataset: corpus, queries and qrels.
       pretrained: where the tower comes from.
+      dtype, remat: of the tower, as of `TextEncoder`.
       query_tokens, document_tokens: of the queries and pseudo-queries, and of the
         corpus.
       training: the pairs to train on.
@@ -40,6 +41,7 @@ class Inputs:
     dataset: RetrievalDataset
     pretrained: Pretrained
     dtype: str
+    remat: bool
     query_tokens: TokenArray
     document_tokens: TokenArray
     training: TrainingSet
@@ -49,11 +51,12 @@ class Inputs:
     @functools.cached_property
     def tower(self) -> TextEncoder:
         """The pretrained text encoder."""
-        return load_tower(self.pretrained, dtype=jnp.dtype(self.dtype))
+        return self.fresh_tower()
 
     def fresh_tower(self) -> TextEncoder:
-        """A second copy of it, that shares no parameter with the first."""
-        return load_tower(self.pretrained, dtype=jnp.dtype(self.dtype))
+        """A copy of it that shares no parameter with others."""
+        dtype = jnp.dtype(self.dtype)
+        return load_tower(self.pretrained, dtype=dtype, remat=self.remat)
 
     @functools.cached_property
     def document_features(self) -> np.ndarray:
@@ -133,8 +136,8 @@ def load_inputs(config) -> Inputs:
     row_of = {name: row for row, name in enumerate(dataset.query_ids)}
     eval_rows = np.array([row_of[name] for name in asked], np.int64)
     return Inputs(
-        dataset, pretrained, config.tower.dtype, query_tokens, document_tokens,
-        training, per_document, eval_rows,
+        dataset, pretrained, config.tower.dtype, config.tower.remat, query_tokens,
+        document_tokens, training, per_document, eval_rows,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ehi.index import build_index
-from ehi.model.encoder import start_from_pca
+from ehi.model.head import start_from_pca
 from ehi.model.params import has_tower, merge_model, split_model
 from ehi.train import checkpoint
 from ehi.train.embed import code_table, embed

@@ -12,6 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from ehi.index.text.files import BPE_FILES, open_tokenizer
+
 CHUNK_TEXTS = 1024
 IDS, OFFSETS = "ids.npy", "offsets.npy"
 
@@ -41,8 +43,9 @@ class TokenArray:
     def pad(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (N, L) int32, padded with 0, and their mask (N, L) bool.
 
-        A text longer than `length` is cut, but keeps its last token, the [SEP] that
-        the encoder was trained to see.
+        The mask alone says what is padding: 0 is [PAD] to BERT, but <s> to RoBERTa.
+        A text longer than `length` is cut, but keeps its last token, the [SEP] or </s>
+        that the encoder was trained to see.
 
         Args:
             rows: (N,) which texts.
@@ -72,15 +75,17 @@ def tokenise(
 
     Args:
         texts: read twice: to find their key, and to tokenise them.
-        tokenizer_file: tokenizer.json of the encoder.
+        tokenizer_file: tokenizer.json of the encoder; or vocab.json, as in
+            `open_tokenizer`.
         max_length: most tokens of a text, [CLS] and [SEP] included.
         cache_dir: where token arrays are kept; None keeps them in memory only.
         name: what the texts are, for the progress bar and the name of the folder.
 
     Raises:
-        ValueError: `max_length` leaves no room for a token of the text.
+        ValueError: `max_length` leaves no room for a token of the text, or the file
+            cannot be read.
     """
-    tokenizer = Tokenizer.from_file(os.fspath(tokenizer_file))
+    tokenizer = open_tokenizer(tokenizer_file)
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if max_length <= special:
         raise ValueError(
@@ -89,7 +94,7 @@ def tokenise(
         )
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
-    key = _key(texts, Path(tokenizer_file).read_bytes(), max_length)
+    key = _key(texts, _content(tokenizer, Path(tokenizer_file)), max_length)
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
     chunks = _encoded(tokenizer, texts, name, dtype)
     if cache_dir is None:
@@ -101,6 +106,17 @@ def tokenise(
         _write(chunks, dtype, folder)
     ids = np.load(folder / IDS, mmap_mode="r")
     return TokenArray(ids, np.load(folder / OFFSETS), key)
+
+
+def tokenizer_sha256(file: str | os.PathLike) -> str:
+    """Hash of tokenizer.json, or of all that vocab.json and the files beside it say."""
+    return hashlib.sha256(_content(open_tokenizer(file), Path(file))).hexdigest()
+
+
+def _content(tokenizer: Tokenizer, file: Path) -> bytes:
+    """What tells a tokeniser from others, however many files it was made from."""
+    several = file.name == BPE_FILES[0]
+    return tokenizer.to_str().encode() if several else file.read_bytes()
 
 
 def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:

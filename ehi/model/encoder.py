@@ -1,17 +1,21 @@
-"""Text encoder: a BERT-family tower (tokens -> pooled vector) and a residual head."""
+"""Text encoder: a BERT-family tower, tokens -> pooled vector."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ehi.model.transformer import TransformerLayer, gelu, recomputed, unit_rows
+from ehi.model.transformer import (
+    Projection,
+    TransformerLayer,
+    recomputed,
+    unit_rows,
+)
 
 POOLINGS = ("mean", "cls")
 
 
 class TextEncoder(nnx.Module):
-    """BERT-family tower: BERT, DistilBERT and MiniLM differ only in its arguments.
+    """BERT-family tower: BERT, DistilBERT, MiniLM, RoBERTa differ in arguments only.
 
     Args:
         vocab_size: V, rows of the word table.
@@ -25,6 +29,7 @@ class TextEncoder(nnx.Module):
         norm_eps: added to the variance in layer norms.
         pooling: 'mean' over the unmasked tokens, or 'cls', the first token.
         normalise: scale the pooled vector to length one.
+        projection: a linear layer and a layer norm before that (ANCE, STAR).
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16; parameters are
             float32 either way.
         remat: keep the inputs of layers only and run each again in the backward pass;
@@ -34,7 +39,8 @@ class TextEncoder(nnx.Module):
     Raises:
         ValueError: width is no multiple of num_heads, or the pooling is unknown.
 
-    Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
+    Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108;
+    Liu et al. 2019, arXiv:1907.11692.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class TextEncoder(nnx.Module):
         norm_eps: float = 1e-12,
         pooling: str = "mean",
         normalise: bool = True,
+        projection: bool = False,
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -83,6 +90,9 @@ class TextEncoder(nnx.Module):
             )
             for _ in range(num_layers)
         )
+        self.projection = (
+            Projection(width, dtype=dtype, rngs=rngs) if projection else None
+        )
 
     def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Encode token ids to one vector a text, one text or several in a row.
@@ -97,7 +107,8 @@ class TextEncoder(nnx.Module):
                 int array (N, L): 0 on padding, g on the tokens of the g-th text.
 
         Returns:
-            float32 array (N, T); of shared rows (N, G, T), zero where there is no text.
+            float32 array (N, T); of shared rows (N, G, T), where there is no text zero,
+            or what the projection makes of it.
 
         Raises:
             ValueError: L exceeds `max_positions`. Rows that texts share may be longer,
@@ -122,13 +133,17 @@ class TextEncoder(nnx.Module):
             x = recomputed(layer, x, bias) if self.remat else layer(x, bias)
         # (N, G, T) or (N, T)
         pooled = self.pool_texts(x, mask, positions) if shared else self.pool(x, mask)
+        if self.projection is not None:
+            pooled = self.projection(pooled)
         return unit_rows(pooled) if self.normalise else pooled
 
     def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Sum of word, position and type vectors, normed: (N, L) -> (N, L, T)."""
         x = self.words(token_ids) + self.positions(positions)
         if self.types is not None:
-            x = x + self.types(jnp.zeros((), jnp.int32))
+            # nnx.Embed of one row, as RoBERTa has, takes no scalar.
+            shape = (1,) if self.types.num_embeddings == 1 else ()
+            x = x + self.types(jnp.zeros(shape, jnp.int32))
         return self.norm(x)
 
     def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -163,86 +178,3 @@ def places_in_text(segments: jax.Array) -> jax.Array:
     starts = jnp.where(segments != before, columns, 0)
     places = columns - jax.lax.cummax(starts, axis=1)
     return jnp.where(segments == 0, 0, places)
-
-
-class Head(nnx.Module):
-    r"""Residual projection whose non-linear part is zero at the start.
-
-    .. math:: y = \mathrm{unit}(x P + \mathrm{gelu}(x W_{in} + b_{in}) W_{out})
-
-    With W_out = 0 and P = I, step 0 reproduces a normalised tower exactly; a head
-    narrower than the tower starts from `start_from_pca`.
-
-    Args:
-        in_width: T.
-        out_width: D <= T.
-        hidden: width of the residual part; 0 = none, only P.
-        projection: start of P (T, D); None = the first D columns of the identity.
-        rngs: source of the random start of W_in.
-
-    Raises:
-        ValueError: D > T, or a projection of another shape.
-    """
-
-    def __init__(
-        self,
-        in_width: int,
-        out_width: int,
-        *,
-        hidden: int,
-        projection: jax.Array | None = None,
-        rngs: nnx.Rngs,
-    ):
-        if out_width > in_width:
-            raise ValueError(
-                f"head width {out_width} exceeds the tower width {in_width}"
-            )
-        if projection is None:
-            projection = jnp.eye(in_width, out_width)
-        if projection.shape != (in_width, out_width):
-            raise ValueError(
-                f"projection has shape {projection.shape}, expected "
-                f"{(in_width, out_width)}"
-            )
-        self.hidden = hidden
-        self.projection = nnx.Param(jnp.asarray(projection, jnp.float32))  # (T, D)
-        if hidden:
-            start = nnx.initializers.lecun_normal()
-            self.w_in = nnx.Param(start(rngs.params(), (in_width, hidden)))
-            self.b_in = nnx.Param(jnp.zeros(hidden))
-            self.w_out = nnx.Param(jnp.zeros((hidden, out_width)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map tower outputs x (N, T) to unit rows (N, D), float32."""
-        # Full precision: TF32 on a GPU would not reproduce the tower at step 0.
-        y = jnp.matmul(x, self.projection[...], precision="highest")  # (N, D)
-        if self.hidden:
-            inner = gelu(x @ self.w_in[...] + self.b_in[...])
-            y = y + inner @ self.w_out[...]
-        return unit_rows(y)
-
-
-def start_from_pca(rows: np.ndarray, out_width: int) -> jax.Array:
-    r"""Projection that keeps inner products best: uncentred PCA.
-
-    .. math:: P = \arg\min_{P^T P = I} \|X X^T - X P P^T X^T\|_F
-
-    that is, the top eigenvectors of the second moment X^T X / N. The mean is kept:
-    removing it would change inner products.
-
-    Args:
-        rows: sample of tower outputs X (N, T).
-        out_width: D <= T.
-
-    Returns:
-        float32 array (T, D) with orthonormal columns, strongest direction first.
-
-    Raises:
-        ValueError: D > T.
-    """
-    width = rows.shape[1]
-    if out_width > width:
-        raise ValueError(f"{out_width} components asked of vectors of width {width}")
-    rows = jnp.asarray(rows, jnp.float32)
-    _, vectors = jnp.linalg.eigh(rows.T @ rows / len(rows))  # ascending order
-    return vectors[:, ::-1][:, :out_width]

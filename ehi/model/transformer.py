@@ -90,6 +90,31 @@ def recomputed(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
     return call(params, x)
 
 
+class Projection(nnx.Module):
+    r"""What the dense retrievers ANCE and STAR have on top of RoBERTa.
+
+    .. math:: y = \mathrm{norm}(x W + b)
+
+    Args:
+        width: T.
+        dtype: of the matrix product; the layer norm stays float32.
+        rngs: source of the random start.
+
+    Source: Xiong et al. 2020, arXiv:2007.00808; Zhan et al. 2021, arXiv:2104.08051.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(
+            width, width, dtype=dtype, dot_general=_dot_general, rngs=rngs
+        )
+        # PyTorch's default, whatever the layers below have.
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map pooled vectors x (..., T) to float32 (..., T)."""
+        return self.norm(self.linear(x))
+
+
 class TransformerLayer(nnx.Module):
     """Post-norm transformer layer: self-attention, then a gelu MLP.
 

@@ -41,7 +41,10 @@ def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
     def is_trained(name: str) -> bool:
         parts = name.split("/")
         if parts[0].endswith("tower") and last_n:
-            in_last = parts[1] == "layers" and int(parts[2]) >= first
+            # The projection of a STAR lies behind the layers.
+            in_last = parts[1] == "projection" or (
+                parts[1] == "layers" and int(parts[2]) >= first
+            )
             return bool(rates.get(parts[0])) and in_last
         return bool(rates.get(parts[0])) and name not in fixed
 

@@ -71,6 +71,7 @@ def _model(c) -> None:
     c.tower.query_length = 64  # tokens
     c.tower.document_length = 256
     c.tower.dtype = "float32"
+    c.tower.remat = False  # less memory for a third more work, where the tower trains
     c.tower.trainable = "head"  # 'head', 'last_n' or 'all'
     c.tower.query_tower = False  # of their own for queries, where it trains
     c.tower.shape = ml_collections.ConfigDict()  # --dry_run without a checkpoint

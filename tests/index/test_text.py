@@ -20,12 +20,13 @@ from ehi.index.text.encoder import (
     find_folder,
     load_text_encoder,
 )
+from ehi.index.text.files import find_tokenizer, open_tokenizer, weights_sha256
 from ehi.index.text.gelu import gelu
 from ehi.index.text.head import apply_head
-from ehi.index.text.pretrained import load_tower, weights_sha256
+from ehi.index.text.pretrained import load_tower
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny"]
+TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # The vocabulary of the tiny towers is letters and punctuation.
 TEXTS = ["a b c", "", "hello, world!", "z", " ".join("abcdefghijk" * 9), "q r s", "a b"]
@@ -62,12 +63,12 @@ def jax_embeddings(folder, texts, length, head=None):
     """What training computes: padded tokens, `TextEncoder` and `Head`."""
     jax = pytest.importorskip("jax")
     from flax import nnx
-    from tokenizers import Tokenizer
 
     from ehi.model import pretrained
-    from ehi.model.encoder import Head
+    from ehi.model.head import Head
+    from ehi.model.transformer import unit_rows
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = open_tokenizer(find_tokenizer(folder))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)
     encodings = tokenizer.encode_batch(texts)
@@ -76,7 +77,7 @@ def jax_embeddings(folder, texts, length, head=None):
     tower = pretrained.load_tower(pretrained.resolve(folder))
     x = jax.jit(lambda tower, ids, mask: tower(ids, mask))(tower, ids, mask)
     if head is None:
-        return np.asarray(x)
+        return np.asarray(unit_rows(x))  # whether or not the tower does
     module = Head(*head["projection"].shape, hidden=len(head["b_in"]), rngs=nnx.Rngs(0))
     for name, value in head.items():
         getattr(module, name)[...] = value
@@ -164,7 +165,7 @@ def test_head_is_the_flax_head(hidden):
     pytest.importorskip("jax")
     from flax import nnx
 
-    from ehi.model.encoder import Head
+    from ehi.model.head import Head
 
     head = Head(5, 3, hidden=hidden, rngs=nnx.Rngs(0))
     arrays = random_head(5, 3, 6)
@@ -347,10 +348,39 @@ def test_missing_and_damaged_files_are_named(folder, file):
         load_text_encoder(make_index(folder))
 
 
+def test_pickled_weights_are_not_read_but_the_way_out_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin .* is a pickle"):
+        load_text_encoder(make_index(folder))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 9, b"#version: 0.2\nno such\n"])
+def test_damaged_merges_are_named(tmp_path, damage):
+    folder = Path(shutil.copytree(FIXTURES / "star_tiny", tmp_path / "star_tiny"))
+    whole = (folder / "merges.txt").read_bytes()
+    (folder / "merges.txt").write_bytes(damage or whole[: len(whole) // 2] + b" ")
+    with pytest.raises(ValueError, match="vocab.json cannot be read"):
+        load_text_encoder(make_index(folder))
+    (folder / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks tokenizer.json"):
+        load_text_encoder(make_index(folder))
+
+
+def test_half_a_projection_is_refused(tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "star_tiny", tmp_path / "star_tiny"))
+    edit_tensors(folder, lambda t: {k: v for k, v in t.items() if k != "norm.bias"})
+    with pytest.raises(ValueError, match="has no tensor 'norm.bias'"):
+        load_tower(folder)
+    edit_json(folder / "config.json", model_type="bert")
+    with pytest.raises(ValueError, match="has no tensor|unknown tensors"):
+        load_tower(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "t5"}, r"'t5' .* not one of \['bert', 'distilbert'\]"),
+        ({"model_type": "t5"}, r"'t5' .* not one of \['bert', 'distilbert', 'roberta'"),
+        ({"model_type": "roberta", "pad_token_id": 0}, "pad_token_id 0 .* only 1"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' .* only 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
         ({"hidden_size": None}, "hidden_size None in .*config.json"),

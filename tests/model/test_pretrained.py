@@ -1,4 +1,4 @@
-"""Checkpoints: reference outputs of three architectures, name maps, hashes."""
+"""Checkpoints: reference outputs of five architectures, name maps, hashes."""
 
 import json
 import shutil
@@ -13,13 +13,18 @@ from safetensors.numpy import load_file, save_file
 from ehi.model.pretrained import load_tower, resolve, save_float16
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny"]
+TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.fixture
 def bert_copy(tmp_path):
     return Path(shutil.copytree(FIXTURES / "bert_tiny", tmp_path / "bert_tiny"))
+
+
+@pytest.fixture
+def star_copy(tmp_path):
+    return Path(shutil.copytree(FIXTURES / "star_tiny", tmp_path / "star_tiny"))
 
 
 def edit_json(path, **changes):
@@ -129,7 +134,7 @@ def test_tensor_of_another_shape_is_refused(bert_copy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "t5"}, r"'t5' .* not one of \['bert', 'distilbert'\]"),
+        ({"model_type": "t5"}, r"'t5' .* not one of \['bert', 'distilbert', 'roberta'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' .* only 'gelu'"),
         (
             {"position_embedding_type": "relative_key"},
@@ -141,6 +146,72 @@ def test_other_architectures_are_refused(bert_copy, changes, message):
     edit_json(bert_copy / "config.json", **changes)
     with pytest.raises(ValueError, match=message):
         resolve(bert_copy)
+
+
+def test_a_projection_says_how_to_pool():
+    found = resolve(FIXTURES / "star_tiny")
+    assert (found.config["pooling"], found.config["normalise"]) == ("cls", False)
+    assert found.config["projection"]
+    assert found.tokenizer_file.name == "vocab.json"
+    # Two of the 42 positions are no token's.
+    assert found.config["max_positions"] == found.max_length == 40
+    assert load_tower(found).projection.norm.epsilon == 1e-5
+    plain = resolve(FIXTURES / "roberta_tiny")
+    assert (plain.config["pooling"], plain.config["normalise"]) == ("mean", True)
+    assert load_tower(plain).projection is None
+
+
+def test_modules_json_has_the_last_word_on_pooling(star_copy):
+    for file in ("modules.json", "1_Pooling"):
+        source = FIXTURES / "minilm_tiny" / file
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, star_copy / file)
+    config = resolve(star_copy).config
+    assert (config["pooling"], config["normalise"]) == ("cls", True)
+    modules = json.loads((star_copy / "modules.json").read_text())
+    modules[2]["type"] = "sentence_transformers.models.Dense"
+    (star_copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=r"'Dense'\] .* not supported"):
+        resolve(star_copy)
+
+
+@pytest.mark.parametrize("spelling", ["no_prefix", "classifier", "xlm"])
+def test_other_spellings_of_roberta(star_copy, spelling):
+    def change(tensors):
+        if spelling == "no_prefix":
+            return {k.removeprefix("roberta."): v for k, v in tensors.items()}
+        more = ("classifier.dense.weight", "roberta.pooler.dense.bias", "lm_head.bias")
+        return tensors | {name: np.zeros(3, np.float32) for name in more}
+
+    edit_tensors(star_copy, change)
+    if spelling == "xlm":
+        edit_json(star_copy / "config.json", model_type="xlm-roberta")
+    reference = np.load(FIXTURES / "star_tiny" / "reference.npz")
+    vectors = run(load_tower(resolve(star_copy)), reference)
+    np.testing.assert_allclose(vectors, reference["cls"], atol=2e-5)
+
+
+def test_half_a_projection_and_that_of_another_type_are_refused(star_copy):
+    edit_tensors(star_copy, lambda t: {k: v for k, v in t.items() if k != "norm.bias"})
+    with pytest.raises(ValueError, match=r"missing tensors \['norm.bias'\]"):
+        load_tower(resolve(star_copy))
+    edit_json(star_copy / "config.json", model_type="bert")
+    with pytest.raises(ValueError, match="unknown tensors .*'embeddingHead.bias'"):
+        load_tower(resolve(star_copy))
+
+
+def test_positions_from_another_padding_token_are_refused(star_copy):
+    edit_json(star_copy / "config.json", pad_token_id=0)
+    with pytest.raises(ValueError, match="pad_token_id 0 .* not supported, only 1"):
+        resolve(star_copy)
+
+
+def test_pickled_weights_are_not_read_but_the_way_out_is_named(star_copy):
+    (star_copy / "model.safetensors").rename(star_copy / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError) as error:
+        resolve(star_copy)
+    assert "lacks model.safetensors: pytorch_model.bin there" in str(error.value)
+    assert "weights_only=True" in str(error.value)
 
 
 def test_known_name_with_other_weights_is_refused(tmp_path):

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from ehi.model.pretrained import load_tower, resolve
 from ehi.model.saved import save_tower
@@ -10,7 +11,10 @@ from ehi.model.saved import save_tower
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
-@pytest.mark.parametrize("name", ["bert_tiny", "distilbert_tiny", "minilm_tiny"])
+TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_a_saved_tower_is_read_back_as_it_was(name, tmp_path):
     pretrained = resolve(FIXTURES / name)
     tower = load_tower(pretrained)
@@ -27,3 +31,17 @@ def test_a_saved_tower_is_read_back_as_it_was(name, tmp_path):
     assert len(loaded) == len(flat)
     for path, value in loaded:
         assert np.array_equal(value[...], flat["/".join(map(str, path))])
+
+
+def test_an_untrained_tower_is_saved_as_it_came(tmp_path):
+    # Names, and the two positions that no token has.
+    pretrained = resolve(FIXTURES / "star_tiny")
+    flat = {
+        "/".join(map(str, path)): np.asarray(value[...])
+        for path, value in nnx.to_flat_state(nnx.state(load_tower(pretrained)))
+    }
+    save_tower(pretrained, flat, tmp_path / "tower")
+    saved = load_file(tmp_path / "tower" / "model.safetensors")
+    source = load_file(pretrained.folder / "model.safetensors")
+    assert saved.keys() == source.keys()
+    assert all(np.array_equal(saved[name], source[name]) for name in source)

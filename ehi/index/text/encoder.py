@@ -16,13 +16,15 @@ is downloaded here.
 import os
 from pathlib import Path
 
-from ehi.index.text.head import apply_head, check_head
-from ehi.index.text.pretrained import (
-    REQUIRED_FILES,
+from ehi.index.text.files import (
     check_files,
-    load_tower,
+    find_tokenizer,
+    missing_files,
+    open_tokenizer,
     weights_sha256,
 )
+from ehi.index.text.head import apply_head, check_head
+from ehi.index.text.pretrained import load_tower
 
 # Weights of towers that an index may name without a sha256 of its own.
 KNOWN_SHA256 = {
@@ -43,7 +45,8 @@ class TowerNotFoundError(FileNotFoundError):
         super().__init__(
             f"the tower {name} is neither in {folder} nor in the cache of the hub: "
             f"fetch it with `hf download {name} --include '*.json' "
-            "--include model.safetensors`, or give the folder it is in"
+            "--include merges.txt --include model.safetensors`, or give the folder it "
+            "is in"
         )
         self.name = name
 
@@ -126,7 +129,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     check_files(folder)
     check_sha256(name, folder, identity.get("tower_sha256"))
     network = load_tower(folder)
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    tokenizer = open_tokenizer(find_tokenizer(folder))
     length = check_length(identity["query_length"], tokenizer, network)
     head = check_head(index.query_head, network.width, index.width)
     return TextEncoder(tokenizer, network, head, length)
@@ -165,7 +168,7 @@ def find_folder(name, cache_dir=None):
         found = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         raise TowerNotFoundError(name, folder) from None
-    if not all((found / file).is_file() for file in REQUIRED_FILES):
+    if missing_files(found):
         raise TowerNotFoundError(name, folder)
     return found
 
@@ -183,20 +186,6 @@ def check_sha256(name, folder, expected):
             f"the tower {name} has weights {found[:12]} ({folder}/model.safetensors), "
             f"{source} {str(expected)[:12]}"
         )
-
-
-def read_tokenizer(path):
-    """The `tokenizers.Tokenizer` of a file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
-        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def check_length(length, tokenizer, tower):

@@ -4,15 +4,15 @@ The same folders, names and refusals as `ehi.model.pretrained` and `ehi.model.fo
 which this package may not import.
 """
 
-import hashlib
 import json
 
 import numpy as np
 
+from ehi.index.text.files import check_files
+from ehi.index.text.projection import Projection
 from ehi.index.text.tensors import open_tensors
 from ehi.index.text.transformer import POOLINGS, Layer, Tower
 
-REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Our names of what config.json says.
 CONFIG_KEYS = {
     "bert": {
@@ -39,6 +39,10 @@ REQUIRED_VALUES = {
     "activation": "gelu",
     "position_embedding_type": "absolute",
 }
+# RoBERTa differs from BERT in where it starts to count: the first token of a text has
+# the position after that of padding, which is its id, 1.
+ROBERTAS = ("roberta", "xlm-roberta")
+FIRST_POSITION = 2
 # Names of a layer's modules: queries, keys, values, out, norm, MLP in, out, norm.
 LAYER_NAMES = {
     "bert": (
@@ -62,6 +66,8 @@ LAYER_NAMES = {
         "transformer.layer.{}.output_layer_norm",
     ),
 }
+CONFIG_KEYS |= {name: CONFIG_KEYS["bert"] for name in ROBERTAS}
+LAYER_NAMES |= {name: LAYER_NAMES["bert"] for name in ROBERTAS}
 
 
 def load_tower(folder):
@@ -74,9 +80,11 @@ def load_tower(folder):
     """
     check_files(folder)
     model_type, config = read_config(folder)
-    pooling, normalise = read_pooling(folder)
     with open_tensors(folder / "model.safetensors", model_type) as tensors:
         arrays = _tower_arrays(tensors, model_type, config)
+    pooling, normalise = read_pooling(
+        folder, projected=arrays["projection"] is not None
+    )
     return Tower(
         **arrays,
         num_heads=config["num_heads"],
@@ -84,19 +92,6 @@ def load_tower(folder):
         pooling=pooling,
         normalise=normalise,
     )
-
-
-def check_files(folder):
-    """Refuses a folder that lacks a file we need, naming it."""
-    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
-    if missing:
-        raise FileNotFoundError(f"model folder {folder} lacks {', '.join(missing)}")
-
-
-def weights_sha256(folder):
-    """sha256 of `model.safetensors`."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_config(folder):
@@ -108,7 +103,8 @@ def read_config(folder):
         raise ValueError(
             f"model_type {model_type!r} in {path} is not one of {sorted(CONFIG_KEYS)}"
         )
-    for key, value in REQUIRED_VALUES.items():
+    padding = {"pad_token_id": FIRST_POSITION - 1} if model_type in ROBERTAS else {}
+    for key, value in (REQUIRED_VALUES | padding).items():
         if raw.get(key, value) != value:
             raise ValueError(
                 f"{key} {raw[key]!r} in {path} is not supported, only {value!r}"
@@ -130,11 +126,14 @@ def read_config(folder):
     return model_type, config
 
 
-def read_pooling(folder):
-    """(pooling, normalise) by `modules.json`; without it ('mean', True)."""
+def read_pooling(folder, *, projected=False):
+    """(pooling, normalise) by `modules.json`; without it ('mean', True).
+
+    Without it, and with a projection, they are those of ANCE and STAR: ('cls', False).
+    """
     path = folder / "modules.json"
     if not path.is_file():
-        return "mean", True
+        return ("cls", False) if projected else ("mean", True)
     modules = _read_json(path, list)
     # Their packages moved between releases, the class names did not.
     classes = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules]
@@ -194,6 +193,8 @@ def _tower_arrays(tensors, model_type, config):
     positions = tensors.take(
         "embeddings.position_embeddings.weight", config["positions"], width
     )
+    if model_type in ROBERTAS:
+        positions = positions[FIRST_POSITION:]
     if "types" in config:
         name = "embeddings.token_type_embeddings.weight"
         # Every token has type 0.
@@ -203,7 +204,12 @@ def _tower_arrays(tensors, model_type, config):
         "positions": positions,
         "norm": norm("embeddings.LayerNorm"),
         "layers": tuple(layer(number) for number in range(config["num_layers"])),
+        "projection": None,
     }
+    if model_type in ROBERTAS and "embeddingHead.weight" in tensors.stored:
+        weight, bias = linear(["embeddingHead"], width, width)
+        top = tuple(part[:, 0] for part in norm("norm"))
+        arrays["projection"] = Projection(weight, bias[:, 0], top)
     tensors.check_empty()
     return arrays
 

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-# Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads.
-IGNORED = re.compile(r"((.*\.)?position_ids|pooler\..*|cls\..*|vocab_(\w+)\..*)")
+# Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
+# and classifiers.
+IGNORED = re.compile(
+    r"(.*\.)?position_ids|(pooler|cls|lm_head|classifier|vocab_\w+)\..*"
+)
 FLOATS = ("F16", "F32", "F64")
 
 
@@ -31,7 +34,8 @@ class Tensors:
 
     Args:
         path: of the file, for messages.
-        model_type: 'bert' or 'distilbert', which may prefix the names.
+        model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta', which may prefix
+            the names.
         file: what `safetensors.safe_open` gives.
     """
 
@@ -78,7 +82,7 @@ class Tensors:
 
 def plain_name(name, model_type):
     """Name without its model prefix and with today's names of layer-norm parameters."""
-    name = name.removeprefix(f"{model_type}.")
+    name = name.removeprefix(f"{model_type.removeprefix('xlm-')}.")
     # bert-base-uncased still carries the names of its TensorFlow checkpoint.
     name = re.sub(r"\.LayerNorm\.gamma$", ".LayerNorm.weight", name)
     return re.sub(r"\.LayerNorm\.beta$", ".LayerNorm.bias", name)

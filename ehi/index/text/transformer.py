@@ -16,6 +16,7 @@ import numpy as np
 
 from ehi.index.check import check_count
 from ehi.index.text.gelu import gelu
+from ehi.index.text.projection import Projection
 from ehi.index.threads import one_blas_thread
 
 POOLINGS = ("mean", "cls")
@@ -53,13 +54,15 @@ class Tower:
 
     Attributes:
         words: (V, T) floats.
-        positions: (max_positions, T) float32, the vector of token type 0 added.
+        positions: (max_positions, T) float32, the vector of token type 0 added; the
+            first row is that of a text's first token.
         norm: scale and bias of the embedding norm, (T, 1) each.
         layers: first to last.
         num_heads: A.
         norm_eps: added to the variance in layer norms.
         pooling: 'mean' over the tokens, or 'cls', the first token.
         normalise: scale the pooled vector to length one.
+        projection: what the pooled vector passes before that; None for nothing.
 
     Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
     """
@@ -72,6 +75,7 @@ class Tower:
     norm_eps: float
     pooling: str
     normalise: bool
+    projection: Projection | None = None
 
     @property
     def width(self):
@@ -119,7 +123,7 @@ class Tower:
         return unit_rows(pooled) if self.normalise else pooled
 
     def forward(self, ids, lengths):
-        """Pooled vectors of m texts sorted by length, at least one token each.
+        """Pooled, projected vectors of m texts sorted by length, a token each at least.
 
         Args:
             ids: (n,) token ids, text after text.
@@ -158,7 +162,8 @@ class Tower:
             update += layer.mlp_out_bias
             x += update
             self.normalise_columns(x, layer.mlp_norm, scratch)
-        return self.pool(x, runs)
+        pooled = self.pool(x, runs)
+        return self.projection(pooled) if self.projection else pooled
 
     def normalise_columns(self, x, norm, scratch):
         """Layer norm of every column of x (T, n), in place."""

@@ -1,0 +1,91 @@
+"""The residual head: from the outputs of the tower to embeddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ehi.model.transformer import gelu, unit_rows
+
+
+class Head(nnx.Module):
+    r"""Residual projection whose non-linear part is zero at the start.
+
+    .. math:: y = \mathrm{unit}(x P + \mathrm{gelu}(x W_{in} + b_{in}) W_{out})
+
+    With W_out = 0 and P = I, step 0 reproduces a normalised tower exactly; a head
+    narrower than the tower starts from `start_from_pca`.
+
+    Args:
+        in_width: T.
+        out_width: D <= T.
+        hidden: width of the residual part; 0 = none, only P.
+        projection: start of P (T, D); None = the first D columns of the identity.
+        rngs: source of the random start of W_in.
+
+    Raises:
+        ValueError: D > T, or a projection of another shape.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        *,
+        hidden: int,
+        projection: jax.Array | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if out_width > in_width:
+            raise ValueError(
+                f"head width {out_width} exceeds the tower width {in_width}"
+            )
+        if projection is None:
+            projection = jnp.eye(in_width, out_width)
+        if projection.shape != (in_width, out_width):
+            raise ValueError(
+                f"projection has shape {projection.shape}, expected "
+                f"{(in_width, out_width)}"
+            )
+        self.hidden = hidden
+        self.projection = nnx.Param(jnp.asarray(projection, jnp.float32))  # (T, D)
+        if hidden:
+            start = nnx.initializers.lecun_normal()
+            self.w_in = nnx.Param(start(rngs.params(), (in_width, hidden)))
+            self.b_in = nnx.Param(jnp.zeros(hidden))
+            self.w_out = nnx.Param(jnp.zeros((hidden, out_width)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map tower outputs x (N, T) to unit rows (N, D), float32."""
+        # Full precision: TF32 on a GPU would not reproduce the tower at step 0.
+        y = jnp.matmul(x, self.projection[...], precision="highest")  # (N, D)
+        if self.hidden:
+            inner = gelu(x @ self.w_in[...] + self.b_in[...])
+            y = y + inner @ self.w_out[...]
+        return unit_rows(y)
+
+
+def start_from_pca(rows: np.ndarray, out_width: int) -> jax.Array:
+    r"""Projection that keeps inner products best: uncentred PCA.
+
+    .. math:: P = \arg\min_{P^T P = I} \|X X^T - X P P^T X^T\|_F
+
+    that is, the top eigenvectors of the second moment X^T X / N. The mean is kept:
+    removing it would change inner products.
+
+    Args:
+        rows: sample of tower outputs X (N, T).
+        out_width: D <= T.
+
+    Returns:
+        float32 array (T, D) with orthonormal columns, strongest direction first.
+
+    Raises:
+        ValueError: D > T.
+    """
+    width = rows.shape[1]
+    if out_width > width:
+        raise ValueError(f"{out_width} components asked of vectors of width {width}")
+    rows = jnp.asarray(rows, jnp.float32)
+    _, vectors = jnp.linalg.eigh(rows.T @ rows / len(rows))  # ascending order
+    return vectors[:, ::-1][:, :out_width]
