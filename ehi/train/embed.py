@@ -1,19 +1,28 @@
 """Embeddings of many rows by a joint index: cached tower outputs or tokens in."""
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from ehi.data.tokens import TokenArray
 from ehi.model.params import merge_model
 from ehi.train.encode import encode
+from ehi.train.mesh import local_mesh, replicate, shard_batch
+from ehi.train.processes import barrier
 
-# Rows of cached features that go through the head at once.
-ROWS = 4096
+# Rows of cached features that go through the head at once, and rows that a process
+# shows the others at once, on their devices.
+ROWS, GATHERED = 4096, 2**17
 
 
 def embed(graphdef, params, side: str, source, *, desc: str | None = None):
     """Embed queries or documents with the current parameters.
+
+    The devices of a process share its rows. Several processes call this together: of P
+    each embeds every P-th row, and all get all of them.
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
@@ -25,23 +34,69 @@ def embed(graphdef, params, side: str, source, *, desc: str | None = None):
     Returns:
       unit embeddings (rows, D) float32.
     """
+    processes, desc = jax.process_count(), desc or f"encode {side}"
+    if processes == 1 or len(source) < processes:
+        return _embed(graphdef, params, side, source, desc)
+    own = slice(jax.process_index(), None, processes)
     if isinstance(source, np.ndarray):
-        apply = _compiled(graphdef, side)
-        chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
-        # Pad the last chunk: one shape, one compilation.
-        tail = len(chunks[-1])
-        if len(chunks) > 1:
-            padded = np.zeros_like(chunks[0])
-            padded[:tail] = chunks[-1]
-            chunks[-1] = padded
-        rows = [np.asarray(apply(params, chunk)) for chunk in chunks]
-        rows[-1] = rows[-1][:tail]
-        return np.concatenate(rows)
+        share = source[own]
+    else:
+        share = _SomeTexts(source, np.arange(len(source))[own])
+    rows = _embed(graphdef, params, side, share, desc)
+    return _all_rows(rows, len(source))
+
+
+def _embed(graphdef, params, side: str, source, desc: str):
     apply = _compiled(graphdef, side)
-    return encode(
-        lambda p, ids, mask: apply(p, (ids, mask)), params, source,
-        desc=desc or f"encode {side}",
-    )  # fmt: skip
+    if not isinstance(source, np.ndarray):
+        return encode(
+            lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc
+        )
+    chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
+    # Pad the last chunk: one shape, one compilation.
+    tail = len(chunks[-1])
+    if len(chunks) > 1:
+        padded = np.zeros_like(chunks[0])
+        padded[:tail] = chunks[-1]
+        chunks[-1] = padded
+    mesh = local_mesh()
+    if mesh.size > 1:
+        params = replicate(mesh, params)
+        chunks = (shard_batch(mesh, {"rows": chunk})["rows"] for chunk in chunks)
+    rows = [np.asarray(apply(params, chunk)) for chunk in chunks]
+    rows[-1] = rows[-1][:tail]
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class _SomeTexts:
+    """Some texts of a token array, as `encode` takes them."""
+
+    tokens: TokenArray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.tokens.lengths[self.rows]
+
+    def pad(self, rows, length: int):
+        return self.tokens.pad(self.rows[rows], length)
+
+
+def _all_rows(rows: np.ndarray, num: int) -> np.ndarray:
+    """What each process has of every P-th row, put together: (num, D) in all."""
+    share = -(-num // jax.process_count())
+    rows = np.pad(rows, ((0, share - len(rows)), (0, 0)))
+    barrier("embeddings")  # one that is late is waited for here, not in a collective
+    parts = [
+        # (P, n, D): row i of process p is row i P + p of all.
+        multihost_utils.process_allgather(rows[i : i + GATHERED]).swapaxes(0, 1)
+        for i in range(0, share, GATHERED)
+    ]
+    return np.concatenate(parts).reshape(-1, rows.shape[1])[:num]
 
 
 def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from ehi.eval.records import atomic_write_npy
 from ehi.model.encoder import TextEncoder
 from ehi.model.pretrained import Pretrained
 from ehi.model.sources import default_cache_dir
+from ehi.train.mesh import local_mesh, replicate, shard_batch
 from ehi.train.rows import (
     choose_buckets,
     choose_shared_rows,
@@ -43,6 +44,8 @@ def encode(
 ) -> np.ndarray:
     """Encode tokenised texts, longest first, in few shapes.
 
+    The rows of a batch lie over the devices of this process.
+
     Args:
         apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
             whose rows do not depend on each other. With `share_rows` its mask is int32
@@ -51,7 +54,7 @@ def encode(
         params: its first argument.
         tokens: token array: `len`, `lengths` and `pad(rows, length) -> ids, mask`.
         batch_tokens: tokens of a batch, padding included; None = what suits the
-            device.
+            devices.
         buckets: padded lengths, ascending; the longest text is added where it exceeds
             them. None = `choose_buckets`, or `choose_shared_rows`.
         share_rows: fill rows up with shorter texts, so that hardly anything is padding.
@@ -78,9 +81,14 @@ def encode(
         result[texts] = vectors
         bar.update(int(lengths[texts].sum()))
 
+    mesh = local_mesh()
+    if mesh.size > 1:
+        params = replicate(mesh, params)
     with bar:
         waiting = None
         for texts, places, ids, mask in batches:
+            if mesh.size > 1:
+                ids, mask = shard_batch(mesh, {0: ids, 1: mask}).values()
             vectors = apply(params, ids, mask)
             # Fetch the batch before only now: the device never waits for the host.
             if waiting:
@@ -97,6 +105,7 @@ def _batches(tokens, lengths, buckets, batch_tokens, share_rows):
     device = jax.default_backend()
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
+        batch_tokens *= jax.local_device_count()
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens {batch_tokens} is not positive")
     if buckets is None and share_rows:

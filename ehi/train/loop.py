@@ -1,9 +1,10 @@
 """The only loop: resume or start, step, log, mine, checkpoint."""
 
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -96,8 +97,10 @@ def run_phase(
     ):
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
+                jax.block_until_ready(state)  # or waiting for it would count as mining
                 # Made by all, and the same in all whatever their hardware rounds.
-                mined = processes.from_first(mine(own_copy(state["params"])))
+                with clock.refreshing():
+                    mined = processes.from_first(mine(own_copy(state["params"])))
             batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
             state, metrics = train_step(state, tables, batch, key)
             stopping = stop.after(metrics)
@@ -187,16 +190,27 @@ def _flush(log, run, name, done, pending, clock) -> dict:
 
 
 class _Clock:
-    """Seconds and examples/s between two lines of the log."""
+    """Seconds, examples/s and the share of refreshing between two lines of the log."""
 
     def __init__(self, batch_size: int):
         self._batch_size, self._last = batch_size, time.monotonic()
+        self._refresh = None
+
+    @contextlib.contextmanager
+    def refreshing(self) -> Iterator[None]:
+        """Around what embeds the corpus again and mines."""
+        started = time.monotonic()
+        yield
+        self._refresh = (self._refresh or 0.0) + time.monotonic() - started
 
     def lap(self, steps: int) -> dict:
         now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        rate = steps * self._batch_size / max(seconds, 1e-9)
-        return {"seconds": seconds, "examples_per_second": rate}
+        seconds, self._last = max(now - self._last, 1e-9), now
+        found = {"seconds": seconds}
+        found["examples_per_second"] = steps * self._batch_size / seconds
+        if self._refresh is not None:
+            found["refresh_share"], self._refresh = self._refresh / seconds, 0.0
+        return found
 
 
 def _resume(directory, mesh, state, mined):

@@ -20,6 +20,12 @@ def make_mesh() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), ("data",), axis_types=auto)
 
 
+def local_mesh() -> jax.sharding.Mesh:
+    """`make_mesh` of the devices of this process alone."""
+    devices, auto = jax.local_devices(), (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=auto, devices=devices)
+
+
 def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
     """Rows over the devices; what does not divide evenly is replicated."""
 
@@ -117,10 +123,10 @@ def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) ->
 
 def place(tree, shardings):
     """Arrays put where a tree like theirs says; all processes pass the same ones."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, shardings)
 
     def put(x, sharding):
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 

@@ -152,6 +152,20 @@ def shard(job: dict) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def embed_all(job: dict) -> None:
+    """Embeddings of features and of tokens by all devices of all processes."""
+    found = {}
+    for name, table in (("ehi", "features_queries"), ("dense", "tokens")):
+        data, tables, graphdef, params, _, lengths = system(
+            name, Path(job["folder"]) / f"{name}{jax.process_index()}", {}
+        )
+        source = data.query_tokens if table == "tokens" else tables[table]
+        found[name] = embed(graphdef, params, "queries", source)
+    path = Path(job["folder"]) / f"embedded{jax.process_index()}.npz"
+    np.savez(path, **found)
+    processes.barrier("the end")
+
+
 def _steps(name: str, folder: Path, devices: int):
     data, tables, graphdef, params, phase, lengths = system(name, folder / name, {})
     trained = trained_names(params, phase.rates)
@@ -231,6 +245,7 @@ def main(job: dict) -> None:
         "train": train,
         "compare": compare,
         "shard": shard,
+        "embed": embed_all,
         "wait": wait,
         "agree": agree,
     }

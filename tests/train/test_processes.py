@@ -50,6 +50,22 @@ def test_two_processes_that_share_the_state_train_as_two_that_hold_it(
         np.testing.assert_allclose(one[name], two[name], atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("run", ["two processes", "four devices"])
+def test_all_embed_together_what_one_embeds(run, tmp_path):
+    (tmp_path / "alone").mkdir()
+    job = {"mode": "embed", "folder": str(tmp_path)}
+    ends = run_two(job) if run == "two processes" else [run_one(job, devices=4)]
+    alone = run_one(job | {"folder": str(tmp_path / "alone")})
+    for code, _, err in [*ends, alone]:
+        assert code == 0, err
+    expected = np.load(tmp_path / "alone" / "embedded0.npz")
+    for process in range(len(ends)):
+        found = np.load(tmp_path / f"embedded{process}.npz")
+        for name in ("ehi", "dense"):
+            assert found[name].shape == (100, 16)
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
 def test_preempted_then_lost_then_as_if_nothing_was(two_processes, tmp_path):
     job = {"mode": "train", "folder": str(tmp_path), "systems": ["ehi-pq"]}
     # One of them is asked to stop: both stop after the same step.
