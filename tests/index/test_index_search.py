@@ -1,16 +1,13 @@
+"""A search is the slow reference's, in batches, in threads and one query at a time."""
+
 import subprocess
 import sys
-import threading
-import types
 
 import index_reference as reference
 import numpy as np
 import pytest
-import threadpoolctl
 
 import ehi.index
-from ehi.index import threads
-from ehi.index.threads import one_blas_thread
 
 NUM, WIDTH, BRANCHING = 60, 8, 3
 LEAVES = ["raw", "half", "pq", "pq16", "residual", "rotated", "rotated-residual"]
@@ -251,52 +248,3 @@ def test_importing_the_index_loads_numpy_and_threadpoolctl_only():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.split("\n")[:2] == ["['ehi', 'numpy', 'threadpoolctl']", "[]"]
-
-
-def test_blas_threads_are_restored_after_overlapping_searches():
-    def blas_threads():
-        # NumPy's pools; SciPy, if a test before has loaded it, has one of its own, and
-        # so has Faiss, by OpenMP, where the number belongs to the thread that sets it.
-        pools = threads._blas().info()
-        return {p["num_threads"] for p in pools if p["threading_layer"] != "openmp"}
-
-    entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with one_blas_thread():
-            entered.set()
-            leave.wait(10)
-
-    with threadpoolctl.threadpool_limits(2, user_api="blas"):
-        before = blas_threads()
-        with one_blas_thread():
-            thread = threading.Thread(target=other)
-            thread.start()
-            entered.wait(10)
-            assert blas_threads() == {1}
-        assert blas_threads() == {1}  # the other search is still inside
-        leave.set()
-        thread.join()
-        assert blas_threads() == before
-
-
-def test_libraries_on_one_thread_are_left_alone(monkeypatch):
-    class Library:
-        def __init__(self, count):
-            self.count, self.set_to = count, []
-
-        def get_num_threads(self):
-            return self.count
-
-        def set_num_threads(self, count):
-            self.count = count
-            self.set_to.append(count)
-
-    one, three = Library(1), Library(3)
-    blas = types.SimpleNamespace(lib_controllers=[one, three])
-    monkeypatch.setattr("ehi.index.threads._blas", lambda: blas)
-    with one_blas_thread(), one_blas_thread():
-        assert three.count == 1
-    with pytest.raises(KeyError), one_blas_thread():
-        raise KeyError
-    assert one.set_to == [] and three.set_to == [1, 3, 1, 3]

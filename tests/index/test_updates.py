@@ -1,57 +1,21 @@
 """Documents added, deleted, replaced and compacted, in memory and in a folder."""
 
-import signal
-import threading
-
-import index_reference as reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from update_cases import (
+    KINDS,
+    NUM,
+    QUERIES,
+    TREE,
+    X,
+    assert_same_hits,
+    built,
+    name_of,
+)
 
-from ehi.index import IndexLockedError, build_index, open_index, save_index
-from ehi.index.lock import writer_lock
-
-WIDTH, NUM, BRANCHING = 8, 40, 3
-RNG = np.random.default_rng(3)
-X = RNG.standard_normal((400, WIDTH)).astype(np.float32)
-QUERIES = RNG.standard_normal((6, WIDTH)).astype(np.float32)
-TREE = reference.make_tree("per_node", 2, BRANCHING, WIDTH, RNG)
-# With 256 codewords no two documents have one code: the scores of equal codes may
-# differ in their last bit between products of other shapes, and then their order.
-QUANTISED = {
-    "codebooks": RNG.standard_normal((4, 256, 2)).astype(np.float32) / 2,
-    "rotation": reference.make_rotation(WIDTH, RNG),
-    "leaf_centroids": RNG.standard_normal((9, WIDTH)).astype(np.float32),
-}
-KINDS = {
-    "raw": {},
-    "half": {"leaf_dtype": "float16"},
-    "pq": QUANTISED,
-    "spilled": {**QUANTISED, "spill": 2, "rerank_vectors": True},
-}
-
-
-def built(rows, names, kind="raw"):
-    return build_index(X[rows], names, tree=TREE, **KINDS[kind])
-
-
-def name_of(row, strings):
-    return f"d{row}" if strings else int(row)
-
-
-def assert_same_hits(one, other, k=7, **options):
-    for beam in (1, 4, 9):
-        for queries in (QUERIES, QUERIES[:1]):
-            a = one.search(queries, k, beam=beam, **options)
-            b = other.search(queries, k, beam=beam, **options)
-            assert (a.ids == b.ids).all()
-            assert (a.visited == b.visited).all()
-            finite = np.isfinite(b.scores)
-            np.testing.assert_allclose(
-                a.scores[finite], b.scores[finite], rtol=1e-5, atol=1e-5
-            )
-            assert (np.isfinite(a.scores) == finite).all()
+from ehi.index import build_index, open_index, save_index
 
 
 @settings(max_examples=30, deadline=None)
@@ -147,64 +111,6 @@ def test_everything_deleted_and_added_again(tmp_path):
         assert_same_hits(index, built(range(NUM), names))
 
 
-def test_an_opened_index_is_a_snapshot_until_refreshed(tmp_path):
-    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
-    writer, reader = open_index(tmp_path / "index"), open_index(tmp_path / "index")
-    before = built(range(NUM), range(NUM))
-    writer.add(X[NUM : NUM + 5], range(NUM, NUM + 5))
-    writer.delete([0])
-    assert writer.num_documents == NUM + 4
-    assert_same_hits(reader, before)
-    writer.compact()  # removes files that the reader has mapped
-    assert_same_hits(reader, before)
-    assert reader.refresh() and not reader.refresh()
-    assert_same_hits(reader, writer)
-    reader.delete([1])  # writers take turns, each from what the other left
-    writer.add(X[NUM + 5 : NUM + 6], [NUM + 5])
-    assert writer.num_documents == NUM + 4
-    reader.refresh()
-    assert_same_hits(reader, writer)
-    save_index(before, tmp_path / "other")
-    assert not before.refresh()  # in memory
-    tree = reference.make_tree("per_node", 2, BRANCHING, WIDTH, RNG)
-    save_index(build_index(X, range(400), tree=tree), tmp_path / "index")
-    with pytest.raises(ValueError, match="another index now"):
-        reader.refresh()
-
-
-def test_an_index_is_opened_while_another_writes_it(tmp_path):
-    """Every opening sees one generation whole, however often the folder changes."""
-    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
-    stop, errors, seen = threading.Event(), [], set()
-
-    def read():
-        while not stop.is_set():
-            try:
-                hits = open_index(tmp_path / "index").search(QUERIES, 400, beam=9)
-                assert len({frozenset(row[row >= 0]) for row in hits.ids}) == 1
-                seen.add(frozenset(hits.ids[0][hits.ids[0] >= 0].tolist()))
-            except Exception as error:
-                errors.append(error)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    writer, states = open_index(tmp_path / "index"), {frozenset(range(NUM))}
-    alive = set(range(NUM))
-    for turn in range(15):
-        new = range(NUM + 3 * turn, NUM + 3 * turn + 3)
-        writer.update(X[list(new)], [turn, *new[1:]], missing="add")
-        alive |= {turn, *new[1:]}
-        states.add(frozenset(alive))
-        writer.delete([new[2]])
-        alive.discard(new[2])
-        states.add(frozenset(alive))
-        writer.compact()
-    stop.set()
-    thread.join()
-    assert not errors, errors[0]
-    assert seen <= states
-
-
 def test_documents_to_show_follow_their_documents(tmp_path):
     shown = [{"title": f"zwölf {i}"} for i in range(NUM + 3)]
     save_index(built(range(NUM), range(NUM)), tmp_path / "index", shown[:NUM])
@@ -266,48 +172,3 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert (tmp_path / "index" / "manifest.json").read_bytes() == manifest
     assert opened.delete([5, 77], missing="ignore") == 1
     opened.add(X[5:6], [5], encoder={"tower": "this"})
-
-
-def test_one_writer_at_a_time(tmp_path):
-    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
-    index = open_index(tmp_path / "index")
-    with writer_lock(tmp_path / "index"):
-        for write in (
-            lambda: index.add(X[:1], [99]),
-            lambda: index.delete([1]),
-            index.compact,
-            lambda: save_index(index, tmp_path / "index"),
-        ):
-            with pytest.raises(IndexLockedError, match="another writer"):
-                write()
-        assert_same_hits(open_index(tmp_path / "index"), index)
-    index.delete([1])
-    assert index.num_documents == NUM - 1
-
-
-def test_a_full_disk_leaves_the_index_as_it_was(tmp_path):
-    """The limit on file sizes stands for the disk: writing past it fails."""
-    resource = pytest.importorskip("resource")
-    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
-    index = open_index(tmp_path / "index")
-    index.delete([3])
-    files = sorted(p.name for p in (tmp_path / "index").iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-        for write in (
-            lambda: index.add(X[:200], range(100, 300)),
-            index.compact,
-            lambda: save_index(index, tmp_path / "new"),
-        ):
-            with pytest.raises(OSError, match="as it was|too large"):
-                write()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == files
-    assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    assert_same_hits(open_index(tmp_path / "index", verify=True), index)
-    index.add(X[:200], range(100, 300))
-    assert index.num_documents == NUM - 1 + 200

@@ -1,129 +1,33 @@
-"""Shards are functions of their documents: skipped, resumed, retried, indexed."""
+"""Shards are functions of their documents: skipped, retried, refused, indexed."""
 
 import errno
-import functools
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flax import nnx
-from tiny import WIDTH, make_model
+from shard_cases import (
+    NUM,
+    SHARDS,
+    Documents,
+    bytes_of,
+    lengths,
+    make_encoder,
+    make_job,
+    read,
+)
 
 from ehi.index import build_index, open_index, save_index
 from ehi.index.stream import build_folder
-from ehi.model.encoder import TextEncoder
 from ehi.train import shards
-from ehi.train.document_encoder import DocumentEncoder
 from ehi.train.export import index_arrays
 from ehi.train.shards import (
-    ShardJob,
     attempt_shard,
     encode_shard,
     encode_shards,
     index_shards,
     unfinished_shards,
 )
-
-HERE = Path(__file__).parent
-PATHS = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-NUM, SHARDS = 23, 4
-DEADLY = (7, 21)
-
-
-class Documents:
-    """Letters of 1 to 9 words; slices of them are read as needed."""
-
-    def __init__(self, num=NUM):
-        rng = np.random.default_rng(0)
-        self.texts = [
-            " ".join(rng.choice(list("abcdefgh"), rng.integers(1, 10)))
-            for _ in range(num)
-        ]
-        self.texts[7], self.texts[21] = "h g f e d c b a z z", "a b c d e f g h z z"
-
-    def __len__(self):
-        return len(self.texts)
-
-    def __getitem__(self, rows):
-        return [SimpleNamespace(content=text) for text in self.texts[rows]]
-
-
-@pytest.fixture(autouse=True)
-def rows_as_they_were(monkeypatch):
-    """`slow_job` changes them for processes that it is imported into."""
-    monkeypatch.setattr(shards, "ROWS", shards.ROWS)
-
-
-def make_encoder(*, frozen=True):
-    """A tiny model that nothing was fitted to, and its encoder."""
-    tokenizer = HERE.parent / "fixtures" / "minilm_tiny" / "tokenizer.json"
-    tower = None
-    if frozen:
-        tower = TextEncoder(
-            vocab_size=64, width=WIDTH, num_layers=1, num_heads=2, mlp_width=32,
-            max_positions=16, type_vocab_size=2, rngs=nnx.Rngs(1),
-        )  # fmt: skip
-    graphdef, params = make_model(None, None, tower=not frozen, fitted=False)
-    length = 16 if frozen else 12
-    return (graphdef, params), DocumentEncoder(
-        graphdef, params, tower=tower, tokenizer_file=tokenizer, length=length,
-        num_documents=NUM, spill=2,
-    )  # fmt: skip
-
-
-def make_job(folder, encode=None, **changes):
-    """A job of NUM documents in SHARDS shards; the real encoder where none is given."""
-    documents = Documents()
-    if encode is None:
-        _, encode = make_encoder()
-    fields = {
-        "folder": Path(folder),
-        "num_shards": SHARDS,
-        "documents": documents,
-        "ids": [f"d{n}" for n in range(NUM)],
-        "encode": encode,
-        "identity": {"parameters": "abc", "corpus": "def"},
-    }
-    return ShardJob(**fields | changes)
-
-
-def slow_job(folder, seconds):
-    """The real job, whose blocks of 4 documents take a while."""
-    shards.ROWS = 4
-    job = make_job(folder)
-
-    def encode(texts):
-        time.sleep(seconds)
-        return job.encode(texts)
-
-    return replace(job, encode=encode)
-
-
-def lengths(texts):
-    """Stand-in for an encoder."""
-    sizes = np.array([[len(text)] for text in texts])
-    return {
-        "embeddings": np.tile(sizes, 3).astype(np.float16),
-        "leaves": (sizes % 2).astype(np.uint32),
-    }
-
-
-def bytes_of(folder):
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
-
-
-def read(job, number, name):
-    return np.load(job.path(number) / f"{name}.npy")
 
 
 @pytest.mark.parametrize("num_shards", [1, 4, 23])
@@ -293,120 +197,3 @@ def test_embeddings_that_are_not_finite_fail_their_shard(tmp_path):
     job = make_job(tmp_path, encode)
     failed = encode_shards(job, [0], retries=0)
     assert "embeddings as float16" in failed[0]
-
-
-def start(folder, seconds):
-    """A process that encodes all shards, slowly."""
-    command = [sys.executable, __file__, str(folder), str(seconds)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PATHS})
-
-
-def test_a_killed_loop_is_resumed_to_the_same_files(tmp_path):
-    slow = slow_job(tmp_path / "whole", 0)
-    assert encode_shards(slow, range(SHARDS)) == {}
-    job = slow_job(tmp_path / "killed", 0)
-    with start(job.folder, 0.4) as process:
-        while len(list(job.folder.glob("shard-*"))) < 2:
-            time.sleep(0.02)
-            assert process.poll() is None
-        time.sleep(0.2)  # into the third
-        process.send_signal(signal.SIGKILL)
-    there = unfinished_shards(job)
-    assert 0 < len(there) < SHARDS
-    kept = {path: path.stat().st_mtime_ns for path in job.folder.rglob("*.npy")}
-    assert encode_shards(job, there) == {}
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
-
-
-@pytest.fixture(scope="module")
-def encode_shards_by_ray():
-    """The engine, on one cluster for all tests, whose workers can import this file."""
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    from ehi.index.ray_cluster import start_ray
-    from ehi.train.shards_ray import encode_shards_by_ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PATHS)
-        ray, _ = start_ray(num_cpus=3)
-        try:
-            yield encode_shards_by_ray
-        finally:
-            ray.shutdown()
-
-
-def test_ray_loses_nothing_when_an_actor_is_killed(tmp_path, encode_shards_by_ray):
-    local = slow_job(tmp_path / "local", 0)
-    assert encode_shards(local, range(SHARDS)) == {}
-    job = slow_job(tmp_path / "ray", 0)
-    killed = []
-
-    def kill():
-        while not list(job.folder.glob("shard-*")):
-            time.sleep(0.05)
-        pid = int((job.folder / "pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    load = functools.partial(say_pid_and_load, job.folder, 0.4)
-    assert encode_shards_by_ray(load, unfinished_shards(job), workers=1) == {}
-    thread.join(timeout=1)
-    pid = int((job.folder / "pid").read_text())
-    assert killed and killed != [pid]  # another one went on
-    (job.folder / "pid").unlink()
-    unfinished_shards(job)
-    assert bytes_of(job.folder) == bytes_of(local.folder)
-
-
-def test_ray_reports_a_shard_that_fails_or_kills_its_workers(
-    tmp_path, encode_shards_by_ray
-):
-    load = functools.partial(deadly_job, tmp_path)
-    job = load()
-    failed = encode_shards_by_ray(load, unfinished_shards(job), 1, workers=2)
-    dies, fails = (
-        next(n for n in range(SHARDS) if row in job.rows(n)) for row in DEADLY
-    )
-    assert failed == {
-        dies: "its workers died, time and again",
-        fails: "RuntimeError: no such word",
-    }
-    assert unfinished_shards(job) == sorted(failed)
-    assert "d7\n" in job.failure(dies).read_text()
-    assert not list(tmp_path.glob(".shard*"))
-
-
-def test_without_ray_one_sentence(tmp_path, monkeypatch):
-    from ehi.train.shards_ray import encode_shards_by_ray
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install 'ehi\[ray\]'"):
-        encode_shards_by_ray(None, [0])
-
-
-def deadly_job(folder):
-    """One document kills the process that encodes it, another one raises."""
-    kills, raises = (Documents().texts[row] for row in DEADLY)
-
-    def encode(texts):
-        if kills in texts:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if raises in texts:
-            raise RuntimeError("no such word")
-        return lengths(texts)
-
-    return make_job(folder, encode)
-
-
-def say_pid_and_load(folder, seconds):
-    """`slow_job` in a worker that can be killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pid").write_text(str(os.getpid()))
-    return slow_job(folder, seconds)
-
-
-if __name__ == "__main__":
-    everything = slow_job(Path(sys.argv[1]), float(sys.argv[2]))
-    encode_shards(everything, unfinished_shards(everything))
