@@ -35,12 +35,18 @@ def test_two_processes_train_as_one_with_two_devices(two_processes, tmp_path):
             np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
 
 
+PREEMPTED = {"signal": "SIGTERM", "at": 4}
+
+
+@pytest.mark.parametrize(
+    "turns", [[{}], pytest.param([PREEMPTED, {}], marks=pytest.mark.slow)]
+)
 def test_two_processes_that_share_the_state_train_as_two_that_hold_it(
-    two_processes, tmp_path
+    two_processes, tmp_path, turns
 ):
     job = {"mode": "train", "folder": str(tmp_path), "systems": ["ehi-pq"]}
     job["shard_state"] = True
-    for turn in ({"signal": "SIGTERM", "at": 4}, {}):
+    for turn in turns:
         for code, _, err in run_two(job | turn):
             assert code == (EXIT_CODE if turn else 0), err
     ours, theirs = losses(tmp_path, "ehi-pq"), losses(two_processes, "ehi-pq")
