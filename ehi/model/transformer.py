@@ -67,12 +67,18 @@ bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
 def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
-    """What nnx.Linear calls: it contracts the last axis of x with the first."""
+    """What nnx.Linear calls: it contracts the last axis of x (..., I) with the first.
+
+    Rows are made one axis first: of a product with two, the gradient of the kernel sums
+    over both, and a CPU then copies its operands, 2.6 times as long as the product.
+    """
     if x.dtype == jnp.bfloat16:
         return bfloat16_product(x, kernel)
-    return jax.lax.dot_general(
-        x, kernel, dimension_numbers, precision=precision, out_sharding=out_sharding
-    )
+    product = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())),
+        precision=precision, out_sharding=out_sharding,
+    )  # fmt: skip
+    return product.reshape(*x.shape[:-1], -1)
 
 
 def recomputed(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
