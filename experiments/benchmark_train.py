@@ -25,11 +25,12 @@ alone. A repeat waits for its result.
 
 import statistics
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from ehi.eval.provenance import hardware, versions
+from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.model.pretrained import resolve
 from ehi.train.mesh import make_mesh, shard_batch
 from experiments import benchmark_step as steps
@@ -139,6 +140,7 @@ def benchmark_train(args) -> dict:
         "peak_flops": peak,
         "peak_source": source,
         "hardware": hardware(),
+        "git_commit": git_commit(Path(__file__).parent),
         "versions": versions(PACKAGES),
     }  # fmt: skip
 

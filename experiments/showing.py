@@ -86,15 +86,16 @@ def _examples(inputs, trained, built, console, count: int = 3) -> None:
     short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
     queries, default = trained[run].queries, default_search(index)
-    visited = index.count_visited(queries[rows], **default).mean()
-    console.print(
-        f"\n{run}, searched as set on training queries to visit {DEFAULT_PERCENT}% of "
-        f"the documents, visits {visited / index.num_documents:.1%} here",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if index.num_leaves > 1:
+        visited = index.count_visited(queries[rows], **default).mean()
+        console.print(
+            f"\n{run}: the default search, set for {DEFAULT_PERCENT}% without these "
+            f"queries, visits {visited / index.num_documents:.1%} of the documents",
+            highlight=False,
+            soft_wrap=True,
+        )
     hits = index.search(queries[chosen], 3, **default)
-    console.print("examples:", highlight=False)
+    console.print(f"\nexamples, {run}:", highlight=False)
     for number, row in enumerate(chosen):
         text = format_hits(texts[row], describe_hits(index, hits, number))
         console.print(text, highlight=False, markup=False, soft_wrap=True)

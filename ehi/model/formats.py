@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from ehi.index.text.files import FIRST_POSITION, ROBERTAS
+
 # Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
 # and classifiers.
 IGNORED = re.compile(
@@ -58,10 +60,6 @@ MODULES = {
     "roberta": (BERT_EMBEDDINGS, BERT_LAYER),
     "xlm-roberta": (BERT_EMBEDDINGS, BERT_LAYER),
 }
-ROBERTAS = ("roberta", "xlm-roberta")
-# The first token of a text has the position after that of padding, which is its id, 1.
-# Rows before it are cut off the table of positions, so that towers need not know.
-FIRST_POSITION = 2
 # Names that the code of ANCE, STAR and JPQ gives to what is on top of its RoBERTa.
 PROJECTION = {"linear": ("embeddingHead",), "norm": ("norm",)}
 

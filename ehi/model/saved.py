@@ -13,13 +13,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ehi.model.formats import (
-    FIRST_POSITION,
-    PROJECTION,
-    ROBERTAS,
-    parameter_sources,
-    plain_name,
-)
+from ehi.index.text.files import FIRST_POSITION, ROBERTAS
+from ehi.model.formats import PROJECTION, parameter_sources, plain_name
 from ehi.model.pretrained import NOT_COPIED, Pretrained
 
 POSITIONS = "embeddings.position_embeddings.weight"

@@ -27,7 +27,7 @@ class DocumentEncoder:
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
       tower: the frozen text encoder, or None where `params` have one.
-      tokenizer_file: tokenizer.json of the tower.
+      tokenizer_file: of the tower, as `open_tokenizer` takes it.
       length: most tokens of a document, L.
       num_documents: of the corpus, at least as many as there are leaves.
       spill: leaves of a document, s.

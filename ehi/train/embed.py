@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from ehi.data.tokens import TokenArray
 from ehi.model.params import merge_model
 from ehi.train.encode import encode
-from ehi.train.mesh import local_mesh, replicate, shard_batch
+from ehi.train.mesh import over_local_devices
 from ehi.train.processes import barrier
 
 # Rows of cached features that go through the head at once, and rows that a process
@@ -59,11 +59,8 @@ def _embed(graphdef, params, side: str, source, desc: str):
         padded = np.zeros_like(chunks[0])
         padded[:tail] = chunks[-1]
         chunks[-1] = padded
-    mesh = local_mesh()
-    if mesh.size > 1:
-        params = replicate(mesh, params)
-        chunks = (shard_batch(mesh, {"rows": chunk})["rows"] for chunk in chunks)
-    rows = [np.asarray(apply(params, chunk)) for chunk in chunks]
+    apply = over_local_devices(apply, params)
+    rows = [np.asarray(apply(chunk)) for chunk in chunks]
     rows[-1] = rows[-1][:tail]
     return np.concatenate(rows)
 

@@ -14,7 +14,7 @@ from ehi.eval.records import atomic_write_npy
 from ehi.model.encoder import TextEncoder
 from ehi.model.pretrained import Pretrained
 from ehi.model.sources import default_cache_dir
-from ehi.train.mesh import local_mesh, replicate, shard_batch
+from ehi.train.mesh import over_local_devices
 from ehi.train.rows import (
     choose_buckets,
     choose_shared_rows,
@@ -81,15 +81,11 @@ def encode(
         result[texts] = vectors
         bar.update(int(lengths[texts].sum()))
 
-    mesh = local_mesh()
-    if mesh.size > 1:
-        params = replicate(mesh, params)
+    apply = over_local_devices(apply, params)
     with bar:
         waiting = None
         for texts, places, ids, mask in batches:
-            if mesh.size > 1:
-                ids, mask = shard_batch(mesh, {0: ids, 1: mask}).values()
-            vectors = apply(params, ids, mask)
+            vectors = apply(ids, mask)
             # Fetch the batch before only now: the device never waits for the host.
             if waiting:
                 collect(*waiting)

@@ -1,6 +1,7 @@
 """The mesh of all devices, and where batches, tables and states lie on it."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -131,6 +132,20 @@ def place(tree, shardings):
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree, shardings)
+
+
+def over_local_devices(apply: Callable, params) -> Callable:
+    """`apply(params, *arrays)` of arrays whose rows lie over this process's devices."""
+    mesh = local_mesh()
+    if mesh.size == 1:
+        return functools.partial(apply, params)
+    params = replicate(mesh, params)
+
+    def spread(*arrays):
+        batch = shard_batch(mesh, dict(enumerate(arrays)))
+        return apply(params, *batch.values())
+
+    return spread
 
 
 def own_copy(tree):

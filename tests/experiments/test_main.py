@@ -31,7 +31,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
         assert stem.with_name(stem.name + ".npy").exists()
     shown = capsys.readouterr().out
     assert "ehi-pq" in shown and "leaf" in shown and str(tmp_path / "index") in shown
-    assert "visit 10% of the documents, visits " in shown
+    assert "set for 10% without these queries, visits " in shown
     for name in ("report.md", "visited.png", "bytes.png", "metrics.jsonl"):
         assert (tmp_path / name).stat().st_size
 

@@ -49,6 +49,16 @@ class Cut(Exception):
     pass
 
 
+def test_the_share_of_refreshing_is_logged(tiny, tiny_model, tmp_path):
+    train(tiny, tiny_model, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    shares = {row["step"]: row["refresh_share"] for row in map(json.loads, lines)}
+    # Mined before steps 1, 6 and 11; logged every 3 steps and with a checkpoint.
+    mined = [step for step, share in shares.items() if share > 0]
+    assert mined == [3, 6, 12]
+    assert all(0 <= share < 1 for share in shares.values())
+
+
 @pytest.mark.parametrize("cut_at", [3, 7, 11])
 def test_resumed_equals_uninterrupted(tiny, tiny_model, tmp_path, monkeypatch, cut_at):
     whole = train(tiny, tiny_model, tmp_path / "whole")

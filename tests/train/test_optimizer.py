@@ -12,6 +12,11 @@ def test_last_n_trains_the_last_layers_of_the_tower_only(tiny_model):
     assert tower and all(name.startswith("tower/layers/1/") for name in tower)
 
 
+def test_last_n_trains_the_projection_behind_the_layers_too():
+    params = ("tower/projection/linear/kernel", "tower/words/embedding")
+    assert trained_names(params, {"tower": 1e-5}, last_n=1) == {params[0]}
+
+
 @pytest.mark.parametrize(
     ("rates", "message"),
     [({"heads": 1.0}, "unknown group 'heads'"), ({"head": -1.0}, "must be >= 0")],

@@ -11,6 +11,10 @@ from pathlib import Path
 REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # What RoBERTa had before there was a tokenizer.json: vocabulary first.
 BPE_FILES = ("vocab.json", "merges.txt")
+# The first token of a text has the position after that of padding, which is its id, 1.
+# Rows before it are cut off the table of positions, so that towers need not know.
+ROBERTAS = ("roberta", "xlm-roberta")
+FIRST_POSITION = 2
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "

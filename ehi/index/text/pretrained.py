@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from ehi.index.text.files import check_files
+from ehi.index.text.files import FIRST_POSITION, ROBERTAS, check_files
 from ehi.index.text.projection import Projection
 from ehi.index.text.tensors import open_tensors
 from ehi.index.text.transformer import POOLINGS, Layer, Tower
@@ -39,10 +39,6 @@ REQUIRED_VALUES = {
     "activation": "gelu",
     "position_embedding_type": "absolute",
 }
-# RoBERTa differs from BERT in where it starts to count: the first token of a text has
-# the position after that of padding, which is its id, 1.
-ROBERTAS = ("roberta", "xlm-roberta")
-FIRST_POSITION = 2
 # Names of a layer's modules: queries, keys, values, out, norm, MLP in, out, norm.
 LAYER_NAMES = {
     "bert": (
