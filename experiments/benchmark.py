@@ -26,12 +26,14 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
 from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
+from ehi.eval.provenance import git_commit, hardware
 from ehi.model.pretrained import load_tower, resolve
 from ehi.train.encode import apply_module, encode
 from ehi.train.rows import shares_rows
@@ -121,6 +123,8 @@ def benchmark_encode(args) -> dict:
     )
     best = min((n for n in wall if n.startswith(PEER)), key=wall.get, default=None)
     return {
+        "dataset": Path(args.dataset).name,  # never a path of the machine
+        "model": args.model,
         "texts": len(texts),
         "tokens": int(tokens.lengths.sum()),
         "max_length": args.max_length,
@@ -136,6 +140,8 @@ def benchmark_encode(args) -> dict:
         # Ours compiles in its first run, so a corpus encoded once pays that too.
         "ratio_first_run": best and first[best][0] / first["ours"][0],
         "lowest_cosine": best and lowest_cosine(first["ours"][2], first[best][2]),
+        "hardware": hardware(),
+        "git_commit": git_commit(Path(__file__).parent),
         "versions": {name: version(name) for name in PACKAGES},
     }
 
