@@ -38,6 +38,17 @@ def test_cayley_is_orthogonal_and_starts_at_the_identity():
     np.testing.assert_array_equal(cayley(jnp.zeros((D, D))), jnp.eye(D))
 
 
+@pytest.mark.parametrize("size", (1e-6, 1e-3, 0.1, 3.0, 1e5))
+def test_cayley_is_that_of_a_solve_in_float64(size):
+    u = size * np.asarray(vectors(96, 96))
+    a = (u - u.T).astype(np.float64)
+    eye = np.eye(96)
+    np.testing.assert_allclose(
+        cayley(jnp.asarray(a, jnp.float32)), np.linalg.solve(eye - a, eye + a),
+        rtol=0, atol=2e-6,
+    )  # fmt: skip
+
+
 def test_cayley_gradient_is_that_of_the_solve():
     def plain(a):
         eye = jnp.eye(D)
