@@ -19,6 +19,7 @@ from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.phase import Phase
+from ehi.train.pool import drawn_queries
 from experiments.inputs import Inputs
 from experiments.modules import build_model
 from experiments.systems import config_of, get_system
@@ -144,7 +145,7 @@ def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, lo
         graphdef, params, inputs.training, tables, phase,
         run=run, name=phase_name, seed=config.seed,
         directory=workdir / "checkpoints" / run / phase_name, log=log,
-        lengths=lengths, mine=_miner(phase, graphdef, inputs, parent),
+        lengths=lengths, mine=_miner(phase, graphdef, inputs, parent, config.seed),
         shard_state=config.shard_state,
     )  # fmt: skip
 
@@ -157,15 +158,19 @@ def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
     return split_model(model)[1]
 
 
-def _miner(phase, graphdef, inputs, parent):
+def _miner(phase, graphdef, inputs, parent, seed):
     """Parameters -> hard negatives (rows, m), or None where a phase mines none."""
     if not phase.refresh:
         return None
 
     def from_teacher(_):
+        rows = drawn_queries(
+            inputs.training, batch_size=phase.batch_size, sources=phase.sources,
+            seed=seed, steps=phase.steps,
+        )  # fmt: skip
         return mine_from_teacher(
             parent.documents, parent.queries, inputs.training,
-            per_query=phase.mined_kept,
+            per_query=phase.mined_kept, rows=rows,
         )  # fmt: skip
 
     def from_leaves(params):

@@ -3,6 +3,8 @@
 JPQ's negatives are not here: they come from the whole code table inside the step.
 """
 
+import os
+
 import numpy as np
 
 from ehi.index import Index, build_index
@@ -10,23 +12,34 @@ from ehi.train.pool import TrainingSet
 
 
 def mine_from_teacher(
-    documents: np.ndarray, queries: np.ndarray, data: TrainingSet, *, per_query: int
-) -> np.ndarray:
+    documents: np.ndarray, queries: np.ndarray, data: TrainingSet, *, per_query: int,
+    rows: np.ndarray,
+) -> np.ndarray:  # fmt: skip
     """The documents that a teacher ranks first, known positives left out.
+
+    Exhaustive, 2 D operations for each of the rows and each document, so it is done for
+    those rows only that the phase will draw.
 
     Args:
       documents, queries: embeddings (rows, D) by the teacher.
       data: tells which documents are known positives.
       per_query: documents kept for a query.
+      rows: (n,) distinct rows of the query table; see `drawn_queries`.
 
     Returns:
-      document rows (rows, per_query) int32, best first, padded with -1.
+      document rows (rows, per_query) int32, best first, padded with -1; all -1 in rows
+      that were not asked for.
 
     References:
       Distill-VQ: Xiao et al. 2022, arXiv 2204.00185, section 3.3 (top-200).
     """
     index = build_index(documents, np.arange(len(documents)), tree=None)
-    return mine_from_leaves(index, queries, data, per_query=per_query, beam=1)
+    mined = np.full((len(queries), per_query), -1, np.int32)
+    mined[rows] = mine_from_leaves(
+        index, queries[rows], data, per_query=per_query, beam=1, rows=rows,
+        threads=len(os.sched_getaffinity(0)),
+    )  # fmt: skip
+    return mined
 
 
 def mine_from_leaves(
@@ -36,6 +49,7 @@ def mine_from_leaves(
     *,
     per_query: int,
     beam: int,
+    rows: np.ndarray | None = None,
     threads: int = 1,
 ) -> np.ndarray:
     """The best-scored documents of the visited leaves that are not known positives.
@@ -45,27 +59,29 @@ def mine_from_leaves(
 
     Args:
       index: of the current parameters; its document ids are row numbers.
-      query_embeddings: (rows, D), one for each row of the query table.
+      query_embeddings: (n, D), one for each of `rows`.
       data: tells which documents are known positives.
       per_query: negatives kept for a query.
       beam: leaves a query visits.
+      rows: (n,) of the query table; None for all of it.
+      threads: of the search.
 
     Returns:
-      document rows (rows, per_query) int32, best first, padded with -1.
+      document rows (n, per_query) int32, best first, padded with -1.
     """
-    rows = len(query_embeddings)
-    most = np.bincount(data.positives(np.arange(rows))[0], minlength=rows).max()
+    rows = np.arange(data.num_queries) if rows is None else rows
+    row, known = data.positives(rows)
+    most = np.bincount(row, minlength=1).max()
     k = min(per_query + int(most), data.num_documents)
     beam = min(beam, index.num_leaves)
-    found = index.search(query_embeddings, k, beam=beam, threads=threads).ids  # (N, k)
-    row, known = data.positives(np.arange(rows))
+    found = index.search(query_embeddings, k, beam=beam, threads=threads).ids  # (n, k)
     num = data.num_documents
     positive_keys = np.unique(row.astype(np.int64) * num + known)
-    keys = np.arange(rows)[:, None] * num + found
+    keys = np.arange(len(rows))[:, None] * num + found
     negative = (found >= 0) & ~np.isin(keys, positive_keys)
     # A stable sort moves the kept ones to the front without changing their order.
     order = np.argsort(~negative, axis=1, kind="stable")[:, :per_query]
     kept = np.take_along_axis(np.where(negative, found, -1), order, axis=1)
-    mined = np.full((rows, per_query), -1, np.int32)
+    mined = np.full((len(rows), per_query), -1, np.int32)
     mined[:, : kept.shape[1]] = kept
     return mined

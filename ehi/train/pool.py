@@ -123,6 +123,17 @@ def make_batch(
     return batch
 
 
+def drawn_queries(
+    data: TrainingSet, *, batch_size: int, sources: Mapping[str, float], seed: int,
+    steps: int,
+) -> np.ndarray:  # fmt: skip
+    """The rows of the query table that the batches of a phase hold, ascending."""
+    drawn = np.zeros(data.num_queries, bool)
+    for step in range(steps):
+        drawn[_sample(data, batch_size, sources, {}, seed, step)[0]] = True
+    return np.flatnonzero(drawn)
+
+
 def _match(num_documents, documents, positives, row, known):
     """Each row's own positive in the pool (N,), and where (N, C) are no others."""
     place = np.full(num_documents, -1)

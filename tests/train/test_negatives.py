@@ -3,7 +3,8 @@ import numpy as np
 from ehi.index import build_index
 from ehi.train.embed import embed
 from ehi.train.export import index_arrays
-from ehi.train.negatives import mine_from_leaves
+from ehi.train.negatives import mine_from_leaves, mine_from_teacher
+from ehi.train.pool import drawn_queries, make_batch
 
 
 def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_model):
@@ -20,3 +21,28 @@ def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_m
         expected = [row for row in hits.rows[0] if row >= 0 and row not in known][:5]
         assert mined[query, : len(expected)].tolist() == expected
         assert (mined[query, len(expected) :] == -1).all()
+
+
+def test_the_teachers_nearest_are_mined_for_every_query_that_is_drawn(tiny):
+    data, _ = tiny
+    rng = np.random.default_rng(0)
+    documents = rng.normal(size=(data.num_documents, 8)).astype(np.float32)
+    queries = rng.normal(size=(data.num_queries, 8)).astype(np.float32)
+    phase = {"batch_size": 6, "sources": {"labelled": 0.5, "documents": 0.5}, "seed": 1}
+    rows = drawn_queries(data, steps=3, **phase)
+    batches = [
+        make_batch(data, pool=20, step=step, source_weights={}, **phase)["queries"]
+        for step in range(3)
+    ]
+    assert rows.tolist() == sorted(set(np.concatenate(batches).tolist()))
+    assert 0 < len(rows) < data.num_queries
+    mined = mine_from_teacher(documents, queries, data, per_query=5, rows=rows)
+    assert mined.shape == (data.num_queries, 5)
+    scores = queries @ documents.T
+    for row in range(data.num_queries):
+        if row not in rows:
+            assert (mined[row] == -1).all()
+            continue
+        _, known = data.positives(np.array([row]))
+        best = [doc for doc in np.argsort(-scores[row]) if doc not in known][:5]
+        assert mined[row].tolist() == best
