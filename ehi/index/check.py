@@ -1,5 +1,6 @@
 """Refuses what does not fit, in one sentence, before any work is done."""
 
+import math
 import numbers
 import operator
 
@@ -75,9 +76,12 @@ def check_embeddings(embeddings):
 def finite_rows(name, rows):
     """`rows` unchanged, if all values are finite."""
     # A sum is finite unless a value is not (or it overflows): one pass, no temporary.
-    with np.errstate(invalid="ignore"):
-        total = rows.sum(dtype=np.float64)
-    if not np.isfinite(total):
+    if rows.dtype == np.float32:  # BLAS: of one query a quarter of the time
+        total = np.vdot(rows, rows)
+    else:
+        with np.errstate(invalid="ignore"):
+            total = rows.sum(dtype=np.float64)
+    if not math.isfinite(total):
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 
 from ehi.index.check import check_count
 from ehi.index.threads import one_blas_thread
-from ehi.index.topk import pack, smallest, unpack
+from ehi.index.topk import best_of, pack, smallest, unpack
 
 
 class Routes(NamedTuple):
@@ -44,7 +44,7 @@ def tree_shape(tree):
     return len(tree["w"]), tree["w"][0].shape[1]
 
 
-def route(x, tree, beam, min_prob=0.0):
+def route(x, tree, beam, min_prob=0.0, normalise=True):
     """Beam search: a level keeps its min(beam, nodes of the level) best nodes.
 
     Leaves with p(leaf | x) < min_prob are dropped, all but the best, and nothing is
@@ -55,12 +55,15 @@ def route(x, tree, beam, min_prob=0.0):
         tree: see the module's docstring.
         beam: nodes kept at each level, b; equal scores go to the smaller node.
         min_prob: 0 .. 1, from which on leaves are kept.
+        normalise: False where only leaves matter: without a min_prob, a tree of one
+            level then spares its softmax, as a constant of a row changes no order, and
+            log_probs are logits.
 
     Returns:
         Routes with b = min(beam, P), or less where all rows keep less.
     """
     if min_prob <= 0:
-        return _descend(x, tree, beam, beam)
+        return _descend(x, tree, beam, beam, normalise=normalise)
     floor = np.log(min_prob)
     found = _descend(x, tree, beam, beam, floor)
     unsure = np.flatnonzero(found.log_probs[:, 0] < floor)
@@ -83,7 +86,9 @@ def leaf_log_probs(x, tree):
     log_probs = np.zeros((len(x), 1), np.float32)
     for level in range(height):
         nodes = np.broadcast_to(np.arange(branching**level), log_probs.shape)
-        joint = log_probs[:, :, None] + _child_log_probs(hidden, tree, level, nodes)
+        joint = log_probs[:, :, None] + _log_softmax(
+            _child_logits(hidden, tree, level, nodes)
+        )
         log_probs = joint.reshape(len(x), branching ** (level + 1))
     return log_probs
 
@@ -120,7 +125,7 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
 
     def assign(start):
         part = slice(start, start + rows)
-        leaves[part] = _descend(x[part], tree, beam, spill).leaves
+        leaves[part] = _descend(x[part], tree, beam, spill, normalise=False).leaves
 
     starts = range(0, len(x), rows)
     if threads == 1:
@@ -164,7 +169,7 @@ def group_by(values):
     return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
 
 
-def _descend(x, tree, beam, leaves, floor=-np.inf):
+def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
     """`route` that returns the best `leaves` <= beam of the leaves it scores.
 
     A level keeps as many nodes of every row as the row needs that has most above the
@@ -177,8 +182,10 @@ def _descend(x, tree, beam, leaves, floor=-np.inf):
     log_probs = np.zeros((num, 1), np.float32)
     scored = 0
     for level in range(height):
-        joint = _child_log_probs(hidden, tree, level, nodes)  # (N, f, B)
-        joint += log_probs[:, :, None]
+        joint = _child_logits(hidden, tree, level, nodes)  # (N, f, B)
+        if normalise or height > 1:
+            _log_softmax(joint)
+            joint += log_probs[:, :, None]
         scored += nodes.shape[1] * branching
         last = level == height - 1
         keep = min(leaves if last else beam, branching ** (level + 1))
@@ -189,7 +196,7 @@ def _descend(x, tree, beam, leaves, floor=-np.inf):
             log_probs, nodes = _best_children(joint, nodes, keep)
         else:
             log_probs = _per_row(joint)
-            nodes = _per_row(nodes[:, :, None] * branching + np.arange(branching))
+            nodes = _children(nodes, branching)
     if floor > -np.inf:
         below = log_probs < floor
         below[:, :1] = False
@@ -206,6 +213,9 @@ def _best_children(joint, nodes, keep):
     branching = joint.shape[2]
     joint = _per_row(joint)  # (N, f B)
     num, width = joint.shape
+    if num == 1:  # half the calls, each of which costs more than its work on one row
+        best = best_of(joint[0], _children(nodes, branching)[0], keep)
+        return best[0][None], best[1][None]
     if keep < width:
         if keep == 1:
             floor = joint.max(axis=1)
@@ -220,8 +230,12 @@ def _best_children(joint, nodes, keep):
             first = np.searchsorted(rows, np.arange(num))
             best = order[first[:, None] + np.arange(keep)]
             return scores[best], numbers[best]
-    numbers = nodes[:, :, None] * branching + np.arange(branching)
-    return unpack(smallest(pack(joint, _per_row(numbers)), keep))
+    return unpack(smallest(pack(joint, _children(nodes, branching)), keep))
+
+
+def _children(nodes, branching):
+    """Numbers of the children of nodes (N, f): (N, f B)."""
+    return _per_row(nodes[:, :, None] * branching + np.arange(branching))
 
 
 def _per_row(values):
@@ -236,12 +250,16 @@ def _node_input(x, tree):
     return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]
 
 
-def _child_log_probs(x, tree, level, nodes):
-    """log p(child | node, x) of the children of `nodes` (N, f): (N, f, B)."""
+def _child_logits(x, tree, level, nodes):
+    """Logits of the children of `nodes` (N, f): (N, f, B)."""
     scores = _per_node if tree["kind"] == "per_node" else _per_level
-    logits = scores(x, tree, level, nodes)
-    logits -= logits.max(axis=2, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    return scores(x, tree, level, nodes)
+
+
+def _log_softmax(logits):
+    """logits (..., B), overwritten by log p(child | node, x)."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return logits
 
 

@@ -91,7 +91,7 @@ def _routed(index, queries, beam, min_prob):
     with one_blas_thread():
         for start in range(0, max(len(queries), 1), step):
             part = slice(start, start + step)
-            yield part, route(queries[part], index.routing_tree, beam, min_prob)
+            yield part, route(queries[part], index.routing_tree, beam, min_prob, False)
 
 
 def _joined(parts):
@@ -170,7 +170,7 @@ def _check_rerank(contents, rerank, k):
 def _search_part(job, queries, leaves):
     index, nodes_scored = job.index, np.zeros(len(queries), np.int64)
     if leaves is None:
-        routes = route(queries, index.routing_tree, job.beam, job.min_prob)
+        routes = route(queries, index.routing_tree, job.beam, job.min_prob, False)
         leaves, nodes_scored = routes.leaves, routes.nodes_scored
     rotated = queries if index.rotation is None else queries @ index.rotation
     find = search_by_leaf if _share_leaves(leaves) else search_by_query

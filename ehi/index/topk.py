@@ -48,6 +48,25 @@ def smallest(keys, k):
     return np.sort(keys, axis=1)
 
 
+def best_of(scores, numbers, k):
+    """The k best of one row, or all where there are fewer: scores and numbers.
+
+    Without keys, and in 1-D arrays: of short rows a NumPy call costs more than its work.
+
+    Args:
+        scores: (m,) float32.
+        numbers: (m,) integers; equal scores go to the smaller.
+    """
+    cut = len(scores) - k
+    if cut > 0:
+        ordered = scores.copy()
+        ordered.partition(cut)
+        kept = (scores >= ordered[cut]).nonzero()[0]  # more than k where scores tie
+        scores, numbers = scores[kept], numbers[kept]
+    order = np.lexsort((numbers, -scores))[:k]
+    return scores[order], numbers[order]
+
+
 def drop_duplicates(keys, k):
     """The k best keys of each row, each number once, at its best score.
 
