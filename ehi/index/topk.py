@@ -51,7 +51,7 @@ def smallest(keys, k):
 def best_of(scores, numbers, k):
     """The k best of one row, or all where there are fewer: scores and numbers.
 
-    Without keys, and in 1-D arrays: of short rows a NumPy call costs more than its work.
+    In few calls and without keys: of a short row a call costs more than its work.
 
     Args:
         scores: (m,) float32.
