@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 _GATHER_ROWS = 4096  # rows of codes that one call looks up: fewer calls, cache or not
-_DECODED_ROWS = 512  # documents decoded at once, for the same reason
+_DECODED_ROWS = 1024  # documents decoded at once, for the same reason
 _SMALL_PRODUCT, _SMALL_ROWS = 10**6, 32  # see `_multiply`
 
 
