@@ -7,7 +7,7 @@ The files, step by step:
     build    build, route, leaves; stream/ from shards larger than memory
     hold     index, segment, documents, hits
     keep     store, layout, fit, folder, commit, atomic, lock
-    search   search, job, route, by_leaf, by_query, score, topk, threads
+    search   search, job, route, nodes, by_leaf, by_query, score, topk, threads
     change   updates, merge
     words    text/: tokens, transformer and head, without JAX
     Faiss    interop, interop_to, interop_search

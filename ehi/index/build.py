@@ -9,7 +9,8 @@ from ehi.index import check
 from ehi.index.documents import Documents, check_ids
 from ehi.index.index import Index
 from ehi.index.leaves import check_quantiser, half, make_leaves
-from ehi.index.route import assign_leaves, tree_shape
+from ehi.index.nodes import tree_shape
+from ehi.index.route import assign_leaves
 from ehi.index.segment import Contents, Segment
 from ehi.index.topk import MAX_NUMBER
 
@@ -36,7 +37,7 @@ def build_index(
     Args:
         embeddings: (N, D) floats.
         doc_ids: N distinct ids, integers >= 0 or strings.
-        tree: dict as in `ehi.index.route`, or None for a flat index of one leaf.
+        tree: dict as in `ehi.index.nodes`, or None for a flat index of one leaf.
         query_tree: the queries' own tree of the same height and branching, or None.
         rotation: (D, D) orthogonal, z = x @ rotation; PQ leaves only.
         codebooks: (M, K, S) for PQ leaves, None for raw ones.

@@ -14,6 +14,7 @@ score exceeds it.
 import numpy as np
 
 from ehi.index.score import score_leaves
+from ehi.index.topk import best_of
 
 
 def search_by_query(job, queries, rotated, leaves):
@@ -50,12 +51,7 @@ def _search_one(job, query, rotated, leaves):
         allowed = np.flatnonzero(job.mask[rows])
         scores, rows = scores[allowed], rows[allowed]
     visited = len(rows)
-    if visited > job.copies:
-        cut = visited - job.copies
-        best = (scores >= np.partition(scores, cut)[cut]).nonzero()[0]
-        scores, rows = scores[best], rows[best]
-    order = np.lexsort((rows, -scores))[: job.copies]  # equal scores: smaller row first
-    scores, rows = scores[order], rows[order]
+    scores, rows = best_of(scores, rows, job.copies)
     if job.index.spill > 1:  # each document once, at its best score
         first = np.unique(rows, return_index=True)[1]
         first.sort()

@@ -1,5 +1,6 @@
 """Refuses what does not fit, in one sentence, before any work is done."""
 
+import math
 import numbers
 import operator
 
@@ -24,7 +25,8 @@ def check_count(name, value, least=1):
 
 def check_share(name, value):
     """`value` as a float between 0 and 1."""
-    if isinstance(value, numbers.Real) and 0 <= value <= 1:
+    # An abstract class is asked last: that takes ten times as long.
+    if isinstance(value, (float, int, numbers.Real)) and 0 <= value <= 1:
         return float(value)
     raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
 
@@ -75,9 +77,12 @@ def check_embeddings(embeddings):
 def finite_rows(name, rows):
     """`rows` unchanged, if all values are finite."""
     # A sum is finite unless a value is not (or it overflows): one pass, no temporary.
-    with np.errstate(invalid="ignore"):
-        total = rows.sum(dtype=np.float64)
-    if not np.isfinite(total):
+    if rows.dtype == np.float32:  # BLAS: of one query a quarter of the time
+        total = np.vdot(rows, rows)
+    else:
+        with np.errstate(invalid="ignore"):
+            total = rows.sum(dtype=np.float64)
+    if not math.isfinite(total):
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise ValueError(

@@ -4,7 +4,7 @@ import numpy as np
 
 from ehi.index.check import check_codebooks
 from ehi.index.documents import StringIds
-from ehi.index.route import tree_shape
+from ehi.index.nodes import tree_shape
 
 
 def check_fit(index):

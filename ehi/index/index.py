@@ -7,7 +7,7 @@ import numpy as np
 
 from ehi.index import search
 from ehi.index.hits import Hits
-from ehi.index.route import tree_shape
+from ehi.index.nodes import tree_shape
 from ehi.index.score import byte_codebooks
 from ehi.index.segment import Contents
 
@@ -24,7 +24,7 @@ class Index:
     Attributes:
         width: embedding width D.
         spill: leaves a document is stored in, s.
-        tree, query_tree: dicts as in `ehi.index.route`; tree is None in a flat index,
+        tree, query_tree: dicts as in `ehi.index.nodes`; tree is None in a flat index,
             query_tree where queries route as documents do.
         codebooks: (M, K, S) float32, or None in raw leaves.
         assign_codebooks: (M, K, S) float32 that choose the codes, where these are

@@ -1,24 +1,18 @@
 """Beam search over the tree: queries to leaves, documents to their top leaves.
 
-A tree is a dict of arrays, made by `ehi.model.tree` and read by nobody's framework:
-
-    {'kind': 'per_node', 'nodes': [(1, B, D), (B, B, D), ...], 'scale': float,
-     'biases': [(1, B), (B, B), ...],                    absent: zeros
-     'w_in': (D, hidden), 'w_out': (hidden, D)}          w_in and w_out may be absent
-    {'kind': 'per_level', 'u': [(E, E), ...], 'w': [(E, B), ...]}, E = (h - 1) B + D
-
-A leaf is the mixed-radix number of its path, level 1 most significant; None is the
-flat index of one leaf. Softmax routing as in EHI (arXiv:2310.08891, section 3.2).
+A leaf is the mixed-radix number of its path, level 1 most significant. Softmax routing
+as in EHI (arXiv:2310.08891, section 3.2).
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
 
 from ehi.index.check import check_count
-from ehi.index.threads import one_blas_thread
-from ehi.index.topk import pack, smallest, unpack
+from ehi.index.nodes import child_logits, log_softmax, node_input, tree_shape
+from ehi.index.threads import map_threads, one_blas_thread
+from ehi.index.topk import best_of, pack, smallest, unpack
 
 
 class Routes(NamedTuple):
@@ -35,16 +29,7 @@ class Routes(NamedTuple):
     nodes_scored: np.ndarray
 
 
-def tree_shape(tree):
-    """(height, branching) of a tree; (0, 1) for None."""
-    if tree is None:
-        return 0, 1
-    if tree["kind"] == "per_node":
-        return len(tree["nodes"]), tree["nodes"][0].shape[1]
-    return len(tree["w"]), tree["w"][0].shape[1]
-
-
-def route(x, tree, beam, min_prob=0.0):
+def route(x, tree, beam, min_prob=0.0, normalise=True):
     """Beam search: a level keeps its min(beam, nodes of the level) best nodes.
 
     Leaves with p(leaf | x) < min_prob are dropped, all but the best, and nothing is
@@ -52,15 +37,18 @@ def route(x, tree, beam, min_prob=0.0):
 
     Args:
         x: (N, D) float32.
-        tree: see the module's docstring.
+        tree: dict as in `ehi.index.nodes`.
         beam: nodes kept at each level, b; equal scores go to the smaller node.
         min_prob: 0 .. 1, from which on leaves are kept.
+        normalise: False where only leaves matter: without a min_prob, a tree of one
+            level then spares its softmax, as a constant of a row changes no order, and
+            log_probs are logits.
 
     Returns:
         Routes with b = min(beam, P), or less where all rows keep less.
     """
     if min_prob <= 0:
-        return _descend(x, tree, beam, beam)
+        return _descend(x, tree, beam, beam, normalise=normalise)
     floor = np.log(min_prob)
     found = _descend(x, tree, beam, beam, floor)
     unsure = np.flatnonzero(found.log_probs[:, 0] < floor)
@@ -79,11 +67,13 @@ def leaf_log_probs(x, tree):
         x: (N, D) float32.
     """
     height, branching = tree_shape(tree)
-    hidden = _node_input(x, tree)
+    hidden = node_input(x, tree)
     log_probs = np.zeros((len(x), 1), np.float32)
     for level in range(height):
         nodes = np.broadcast_to(np.arange(branching**level), log_probs.shape)
-        joint = log_probs[:, :, None] + _child_log_probs(hidden, tree, level, nodes)
+        joint = log_probs[:, :, None] + log_softmax(
+            child_logits(hidden, tree, level, nodes)
+        )
         log_probs = joint.reshape(len(x), branching ** (level + 1))
     return log_probs
 
@@ -97,7 +87,7 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
 
     Args:
         x: (N, D) float32.
-        tree: see the module's docstring.
+        tree: dict as in `ehi.index.nodes`.
         spill: leaves a document is stored in, s.
         beam: nodes kept at each level, at least s, or None for all of them.
         threads: Python threads over chunks of documents, one BLAS thread each.
@@ -120,15 +110,11 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
 
     def assign(start):
         part = slice(start, start + rows)
-        leaves[part] = _descend(x[part], tree, beam, spill).leaves
+        leaves[part] = _descend(x[part], tree, beam, spill, normalise=False).leaves
 
     starts = range(0, len(x), rows)
-    if threads == 1:
-        for start in starts:
-            assign(start)
-    else:
-        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-            list(pool.map(assign, starts))  # a list, to meet every exception
+    with one_blas_thread() if threads > 1 else contextlib.nullcontext():
+        map_threads(assign, starts, threads)
     return leaves
 
 
@@ -154,17 +140,7 @@ def rows_at_once(tree, beam, entries=2**23, most=4096):
     return max(1, min(most, entries // (frontier * width)))
 
 
-def group_by(values):
-    """Distinct values of a 1-D array, and for each the positions where it stands."""
-    if not len(values):
-        return values, []
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
-
-
-def _descend(x, tree, beam, leaves, floor=-np.inf):
+def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
     """`route` that returns the best `leaves` <= beam of the leaves it scores.
 
     A level keeps as many nodes of every row as the row needs that has most above the
@@ -172,13 +148,15 @@ def _descend(x, tree, beam, leaves, floor=-np.inf):
     """
     height, branching = tree_shape(tree)
     num = len(x)
-    hidden = _node_input(x, tree)
+    hidden = node_input(x, tree)
     nodes = np.zeros((num, 1), np.int64)
     log_probs = np.zeros((num, 1), np.float32)
     scored = 0
     for level in range(height):
-        joint = _child_log_probs(hidden, tree, level, nodes)  # (N, f, B)
-        joint += log_probs[:, :, None]
+        joint = child_logits(hidden, tree, level, nodes)  # (N, f, B)
+        if normalise or height > 1:
+            log_softmax(joint)
+            joint += log_probs[:, :, None]
         scored += nodes.shape[1] * branching
         last = level == height - 1
         keep = min(leaves if last else beam, branching ** (level + 1))
@@ -189,7 +167,7 @@ def _descend(x, tree, beam, leaves, floor=-np.inf):
             log_probs, nodes = _best_children(joint, nodes, keep)
         else:
             log_probs = _per_row(joint)
-            nodes = _per_row(nodes[:, :, None] * branching + np.arange(branching))
+            nodes = _children(nodes, branching)
     if floor > -np.inf:
         below = log_probs < floor
         below[:, :1] = False
@@ -206,6 +184,9 @@ def _best_children(joint, nodes, keep):
     branching = joint.shape[2]
     joint = _per_row(joint)  # (N, f B)
     num, width = joint.shape
+    if num == 1:  # half the calls, each of which costs more than its work on one row
+        best = best_of(joint[0], _children(nodes, branching)[0], keep)
+        return best[0][None], best[1][None]
     if keep < width:
         if keep == 1:
             floor = joint.max(axis=1)
@@ -220,60 +201,14 @@ def _best_children(joint, nodes, keep):
             first = np.searchsorted(rows, np.arange(num))
             best = order[first[:, None] + np.arange(keep)]
             return scores[best], numbers[best]
-    numbers = nodes[:, :, None] * branching + np.arange(branching)
-    return unpack(smallest(pack(joint, _per_row(numbers)), keep))
+    return unpack(smallest(pack(joint, _children(nodes, branching)), keep))
+
+
+def _children(nodes, branching):
+    """Numbers of the children of nodes (N, f): (N, f B)."""
+    return _per_row(nodes[:, :, None] * branching + np.arange(branching))
 
 
 def _per_row(values):
     num, frontier, branching = values.shape
     return values.reshape(num, frontier * branching)
-
-
-def _node_input(x, tree):
-    """What the nodes see: x, behind the residual layer where the tree has one."""
-    if tree is None or tree.get("w_in") is None:
-        return x
-    return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]
-
-
-def _child_log_probs(x, tree, level, nodes):
-    """log p(child | node, x) of the children of `nodes` (N, f): (N, f, B)."""
-    scores = _per_node if tree["kind"] == "per_node" else _per_level
-    logits = scores(x, tree, level, nodes)
-    logits -= logits.max(axis=2, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
-    return logits
-
-
-def _per_node(x, tree, level, nodes):
-    vectors = tree["nodes"][level]  # (B^level, B, D)
-    num_nodes, branching, width = vectors.shape
-    num, frontier = nodes.shape
-    scale = np.float32(tree["scale"])
-    biases = tree["biases"][level] if "biases" in tree else None  # (B^level, B)
-    if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
-        logits = x @ vectors.reshape(num_nodes * branching, width).T
-        logits = logits.reshape(num, frontier, branching)
-        return (logits if biases is None else logits + biases) * scale
-    logits = np.empty((num * frontier, branching), np.float32)
-    for node, members in zip(*group_by(nodes.ravel()), strict=True):
-        logits[members] = x[members // frontier] @ vectors[node].T
-    logits = logits.reshape(num, frontier, branching)
-    return (logits if biases is None else logits + biases[nodes]) * scale
-
-
-def _per_level(x, tree, level, nodes):
-    """F_h = x_h + relu(x_h u_h), logits F_h w_h, x_h = (one-hots of the path, x).
-
-    A one-hot times a matrix is one of its rows, so x_h is never formed.
-    """
-    u, w = tree["u"][level], tree["w"][level]  # (E, E), (E, B)
-    branching = w.shape[1]
-    first = level * branching
-    hidden = (x @ u[first:])[:, None, :]  # (N, 1, E)
-    logits = (x @ w[first:])[:, None, :]  # (N, 1, B)
-    for step in range(level):
-        digit = nodes // branching ** (level - 1 - step) % branching  # (N, f)
-        hidden = hidden + u[step * branching + digit]  # (N, f, E)
-        logits = logits + w[step * branching + digit]  # (N, f, B)
-    return logits + np.maximum(hidden, 0) @ w

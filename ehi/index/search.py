@@ -14,11 +14,12 @@ from ehi.index.check import check_count, check_queries, check_share
 from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
 from ehi.index.job import Job
-from ehi.index.route import route, rows_at_once
-from ehi.index.threads import one_blas_thread
+from ehi.index.route import Routes, route, rows_at_once
+from ehi.index.threads import map_threads, one_blas_thread
 from ehi.index.topk import EMPTY, pack, smallest, unpack
 
 _RERANK_VALUES = 2**22
+_ROUTED_QUERIES = 64  # of a thread, from which its start is worth it
 _SHARED_LEAF = 2  # mean queries of a leaf from which grouping by leaf pays
 
 
@@ -91,7 +92,7 @@ def _routed(index, queries, beam, min_prob):
     with one_blas_thread():
         for start in range(0, max(len(queries), 1), step):
             part = slice(start, start + step)
-            yield part, route(queries[part], index.routing_tree, beam, min_prob)
+            yield part, route(queries[part], index.routing_tree, beam, min_prob, False)
 
 
 def _joined(parts):
@@ -170,7 +171,7 @@ def _check_rerank(contents, rerank, k):
 def _search_part(job, queries, leaves):
     index, nodes_scored = job.index, np.zeros(len(queries), np.int64)
     if leaves is None:
-        routes = route(queries, index.routing_tree, job.beam, job.min_prob)
+        routes = _route(job, queries)
         leaves, nodes_scored = routes.leaves, routes.nodes_scored
     rotated = queries if index.rotation is None else queries @ index.rotation
     find = search_by_leaf if _share_leaves(leaves) else search_by_query
@@ -185,6 +186,19 @@ def _search_part(job, queries, leaves):
     if job.rerank:
         scores, rows = _rescore(job, queries, rows)
     return Found(rows, scores, visited, nodes_scored, leaves)
+
+
+def _route(job, queries):
+    """The Routes of queries, found by all threads."""
+
+    def go(part):
+        return route(part, job.index.routing_tree, job.beam, job.min_prob, False)
+
+    threads = min(job.threads, 1 + len(queries) // _ROUTED_QUERIES)
+    if threads == 1 or job.min_prob:  # which scores the nodes that any query needs
+        return go(queries)
+    parts = map_threads(go, np.array_split(queries, threads), threads)
+    return Routes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _share_leaves(leaves):

@@ -155,7 +155,7 @@ class Contents:
         if len(self.segments) == 1 and len(first):
             if strings:
                 return first.ids.take(rows)
-            return np.where(rows < 0, -1, first.ids[np.maximum(rows, 0)])
+            return np.where(rows < 0, -1, first.ids[rows])
         found = np.full(rows.shape, None if strings else -1, object if strings else int)
         for segment in self.segments:
             here = rows - segment.first_row

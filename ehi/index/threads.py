@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import threadpoolctl
 
@@ -42,6 +43,14 @@ class _OneThread:
 
 
 one_blas_thread = _OneThread()
+
+
+def map_threads(function, items, threads):
+    """[function(item) for item in items], on that many Python threads."""
+    if threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))  # a list, to meet every exception
 
 
 def _more_than_one():

@@ -48,6 +48,25 @@ def smallest(keys, k):
     return np.sort(keys, axis=1)
 
 
+def best_of(scores, numbers, k):
+    """The k best of one row, or all where there are fewer: scores and numbers.
+
+    In few calls and without keys: of a short row a call costs more than its work.
+
+    Args:
+        scores: (m,) float32.
+        numbers: (m,) integers; equal scores go to the smaller.
+    """
+    cut = len(scores) - k
+    if cut > 0:
+        ordered = scores.copy()
+        ordered.partition(cut)
+        kept = (scores >= ordered[cut]).nonzero()[0]  # more than k where scores tie
+        scores, numbers = scores[kept], numbers[kept]
+    order = np.lexsort((numbers, -scores))[:k]
+    return scores[order], numbers[order]
+
+
 def drop_duplicates(keys, k):
     """The k best keys of each row, each number once, at its best score.
 
@@ -97,12 +116,21 @@ class TopK:
     `floor` holds a lower bound of every query's k-th best score so far; what is below
     it is never stored. Bounds only drop what cannot be in the answer, so the result
     does not depend on the order of the offers.
+
+    Threads have one each and share the floor without a lock: where two raise it at
+    once the lower bound may stay, and some more is stored.
+
+    Args:
+        num_queries, k: N and k.
+        floor: of another TopK of these queries, or None.
     """
 
-    def __init__(self, num_queries, k):
+    def __init__(self, num_queries, k, floor=None):
         self.k = k
         self.num_queries = num_queries
-        self.floor = np.full(num_queries, -np.inf, np.float32)
+        if floor is None:
+            floor = np.full(num_queries, -np.inf, np.float32)
+        self.floor = floor
         self._stored = []  # (queries, scores, rows), three arrays of one length
         self._pending = 0
 
@@ -134,6 +162,11 @@ class TopK:
             copy, query = np.divmod(hits, n)
             self._store(queries[query], scores.ravel()[hits], rows[copy])
 
+    def take_in(self, other):
+        """Takes in what was offered to another one with the same floor."""
+        self._stored += other._stored
+        self._pending += other._pending
+
     def result(self):
         """(N, k) ascending keys, padded with EMPTY."""
         queries, keys, rank = self._best()
@@ -154,7 +187,8 @@ class TopK:
             scores, rows = unpack(keys)
             self._stored, self._pending = [(queries, scores, rows)], len(keys)
             last = rank == self.k - 1
-            self.floor[queries[last]] = scores[last]
+            queries = queries[last]
+            self._raise(queries, self.floor[queries], scores[last])
 
     def _best(self):
         """The k best of each query: queries, keys and their ranks, in this order."""
