@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ehi.model.layer_norm import normed
 from ehi.model.transformer import (
     Projection,
     TransformerLayer,
-    recomputed,
+    recomputed_layer,
     unit_rows,
 )
 
@@ -130,7 +131,7 @@ class TextEncoder(nnx.Module):
         lowest = jnp.finfo(jnp.float32).min
         bias = jnp.where(seen, 0.0, lowest)[:, None]  # (N, 1, 1 or L, L)
         for layer in self.layers:
-            x = recomputed(layer, x, bias) if self.remat else layer(x, bias)
+            x = recomputed_layer(layer, x, bias) if self.remat else layer(x, bias)
         # (N, G, T) or (N, T)
         pooled = self.pool_texts(x, mask, positions) if shared else self.pool(x, mask)
         if self.projection is not None:
@@ -144,7 +145,7 @@ class TextEncoder(nnx.Module):
             # nnx.Embed of one row, as RoBERTa has, takes no scalar.
             shape = (1,) if self.types.num_embeddings == 1 else ()
             x = x + self.types(jnp.zeros(shape, jnp.int32))
-        return self.norm(x)
+        return normed(self.norm, x)
 
     def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Pool token vectors x (N, L, T) to float32 (N, T)."""

@@ -1,6 +1,6 @@
 """Transformer layer of the BERT family.
 
-Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, F = T/A their width.
+Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of the MLP.
 """
 
 import math
@@ -8,6 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from ehi.model.attention import attention
+from ehi.model.layer_norm import normed
+from ehi.model.recompute import recomputed
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
@@ -81,7 +85,7 @@ def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None
     return product.reshape(*x.shape[:-1], -1)
 
 
-def recomputed(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
+def recomputed_layer(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
     """layer(x, bias), of which nothing but x is kept for the backward pass.
 
     That runs the layer again: a third more time for memory that no longer grows with
@@ -89,11 +93,10 @@ def recomputed(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
     """
     graphdef, params = nnx.split(layer)
 
-    @jax.checkpoint
-    def call(params, x):
+    def call(x, params, bias):
         return nnx.merge(graphdef, params)(x, bias)
 
-    return call(params, x)
+    return recomputed(call, x, params, bias)
 
 
 class Projection(nnx.Module):
@@ -166,33 +169,18 @@ class TransformerLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """Transform token vectors x (N, L, T); logits get `bias` (N, 1, 1, L) added."""
-        x = self.attention_norm(x + self.out(self.attend(x, bias)))
-        return self.mlp_norm(x + self.mlp_out(gelu(self.mlp_in(x))))
+        # XLA:CPU computes twice what is used in two shapes, so all is rows of tokens.
+        rows = x.reshape(-1, x.shape[-1])  # (N L, T)
+        mixed = attention(self.qkv(rows), bias, self.num_heads)
+        rows = normed(self.attention_norm, rows + self.out(mixed))
+        rows = normed(self.mlp_norm, rows + self.shrink(self.mlp_in(rows)))
+        return rows.reshape(x.shape)
 
-    def attend(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """Multi-head attention of x (N, L, T) before the output projection."""
-        rows, length, width = x.shape
-        head_width = width // self.num_heads
-        qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, head_width)
-        # Heads before tokens in memory: the batched products below then run on plain
-        # matrices, twice as fast on a CPU as on strided ones.
-        query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))  # (N, A, L, F) each
-        logits = jnp.einsum(
-            "naqf,nakf->naqk",
-            query * head_width**-0.5,
-            key,
-            preferred_element_type=jnp.float32,
-        )
-        logits = logits + bias  # (N, A, L, L)
-        # Softmax in float32: bfloat16 sums over hundreds of tokens lose digits. The
-        # division comes after the product, where there are F numbers a token, not L.
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)  # (N, A, L, 1)
-        mixed = jnp.einsum(
-            "naqk,nakf->naqf",
-            weights.astype(self.dtype),
-            value,
-            preferred_element_type=jnp.float32,
-        )
-        mixed = jnp.transpose(mixed / total, (0, 2, 1, 3)).astype(self.dtype)
-        return mixed.reshape(rows, length, width)
+    def shrink(self, hidden: jax.Array) -> jax.Array:
+        """Second half of the MLP: hidden (N L, H), which is kept -> (N L, T)."""
+        graphdef, params = nnx.split(self.mlp_out)
+
+        def call(hidden, params):
+            return nnx.merge(graphdef, params)(gelu(hidden))
+
+        return recomputed(call, hidden, params)
