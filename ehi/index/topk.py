@@ -187,8 +187,7 @@ class TopK:
             scores, rows = unpack(keys)
             self._stored, self._pending = [(queries, scores, rows)], len(keys)
             last = rank == self.k - 1
-            queries = queries[last]
-            self._raise(queries, self.floor[queries], scores[last])
+            self.floor[queries[last]] = scores[last]
 
     def _best(self):
         """The k best of each query: queries, keys and their ranks, in this order."""
