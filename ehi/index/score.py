@@ -14,7 +14,7 @@ import numpy as np
 
 # Rows of codes that one call looks up: 3,500 at once take 107 us, 256 at a time 148.
 _GATHER_ROWS = 4096
-_DECODED_ROWS = 1024  # documents decoded at once, for the same reason
+_DECODED_ROWS = 1024  # decoded at once, near the cache; 512 take 3% longer
 _SMALL_PRODUCT, _SMALL_ROWS = 10**6, 32  # see `_multiply`
 
 
