@@ -9,7 +9,7 @@ import itertools
 import index_reference as reference
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -17,7 +17,7 @@ from ehi.index import build_index, leaf_log_probs, open_index, save_index
 from ehi.index.route import route
 from ehi.index.score import _gathered, decode
 from ehi.index.search import route_queries
-from ehi.index.topk import TopK, best_of, unpack
+from ehi.index.topk import best_of
 
 WIDTH, HEIGHT, BRANCHING = 4, 3, 3  # 27 leaves, some of them empty
 LEAVES = ["raw", "half", "pq", "pq16", "residual"]
@@ -173,26 +173,6 @@ def test_the_best_of_a_row_is_its_sort(row, k):
     found = best_of(scores, numbers, k)
     assert found[0].tolist() == scores[order].tolist()
     assert found[1].tolist() == numbers[order].tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(1, 7), st.booleans())
-def test_blocks_dealt_to_threads_give_the_top_k_of_all(data, k, compact):
-    floor = np.full(3, -np.inf, np.float32)
-    tops = [TopK(3, k, floor) for _ in range(3)]
-    scores = data.draw(npst.arrays(np.float32, (90, 3), elements=few_values))
-    for start in range(0, 90, 15):
-        top = data.draw(st.sampled_from(tops))
-        if compact:  # as if memory had run out after every block
-            top._pending = 2**40
-        before = floor.copy()
-        part = np.ascontiguousarray(scores[start : start + 15])
-        top.offer(np.arange(3), part, np.arange(start, start + 15))
-        assert (floor >= before).all() and top.floor is floor
-    for other in tops[1:]:
-        tops[0].take_in(other)
-    order = np.argsort(-scores, axis=0, kind="stable")[:k].T
-    assert (unpack(tops[0].result())[1] == order).all()
 
 
 def test_large_queries_are_finite_although_their_squares_are_not():
