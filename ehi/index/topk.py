@@ -116,21 +116,12 @@ class TopK:
     `floor` holds a lower bound of every query's k-th best score so far; what is below
     it is never stored. Bounds only drop what cannot be in the answer, so the result
     does not depend on the order of the offers.
-
-    Threads have one each and share the floor without a lock: where two raise it at
-    once the lower bound may stay, and some more is stored.
-
-    Args:
-        num_queries, k: N and k.
-        floor: of another TopK of these queries, or None.
     """
 
-    def __init__(self, num_queries, k, floor=None):
+    def __init__(self, num_queries, k):
         self.k = k
         self.num_queries = num_queries
-        if floor is None:
-            floor = np.full(num_queries, -np.inf, np.float32)
-        self.floor = floor
+        self.floor = np.full(num_queries, -np.inf, np.float32)
         self._stored = []  # (queries, scores, rows), three arrays of one length
         self._pending = 0
 
@@ -162,11 +153,6 @@ class TopK:
             copy, query = np.divmod(hits, n)
             self._store(queries[query], scores.ravel()[hits], rows[copy])
 
-    def take_in(self, other):
-        """Takes in what was offered to another one with the same floor."""
-        self._stored += other._stored
-        self._pending += other._pending
-
     def result(self):
         """(N, k) ascending keys, padded with EMPTY."""
         queries, keys, rank = self._best()
@@ -187,8 +173,7 @@ class TopK:
             scores, rows = unpack(keys)
             self._stored, self._pending = [(queries, scores, rows)], len(keys)
             last = rank == self.k - 1
-            queries = queries[last]
-            self._raise(queries, self.floor[queries], scores[last])
+            self.floor[queries[last]] = scores[last]
 
     def _best(self):
         """The k best of each query: queries, keys and their ranks, in this order."""

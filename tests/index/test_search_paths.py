@@ -9,15 +9,15 @@ import itertools
 import index_reference as reference
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ehi.index import build_index, leaf_log_probs, open_index, save_index
 from ehi.index.route import route
-from ehi.index.score import decode
+from ehi.index.score import _gathered, decode
 from ehi.index.search import route_queries
-from ehi.index.topk import TopK, best_of, unpack
+from ehi.index.topk import best_of
 
 WIDTH, HEIGHT, BRANCHING = 4, 3, 3  # 27 leaves, some of them empty
 LEAVES = ["raw", "half", "pq", "pq16", "residual"]
@@ -75,7 +75,7 @@ def test_every_path_is_the_sort_of_all_scores(leaf, spill, mapped, tmp_path):
     index, queries = make(leaf, spill, tmp_path / "index" if mapped else None)
     assert len(index.segments) == 2  # and neither has documents in every leaf
     assert all((np.diff(part.leaf_offsets) == 0).any() for part in index.segments)
-    many = np.tile(queries, (20, 1))  # so that leaves are shared
+    many = np.repeat(queries, 20, axis=0)  # so that leaves are shared
     denied = [0, 5, 60, 84]
     for k, options in itertools.product(
         (1, 7, 100), ({"beam": 5}, {"beam": 27}, {"beam": 20, "min_prob": 0.05})
@@ -87,14 +87,14 @@ def test_every_path_is_the_sort_of_all_scores(leaf, spill, mapped, tmp_path):
             np.testing.assert_array_equal(getattr(batch, name), getattr(threads, name))
         for number, query in enumerate(queries):
             one = index.search(query[None], k, **options)
-            leaves = [leaf for leaf in batch.leaves[number].tolist() if leaf >= 0]
+            leaves = [leaf for leaf in batch.leaves[20 * number].tolist() if leaf >= 0]
             assert one.leaves[0].tolist() == leaves
             scores, copies = all_scores(index, query, leaves, {*denied, 3, 17, 81})
             best = sorted(scores, key=lambda row: (-scores[row], row))[:k]
             padded = best + [-1] * (k - len(best))
-            assert one.rows[0].tolist() == batch.rows[number].tolist() == padded
+            assert one.rows[0].tolist() == batch.rows[20 * number].tolist() == padded
             assert one.scores[0, : len(best)].tolist() == [scores[row] for row in best]
-            assert one.visited[0] == batch.visited[number] == copies
+            assert one.visited[0] == batch.visited[20 * number] == copies
 
 
 @pytest.mark.parametrize("height", [1, 2])
@@ -142,6 +142,23 @@ def test_threads_share_the_routing_without_a_seam(monkeypatch):
     assert (hits.leaves == route_queries(index, queries, 4)[0]).all()
 
 
+def test_missing_results_have_no_id():
+    x = whole(np.random.default_rng(0), 5, WIDTH)
+    for ids, none in ((range(5, 10), -1), ("abcde", None)):
+        hits = build_index(x, list(ids), tree=None).search(x[:1], 7)
+        assert hits.ids[0, 5:].tolist() == [none, none]
+        assert set(hits.ids[0, :5]) == set(ids)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1), st.integers(1, 10))
+def test_gathered_rows_come_in_equal_arrays(sizes, num):
+    rows = np.arange(2 * sum(sizes)).reshape(-1, 2)
+    gathered = list(_gathered(np.split(rows, np.cumsum(sizes)[:-1]), num))
+    assert [len(part) for part in gathered[:-1]] == [num] * (len(gathered) - 1)
+    assert all(0 < len(part) <= num for part in gathered)
+    assert [row for part in gathered for row in part.tolist()] == rows.tolist()
+
+
 @given(
     st.integers(1, 60).flatmap(
         lambda m: st.tuples(
@@ -156,26 +173,6 @@ def test_the_best_of_a_row_is_its_sort(row, k):
     found = best_of(scores, numbers, k)
     assert found[0].tolist() == scores[order].tolist()
     assert found[1].tolist() == numbers[order].tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(1, 7), st.booleans())
-def test_blocks_dealt_to_threads_give_the_top_k_of_all(data, k, compact):
-    floor = np.full(3, -np.inf, np.float32)
-    tops = [TopK(3, k, floor) for _ in range(3)]
-    scores = data.draw(npst.arrays(np.float32, (90, 3), elements=few_values))
-    for start in range(0, 90, 15):
-        top = data.draw(st.sampled_from(tops))
-        if compact:  # as if memory had run out after every block
-            top._pending = 2**40
-        before = floor.copy()
-        part = np.ascontiguousarray(scores[start : start + 15])
-        top.offer(np.arange(3), part, np.arange(start, start + 15))
-        assert (floor >= before).all() and top.floor is floor
-    for other in tops[1:]:
-        tops[0].take_in(other)
-    order = np.argsort(-scores, axis=0, kind="stable")[:k].T
-    assert (unpack(tops[0].result())[1] == order).all()
 
 
 def test_large_queries_are_finite_although_their_squares_are_not():
