@@ -156,13 +156,22 @@ def config_of(config: ml_collections.ConfigDict, name: str):
     return resolved
 
 
+# The steps of a large corpus over those of one of `corpus_of_steps` documents.
+MOST_TIMES = 5
+
+
 def fit_to_corpus(config, num_documents: int):
-    """The config with `tree.branching` chosen, where it is 0.
+    """The config with `tree.branching` chosen, where it is 0, and `joint.steps` scaled.
 
     At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
-    leaf of a tenth of the leaves; rounded down to a power of two.
+    leaf of a tenth of the leaves; rounded down to a power of two. Steps in proportion
+    to the documents, so that each is in the pool as often, up to `MOST_TIMES`.
     """
     config = config.copy_and_resolve_references()
+    if config.corpus_of_steps:
+        times = num_documents / config.corpus_of_steps
+        config.joint.steps = round(config.joint.steps * min(max(times, 1), MOST_TIMES))
+        config.corpus_of_steps = 0  # done: what is fitted may be fitted again
     if not config.tree.branching:
         leaves = 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
         config.tree.branching = _branching(leaves, config.tree.height)

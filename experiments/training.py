@@ -160,7 +160,7 @@ def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
 
 def _miner(phase, graphdef, inputs, parent, seed):
     """Parameters -> hard negatives (rows, m), or None where a phase mines none."""
-    if not phase.refresh:
+    if not phase.mining_interval:
         return None
 
     def from_teacher(_):

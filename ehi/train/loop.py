@@ -65,7 +65,8 @@ def run_phase(
       directory: of this phase's checkpoints.
       log: metrics go here.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
-      mine: parameters -> mined negatives (rows, m); called every `phase.refresh` steps.
+      mine: parameters -> mined negatives (rows, m); called every
+        `phase.mining_interval` steps.
       shard_state: of several devices each holds a part of the parameters and moments,
         see `state_sharding`; while mining and at the end all hold all parameters.
 
@@ -79,7 +80,7 @@ def run_phase(
       ValueError: the processes have other parameters or tables, or cannot share the
         batch.
     """
-    mesh, mines = make_mesh(), phase.refresh if mine is not None else 0
+    mesh, mines = make_mesh(), phase.mining_interval if mine is not None else 0
     _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
     train_step, state, sharding = make_phase_step(
         graphdef, params, phase, mesh, shard_state

@@ -43,14 +43,15 @@ class Phase:
       temperature, teacher_temperature: softmax temperatures of student and teacher.
       margin, intra_leaf_threshold: gamma and tau of the EHI losses.
       warmup, decay, weight_decay, clip: see `make_optimizer`.
-      refresh: steps between minings of hard negatives; 0 for none.
-      mined_per_query, mined_kept, mined_beam: negatives that enter the pool for each
-        query, out of how many kept, from how many visited leaves.
+      refresh: steps between minings of hard negatives from the leaves.
+      mined_per_query, mined_kept, mined_beam: documents that are mined for each query
+        and enter the pool, 0 for none; out of how many kept; from how many visited
+        leaves.
       revive_every: steps between revivals of dead codewords; 0 for never.
       chunk: rows per forward of a trained tower (gradient caching); 0 for all.
       last_n: train only the last n layers of the tower; 0 for all.
       negatives: mined from the 'leaves' that a query visits (EHI), or the 'teacher's
-        own nearest documents (Distill-VQ).
+        own nearest documents (Distill-VQ), once, as these do not change.
       lambda_cut, top_k: of the `lambda_rank` term (JPQ).
       sinkhorn, sinkhorn_epsilon: iterations and temperature of balanced codes
         (RepCONC); 0 iterations for the nearest codewords.
@@ -123,8 +124,15 @@ class Phase:
                 raise ValueError(
                     f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
                 )
-        if self.mined_per_query and not self.refresh:
+        if self.mined_per_query and self.negatives == "leaves" and not self.refresh:
             raise ValueError("mined_per_query needs refresh > 0, or nothing is mined")
+
+    @property
+    def mining_interval(self) -> int:
+        """Steps between minings of documents for the pool; 0 where none are mined."""
+        if not self.mined_per_query:
+            return 0
+        return self.steps if self.negatives == "teacher" else self.refresh
 
     @property
     def needs_teacher(self) -> bool:

@@ -110,7 +110,6 @@ def distill_vq() -> ml_collections.ConfigDict:
     )
     p.pool = 1024
     p.negatives = "teacher"
-    p.refresh = p.steps  # the teacher does not change
     p.mined_kept = 200
     p.mined_per_query = 4
     return p

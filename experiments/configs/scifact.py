@@ -7,8 +7,8 @@ its test asks for documents seen in training. Choices are made with
 `--config.split=dev`, which carves a dev split out of train by document; the rows of
 `test` train on all of train.
 
-`:finetune` trains the tower, the tree and the leaves together in the one jitted step,
-300 steps of 32 queries, 32 and 128 tokens.
+`:finetune` (of `experiments.variants`) trains the tower, the tree and the leaves
+together in the one jitted step, 300 steps of 32 queries, 32 and 128 tokens.
 
 Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
 `:finetune` 33 minutes. Expected nDCG@10 on test (seeds 0-2): zero-shot .645, dense
@@ -23,7 +23,7 @@ from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; `variant` is '', 'finetune' or of `experiments.variants`."""
+    """The experiment; `variant` is '' or of `experiments.variants`."""
     c = base.get_config()
     c.dataset = "beir/scifact"
     # The positives themselves, beside the distilled ranking: most of test asks for
@@ -38,29 +38,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.jpq.sources.labelled = c.jpq.sources.pseudo = 0.5
     c.repconc.losses.reconstruction = 0.1
     c.repconc.rates.head = 3e-4
-    if variant == "finetune":
-        _finetune(c)
-        return c
     return apply_variant(c, variant)
-
-
-def _finetune(c) -> None:
-    c.variant = "finetune"
-    c.tower.trainable = "all"
-    c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
-    c.tower.query_length = 32
-    c.tower.document_length = 128
-    # What anchors and rate are in `phases.py` was chosen for a frozen tower.
-    c.dense.losses.query_anchor, c.dense.rates.head = 0.0, 1e-3
-    for phase in (c.dense, c.joint):
-        phase.steps = 300
-        phase.batch_size = phase.pool = 32  # in-batch negatives
-        phase.rates.tower = 2e-5
-        phase.warmup = 30
-        phase.log_every = 10
-        phase.checkpoint_every = 50
-    # The other sources are made of cached tower outputs, which a trained tower has not.
-    for name, share in c.dense.sources.items():
-        c.joint.sources[name] = share
-    c.systems = ("dense", "kmeans-tree-opq", "ehi-pq")
-    c.budgets = ("flat", "visit-10-64x")
