@@ -18,8 +18,8 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
     .. math::
         P = \mathrm{softmax}(Q K^\top / \sqrt F + B), \quad O = P V
 
-        dV = P^\top dO, \quad
-        dS = P \circ (dO\, V^\top - \mathrm{rowsum}(dO \circ O)), \quad
+        dV = P^\top dO, \quad dP = dO\, V^\top, \quad
+        dS = P \circ (dP - \mathrm{rowsum}(P \circ dP)), \quad
         dQ = dS\, K / \sqrt F, \quad dK = dS^\top Q / \sqrt F
 
     Args:
@@ -30,62 +30,66 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
     Returns:
         rows (N L, A F) of the type of `qkv`.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762; backward as in Dao et al. 2022,
-    arXiv:2205.14135, section B.2.
+    Source: Vaswani et al. 2017, arXiv:1706.03762; that P is computed again: Dao et al.
+    2022, arXiv:2205.14135.
     """
     return _forward(qkv, bias, num_heads)[0]
 
 
 def _forward(qkv, bias, num_heads):
-    query, key, value = _heads(qkv, bias, num_heads)
-    logits = _logits(query, key, bias)  # (N, A, L, L)
-    highest = jnp.max(logits, axis=-1, keepdims=True)  # (N, A, L, 1)
-    # Softmax in float32: bfloat16 sums over hundreds of tokens lose digits. The
-    # division comes after the product, where there are F numbers a token, not L.
-    weights = jnp.exp(logits - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    by_token = _by_token(qkv, bias, num_heads)
+    # Heads before tokens in memory: the batched products then run on plain matrices,
+    # twice as fast on a CPU as on strided ones.
+    query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
+    weights, total = _weights(query, key, bias)
+    # The division comes after the product, where there are F numbers a token, not L.
     mixed = _product("naqk,nakf->naqf", weights.astype(qkv.dtype), value) / total
     mixed = jnp.transpose(mixed, (0, 2, 1, 3)).astype(qkv.dtype)  # (N, L, A, F)
-    mixed = mixed.reshape(len(qkv), -1)
-    return mixed, (qkv, bias, highest, total, mixed)
+    return mixed.reshape(len(qkv), -1), (qkv, bias)
 
 
 def _backward(num_heads, kept, gradient):
-    qkv, bias, highest, total, mixed = kept
-    qkv, highest, total = (after(x, gradient) for x in (qkv, highest, total))
-    query, key, value = _heads(qkv, bias, num_heads)
-    weights = jnp.exp(_logits(query, key, bias) - highest)  # (N, A, L, L)
-    by_token = (len(bias), -1, num_heads, query.shape[-1])  # (N, L, A, F)
-    gradient = gradient.astype(jnp.float32).reshape(by_token)
-    shared = jnp.sum(gradient * mixed.reshape(by_token), axis=-1, keepdims=True)
+    qkv, bias = kept
+    by_token = _by_token(after(qkv, gradient), bias, num_heads)
+    query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
+    weights, total = _weights(query, key, bias)  # (N, A, L, L), (N, A, L, 1)
     # P is weights / total: the gradient is divided, which has fewer numbers.
-    shared = jnp.transpose(shared, (0, 2, 1, 3)) / total  # (N, A, L, 1)
+    gradient = gradient.reshape(by_token.shape[:2] + by_token.shape[3:])
+    across = jnp.transpose(gradient, (0, 2, 3, 1)) / jnp.swapaxes(total, 2, 3)
     gradient = jnp.transpose(gradient, (0, 2, 1, 3)) / total  # (N, A, L, F)
-    gradient = gradient.astype(qkv.dtype)
-    to_value = _product("naqk,naqf->nakf", weights.astype(qkv.dtype), gradient)
+    across, gradient = across.astype(qkv.dtype), gradient.astype(qkv.dtype)
+    # Sums over queries take their L x L operand as it lies and the small one
+    # transposed: 6.5 ms instead of 7.2 on a core, 32 texts of 128 tokens, 12 heads.
+    to_value = _product("nafq,naqk->nafk", across, weights.astype(qkv.dtype))
     to_weights = _product("naqf,nakf->naqk", gradient, value)
+    shared = jnp.sum(weights * to_weights, axis=-1, keepdims=True) / total
     to_logits = (weights * (to_weights - shared)).astype(qkv.dtype)
     scale = query.shape[-1] ** -0.5
     to_query = scale * _product("naqk,nakf->naqf", to_logits, key)
-    to_key = scale * _product("naqk,naqf->nakf", to_logits, query)
-    to_qkv = [
-        jnp.transpose(x, (0, 2, 1, 3)).reshape(len(qkv), -1)
-        for x in (to_query, to_key, to_value)
-    ]
-    return jnp.concatenate(to_qkv, axis=1).astype(qkv.dtype), None
+    across = jnp.transpose(by_token, (2, 0, 3, 4, 1))[0]  # (N, A, F, L)
+    to_key = scale * _product("nafq,naqk->nafk", across, to_logits)
+    to_qkv = (
+        jnp.transpose(to_query, (0, 2, 1, 3)),
+        jnp.transpose(to_key, (0, 3, 1, 2)),
+        jnp.transpose(to_value, (0, 3, 1, 2)),
+    )  # (N, L, A, F) each
+    rows = [part.reshape(len(qkv), -1) for part in to_qkv]
+    return jnp.concatenate(rows, axis=1).astype(qkv.dtype), None
 
 
-def _heads(qkv, bias, num_heads):
-    rows, length = len(bias), bias.shape[-1]
-    qkv = qkv.reshape(rows, length, 3, num_heads, -1)
-    # Heads before tokens in memory: the batched products then run on plain matrices,
-    # twice as fast on a CPU as on strided ones.
-    return jnp.transpose(qkv, (2, 0, 3, 1, 4))  # (3, N, A, L, F)
+def _by_token(qkv, bias, num_heads):
+    return qkv.reshape(len(bias), bias.shape[-1], 3, num_heads, -1)
 
 
-def _logits(query, key, bias):
+def _weights(query, key, bias):
+    """Exponentials (N, A, L, L) and their sums: softmax in float32.
+
+    bfloat16 sums over hundreds of tokens would lose digits.
+    """
     scaled = query * query.shape[-1] ** -0.5
-    return _product("naqf,nakf->naqk", scaled, key) + bias
+    logits = _product("naqf,nakf->naqk", scaled, key) + bias
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _product(spec, a, b):
