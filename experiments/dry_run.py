@@ -36,7 +36,13 @@ from experiments.abstract import (
 )
 from experiments.checks import check_config
 from experiments.flops import count_flops, measure_flops
-from experiments.systems import Budget, config_of, fit_to_corpus, get_system
+from experiments.systems import (
+    Budget,
+    config_of,
+    fit_to_corpus,
+    get_system,
+    phase_of,
+)
 from experiments.training import run_name
 
 GIB = 2**30
@@ -108,7 +114,7 @@ def dry_run(config, *, flops_per_second: float | None = None) -> list[Report]:
     for name, compression in _runs(config):
         resolved, system = config_of(config, name), get_system(name)
         for phase_name in system.phases:
-            phase = Phase.from_mapping(resolved[phase_name].to_dict())
+            phase = phase_of(resolved, phase_name, sizes.documents)
             if phase.steps:
                 model = abstract_model(resolved, system, compression, sizes, shape)
                 report = compile_phase(

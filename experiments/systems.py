@@ -5,11 +5,14 @@ which config fields it fixes. Adding a method is one entry here, at most one los
 test.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import ml_collections
+
+from ehi.train.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -156,26 +159,33 @@ def config_of(config: ml_collections.ConfigDict, name: str):
     return resolved
 
 
-# The steps of a large corpus over those of one of `corpus_of_steps` documents.
-MOST_TIMES = 5
-
-
 def fit_to_corpus(config, num_documents: int):
-    """The config with `tree.branching` chosen, where it is 0, and `joint.steps` scaled.
+    """The config with `tree.branching` chosen, where it is 0.
 
     At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
-    leaf of a tenth of the leaves; rounded down to a power of two. Steps in proportion
-    to the documents, so that each is in the pool as often, up to `MOST_TIMES`.
+    leaf of a tenth of the leaves; rounded down to a power of two.
     """
     config = config.copy_and_resolve_references()
-    if config.corpus_of_steps:
-        times = num_documents / config.corpus_of_steps
-        config.joint.steps = round(config.joint.steps * min(max(times, 1), MOST_TIMES))
-        config.corpus_of_steps = 0  # done: what is fitted may be fitted again
     if not config.tree.branching:
         leaves = 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
         config.tree.branching = _branching(leaves, config.tree.height)
     return config
+
+
+# The steps of a large corpus over those of one of `corpus_of_steps` documents.
+MOST_TIMES = 5
+
+
+def phase_of(config, name: str, num_documents: int) -> Phase:
+    """The phase that a config section says, as long as the corpus needs.
+
+    With `corpus_of_steps` its steps grow with the documents beyond these, so that each
+    is in the pool as often, up to `MOST_TIMES`.
+    """
+    phase = Phase.from_mapping(config[name].to_dict())
+    times = num_documents / (config.corpus_of_steps or num_documents)
+    steps = round(phase.steps * min(max(times, 1.0), MOST_TIMES))
+    return dataclasses.replace(phase, steps=steps)
 
 
 def _branching(leaves: int, height: int) -> int:

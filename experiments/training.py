@@ -18,11 +18,10 @@ from ehi.train.inherit import fit_starts, inherit
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
-from ehi.train.phase import Phase
 from ehi.train.pool import drawn_queries
 from experiments.inputs import Inputs
 from experiments.modules import build_model
-from experiments.systems import config_of, get_system
+from experiments.systems import config_of, get_system, phase_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _start(config, system, model, inputs, parent, workdir):
 
 def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
     """Run one phase, or return its end if it is complete."""
-    phase = Phase.from_mapping(config[phase_name].to_dict())
+    phase = phase_of(config, phase_name, len(inputs.dataset.documents))
     if not phase.steps:
         return state
     params = state["params"]

@@ -34,12 +34,10 @@ def mine_from_teacher(
       Distill-VQ: Xiao et al. 2022, arXiv 2204.00185, section 3.3 (top-200).
     """
     index = build_index(documents, np.arange(len(documents)), tree=None)
-    mined = np.full((len(queries), per_query), -1, np.int32)
-    mined[rows] = mine_from_leaves(
+    return mine_from_leaves(
         index, queries[rows], data, per_query=per_query, beam=1, rows=rows,
         threads=len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    return mined
 
 
 def mine_from_leaves(
@@ -63,13 +61,14 @@ def mine_from_leaves(
       data: tells which documents are known positives.
       per_query: negatives kept for a query.
       beam: leaves a query visits.
-      rows: (n,) of the query table; None for all of it.
+      rows: (n,) distinct rows of the query table; None for its first n.
       threads: of the search.
 
     Returns:
-      document rows (n, per_query) int32, best first, padded with -1.
+      document rows (rows, per_query) int32, best first, padded with -1; all -1 in rows
+      that were not asked for.
     """
-    rows = np.arange(data.num_queries) if rows is None else rows
+    rows = np.arange(len(query_embeddings)) if rows is None else rows
     row, known = data.positives(rows)
     most = np.bincount(row, minlength=1).max()
     k = min(per_query + int(most), data.num_documents)
@@ -82,6 +81,6 @@ def mine_from_leaves(
     # A stable sort moves the kept ones to the front without changing their order.
     order = np.argsort(~negative, axis=1, kind="stable")[:, :per_query]
     kept = np.take_along_axis(np.where(negative, found, -1), order, axis=1)
-    mined = np.full((len(rows), per_query), -1, np.int32)
-    mined[:, : kept.shape[1]] = kept
+    mined = np.full((data.num_queries, per_query), -1, np.int32)
+    mined[rows, : kept.shape[1]] = kept
     return mined

@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sizes = ml_collections.ConfigDict({"documents": 0, "train_queries": 0})
     c.dev_fraction = 0.2  # of the train documents, where a data set has no dev split
     c.seed = 0
-    c.corpus_of_steps = 0  # documents that joint.steps are for; 0: for any number
+    c.corpus_of_steps = 0  # documents that `steps` of phases are for; 0: any
     c.shard_state = False  # each device holds a part of parameters and moments
     c.recipe = 3  # raised when the numbers of a system change
     c.variant = ""  # name of an ablation, in the records

@@ -14,8 +14,8 @@ from experiments.systems import (
     SYSTEMS,
     Budget,
     config_of,
-    fit_to_corpus,
     get_system,
+    phase_of,
 )
 from experiments.variants import VARIANTS, apply_variant, get_variant
 
@@ -77,14 +77,13 @@ def test_every_variant_applies_to_the_base_and_validates(corpus, name):
         assert config.to_json() != before.to_json()
 
 
-def test_a_larger_corpus_gets_more_joint_steps_up_to_five_times():
+def test_a_larger_corpus_gets_more_steps_up_to_five_times():
     config = own.get_config()
     for documents, steps in ((100, 400), (6144, 400), (12288, 800), (10**6, 2000)):
-        fitted = fit_to_corpus(config, documents)
-        assert fitted.joint.steps == steps
-        assert fit_to_corpus(fitted, documents).to_json() == fitted.to_json()
+        for phase in ("dense", "joint"):
+            assert phase_of(config, phase, documents).steps == steps
     config.corpus_of_steps = 0
-    assert fit_to_corpus(config, 10**6).joint.steps == 400
+    assert phase_of(config, "joint", 10**6).steps == 400
 
 
 def test_unknown_variants_are_named():
