@@ -85,7 +85,7 @@ def make_train_step(
         params = state["params"]
 
         def loss_of(some):
-            model = merge_model(graphdef, params | some)
+            model = merge_model(graphdef, _whole_rotation(params | some, mesh))
             active = weights_for(model, weights)
             return objective(
                 model, tables, batch, weights=active, mesh=mesh, **objective_options
@@ -108,6 +108,22 @@ def make_train_step(
         return new | {"step": state["step"] + 1}, metrics
 
     return train_step
+
+
+def _whole_rotation(params: dict, mesh: jax.sharding.Mesh | None) -> dict:
+    """The parameters, those of a rotation on every device where each holds a part.
+
+    `cayley` multiplies a dozen times in a row, and cut matrices would be gathered, and
+    rounded in another way, at each.
+    """
+    if mesh is None or mesh.size == 1:
+        return params
+    whole = NamedSharding(mesh, PartitionSpec())
+    return params | {
+        name: jax.lax.with_sharding_constraint(value, whole)
+        for name, value in params.items()
+        if name.startswith("rotation/")
+    }
 
 
 def _update_stats(stats: dict, found: dict, step) -> dict:

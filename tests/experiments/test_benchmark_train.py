@@ -57,7 +57,7 @@ def test_what_is_timed_counted_and_shown(monkeypatch, capsys):
 def test_the_peer_computes_the_loss_of_ours():
     pytest.importorskip("sentence_transformers")
     from ehi.model.pretrained import resolve
-    from ehi.train.step import make_mesh
+    from ehi.train.mesh import make_mesh
     from experiments.benchmark_train import Step
 
     args = SimpleNamespace(
