@@ -12,7 +12,7 @@ together in the one jitted step, 300 steps of 32 queries, 32 and 128 tokens.
 
 Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
 `:finetune` 33 minutes. Expected nDCG@10 on test (seeds 0-2): zero-shot .645, dense
-.798; ehi .789 at 10% visited, .781 at 5%; joint-pq .794 at 64x; ehi-pq .794 at 10% and
+.798; ehi .789 at 10% visited, .781 at 5%; joint-pq .791 at 64x; ehi-pq .789 at 10% and
 64x. `:finetune` (seed 0): dense .707, ehi-pq .664 against .625 of its separate row.
 """
 
