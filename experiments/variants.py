@@ -79,7 +79,7 @@ VARIANTS = {
             sources__pseudo=0.75,
             sources__documents=0.0,
             sources__synthetic=0.0,
-        ),  # fmt: skip
+        ),
     ),
     # Hinge losses on embeddings and on path embeddings, the intra-leaf loss and
     # per-level classifiers are EHI's. Lambdas are from memory of its appendix
