@@ -40,7 +40,7 @@ def joint() -> ml_collections.ConfigDict:
     """Head, tree and leaves together, mostly by distilling the dense ranking.
 
     Rates of the leaves, nDCG@10 of ehi-pq on dev splits, 64x, at 10% visited and with
-    every document scored (`experiments.reproduce --table T2 T3 --split=dev` makes such):
+    every document scored (`experiments.reproduce --table T2 T3 --split=dev`):
 
                                pydocs, seeds 0, 1            squad-dev, seed 1
         a third (recipe 2)     .577 .583, .566 .572          .744 .750
