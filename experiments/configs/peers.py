@@ -20,8 +20,9 @@ recipe 1, at 64x:
 Rates of the codebooks, on the same split with recipe 3, seeds 0, 1, at 64x, flat:
 
     jpq         1e-4 .570 .561    3e-4 .574 .565    1e-3 .576 .564 (kept)
-    distill-vq  3e-4 .579 .574    1e-3 .584 .576 (kept)    3e-3 .558
-    poeem       3e-4 .571 .573 (kept)    1e-3 .574 .569; with rotation and router x3 .562
+    distill-vq  3e-4 .579 .574    1e-3 .584 .576    3e-3 .558    (query head 3e-4)
+                and query head 1e-3 .590 .577 (kept), 3e-3 .576
+    poeem       3e-4 .571 .573 (kept)    1e-3 .574 .569; rotation, router x3 too .562
     repconc     3e-4 (kept) and 1e-3 alike at 10% visited and 64x (.554, .555)
 """
 
@@ -106,7 +107,7 @@ def distill_vq() -> ml_collections.ConfigDict:
         batch_size=256,
         losses={"distill": 1.0, "route_distill": 1.0},
         rates={
-            "query_head": 3e-4,
+            "query_head": 1e-3,
             "query_router": 3e-3,
             "leaf_centroids": 1e-3,
             "quantiser": 1e-3,
