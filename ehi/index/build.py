@@ -1,6 +1,5 @@
 """Embeddings and trained parameters to an Index."""
 
-import json
 import re
 
 import numpy as np
@@ -83,19 +82,19 @@ def make_parameters(
         raise ValueError(f"{num} documents are more than the {MAX_NUMBER} of one index")
     tree, query_tree = _trees(tree, query_tree, width)
     num_leaves, spill = _check_leaves(tree, spill, num)
-    for name, value in (("encoder", encoder), ("config", config)):
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be plain JSON: {error}") from None
+    check.check_encoder("encoder", encoder)
+    check.check_encoder("config", config)
     quantiser = check_quantiser(
         width, num_leaves, codebooks=codebooks, assign_codebooks=assign_codebooks,
         rotation=rotation, leaf_centroids=leaf_centroids,
     )  # fmt: skip
-    return Index(
+    index = Index(
         width=width, spill=spill, tree=tree, query_tree=query_tree, encoder=encoder,
         config=config, query_head=_query_head(query_head), **quantiser,
     )  # fmt: skip
+    for name, array in index.parameter_arrays().items():
+        check.finite_rows(name, array.reshape(len(array), -1))
+    return index
 
 
 def make_segment(index, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None):

@@ -1,11 +1,13 @@
 """Refuses what does not fit, in one sentence, before any work is done."""
 
+import json
 import math
 import numbers
 import operator
 
 import numpy as np
 
+_PADDED = 2**14  # results that may always be asked for
 _TREE_ENTRIES = {
     "per_node": ({"nodes", "scale"}, {"biases", "w_in", "w_out"}),
     "per_level": ({"u", "w"}, set()),
@@ -38,8 +40,42 @@ def check_choice(name, value, allowed):
     return value
 
 
+def check_results(name, value, num_documents, least=1):
+    """`value`, how many results are wanted, as an int that memory can hold.
+
+    A few thousand may be more than there are documents: what is missing is padded.
+    """
+    value, most = check_count(name, value, least), max(num_documents, _PADDED)
+    if value > most:
+        raise ValueError(
+            f"{name} must be at most {most}, got {value}: the index holds "
+            f"{num_documents} documents"
+        )
+    return value
+
+
+def check_encoder(name, value):
+    """A JSON dict or None: the identity of what made something."""
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dict of JSON values or None, got {value!r}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be plain JSON: {error}") from None
+    return value
+
+
 def check_same_encoder(expected, got):
-    """Refuses an encoder whose identity differs in an entry that both name."""
+    """Refuses an encoder whose identity differs in an entry that both name.
+
+    One that names nothing the other does is refused as well: nothing was compared.
+    """
+    check_encoder("encoder", got)
+    if not expected.keys() & got.keys():
+        raise ValueError(
+            f"an encoder of {sorted(got)} cannot be compared with that of the index, "
+            f"of {sorted(expected)}"
+        )
     for key in expected.keys() & got.keys():
         if expected[key] != got[key]:
             raise ValueError(
@@ -164,8 +200,8 @@ def _per_node(tree, width, name):
         for h, level in enumerate(tree["nodes"])
     ]
     scale = float(tree["scale"])
-    if not np.isfinite(scale):
-        raise ValueError(f"{name} scale must be finite, got {scale}")
+    if not abs(scale) < float(np.finfo(np.float32).max):
+        raise ValueError(f"{name} scale must be a float32 number, got {scale}")
     checked = {"nodes": nodes, "scale": scale}
     if "biases" in tree:
         if len(tree["biases"]) != len(nodes):

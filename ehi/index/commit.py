@@ -24,7 +24,7 @@ from ehi.index.folder import (
 from ehi.index.lock import writer_lock
 
 
-def write_folder(path, header, arrays, texts):
+def write_folder(path, header, arrays, texts, replaces=None):
     """Writes a whole index, new or in the place of an old one.
 
     Args:
@@ -32,19 +32,24 @@ def write_folder(path, header, arrays, texts):
         header: JSON entries of the manifest.
         arrays: name -> array or Stream.
         texts: name -> iterable of bytes.
+        replaces: the Folder at `path` that the arrays were made from, or None.
 
     Raises:
+        ValueError: the folder is not `replaces` any more.
         FileExistsError: `path` is there and is not an index of this version.
         IndexLockedError: somebody else writes to it.
         OSError: it cannot be written; what was there is as it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link to an empty folder stays a link
     if is_free(path):
+        if path == Path.cwd():  # what it is replaced with would not be the current one
+            raise FileExistsError(f"{path} is the current folder: name one in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             building.chmod(0o755)  # mkdtemp's folders are private
-            _write(building, 1, header, arrays, texts, {}, [])
+            outcome = f"{path} was not written"
+            _write(building, 1, header, arrays, texts, {}, [], outcome)
             os.replace(building, path)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
@@ -53,7 +58,13 @@ def write_folder(path, header, arrays, texts):
         return
     check_replaceable(path)
     with writer_lock(path):
-        replace_files(read_folder(path), header, arrays, texts)
+        old = read_folder(path)
+        if replaces is not None and old.manifest != replaces.manifest:
+            raise ValueError(
+                f"{path} was written to since this index was opened: refresh() it, "
+                "or what others did would be undone"
+            )
+        replace_files(old, header, arrays, texts)
 
 
 def is_free(path):
@@ -95,12 +106,15 @@ def replace_files(old, header, arrays, texts, keep=()):
     left = [file for file in old.manifest.get("obsolete", []) if file not in used]
     _remove(old.path, left)
     generation = old.manifest["generation"] + 1
-    _remove(old.path, _strays(old.path, generation))
-    _write(old.path, generation, header, arrays, texts, kept, gone)
+    strays = _strays(old.path, generation)
+    _remove(old.path, [file for file in strays if file not in used])
+    outcome = f"{old.path} is as it was"
+    _write(old.path, generation, header, arrays, texts, kept, gone, outcome)
     _remove(old.path, gone)
 
 
-def _write(folder, generation, header, arrays, texts, kept, gone):
+def _write(folder, generation, header, arrays, texts, kept, gone, outcome):
+    """Writes files and the manifest; `outcome` ends the message where that fails."""
     files, written = dict(kept), []
     new = folder / f"{MANIFEST}.new"
 
@@ -109,6 +123,11 @@ def _write(folder, generation, header, arrays, texts, kept, gone):
         path = folder / file
         if path.parent != folder and not path.parent.exists():
             path.parent.mkdir()
+        if path.exists():  # and mapped into memory, perhaps: never to be written to
+            raise IndexCorruptError(
+                f"{path} is in use already, so generation {generation - 1} is not the "
+                f"newest, as {MANIFEST} says"
+            )
         written.append(path)
         return file, path
 
@@ -136,7 +155,7 @@ def _write(folder, generation, header, arrays, texts, kept, gone):
     except BaseException as error:
         _remove(folder, [file.relative_to(folder) for file in written])
         if isinstance(error, OSError):
-            message = f"{error.strerror or error}; {folder} is as it was"
+            message = f"{error.strerror or error}; {outcome}"
             raise OSError(error.errno, message) from error
         raise
     # From here on the new files are the index: nothing may remove them.

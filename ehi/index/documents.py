@@ -3,11 +3,14 @@
 import functools
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ehi.index.folder import IndexCorruptError
+
+_LARGEST = 2**63 - 1  # of integer ids
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def check_ids(doc_ids, num):
     Raises:
         ValueError: another number of ids, ids of mixed or other kinds, ids that repeat.
     """
-    ids = list(doc_ids)
-    if len(ids) != num:
-        raise ValueError(f"{len(ids)} doc_ids for {num} embeddings")
+    ids = doc_ids if isinstance(doc_ids, np.ndarray) else _listed(doc_ids)
     kept = as_ids(ids)
+    if len(kept) != num:
+        raise ValueError(f"{len(kept)} doc_ids for {num} embeddings")
     if len(set(ids)) < num:
         seen = set()
         twice = next(value for value in ids if value in seen or seen.add(value))
@@ -116,18 +119,33 @@ def as_ids(ids):
     """Ids as (N,) int64 or StringIds.
 
     Raises:
-        ValueError: ids that are neither all strings nor all integers from 0 up.
+        ValueError: one id instead of several, ids that are neither all strings nor all
+            integers from 0 to 2^63 - 1.
     """
     if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
-        if ids.size and ids.min() < 0:
-            raise ValueError(f"integer ids start from 0, got {ids.min()}")
+        for value in (ids.min(), ids.max()) if ids.size else ():
+            if not 0 <= value <= _LARGEST:
+                raise ValueError(f"integer ids are from 0 to 2^63 - 1, got {value}")
         return ids.astype(np.int64)
-    ids = list(ids)
+    ids = _listed(ids)
     if ids and all(isinstance(value, str) for value in ids):
         return StringIds.of(ids)
-    if not all(isinstance(value, int | np.integer) and value >= 0 for value in ids):
-        raise ValueError("doc_ids must be all strings or all integers from 0 up")
+    for value in ids:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (whole and 0 <= value <= _LARGEST):
+            raise ValueError(
+                "ids must be all strings or all integers from 0 to 2^63 - 1, got "
+                f"{value!r} among {len(ids)}"
+            )
     return np.array(ids, np.int64)
+
+
+def _listed(ids):
+    """A list of ids; one alone, even a string of several letters, is none."""
+    one = isinstance(ids, str | bytes) or not isinstance(ids, Iterable)
+    if one or getattr(ids, "ndim", 1) != 1:
+        raise ValueError(f"ids must be several in a row, as [1, 2]; got {ids!r}")
+    return list(ids)
 
 
 def rows_of(ids, order, wanted):

@@ -1,7 +1,5 @@
 """Refuses arrays of a folder whose shapes, dtypes or offsets do not fit each other."""
 
-import numpy as np
-
 from ehi.index.check import check_codebooks
 from ehi.index.documents import StringIds
 from ehi.index.nodes import tree_shape
@@ -49,13 +47,16 @@ def check_segment(index, segment, num, first):
     if isinstance(segment.ids, StringIds):
         offsets = segment.ids.offsets
         _expect("id_offsets", offsets, (num + 1,), "int64")
+        if offsets[0]:
+            raise ValueError(f"id_offsets start at {offsets[0]}, not 0")
         _expect("id_text", segment.ids.text, (offsets[-1],), "uint8")
     else:
         _expect("ids", segment.ids, (num,), "int64")
     copies, offsets = num * index.spill, segment.leaf_offsets
     _expect("leaf_rows", segment.leaf_rows, (copies,), "uint32")
     _expect("leaf_offsets", offsets, (index.num_leaves + 1,), "int64")
-    if offsets[0] or offsets[-1] != copies or (np.diff(offsets) < 0).any():
+    descend = (offsets[1:] < offsets[:-1]).any()  # a difference may overflow
+    if offsets[0] or offsets[-1] != copies or descend:
         raise ValueError(f"leaf_offsets do not ascend from 0 to {copies}")
     if (segment.vectors is None) == (segment.codes is None):
         raise ValueError("leaves hold either vectors or codes")

@@ -89,6 +89,13 @@ class Folder:
         text = np.memmap(self.file(name), np.uint8, mode="r")
         return np.asarray(text) if mmap else np.array(text)
 
+    def is_newest(self):
+        """Whether the manifest that was read is still there."""
+        try:
+            return json.loads(_manifest_text(self.path)) == self.manifest
+        except (OSError, ValueError):
+            return False
+
     def check_sums(self):
         """Raises IndexCorruptError naming the first file whose sha256 differs."""
         for name, entry in self.files.items():
@@ -178,6 +185,11 @@ def _checked_folder(path, text):
         raise IndexCorruptError(f"{file} lists no obsolete files")
     for name in obsolete:
         _check_file_name(file, name)
+        if (path / name).is_dir():
+            raise IndexCorruptError(f"{file} lists the folder {name!r} as obsolete")
+    segments = path / "segments"
+    if segments.is_symlink():  # a writer would remove files behind it
+        raise IndexCorruptError(f"{segments} is a link, which no writer of ehi makes")
     return Folder(path, manifest)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index import search
+from ehi.index.folder import IndexCorruptError
 from ehi.index.hits import Hits
 from ehi.index.nodes import tree_shape
 from ehi.index.score import byte_codebooks
@@ -253,13 +254,17 @@ class Index:
     @property
     def leaf_load_cv(self):
         """Standard deviation of the leaf sizes over their mean; 0 is balanced."""
-        return float(self.leaf_sizes.std() / self.leaf_sizes.mean())
+        sizes = self.leaf_sizes
+        return float(sizes.std() / sizes.mean()) if sizes.any() else 0.0
 
     @property
     def bytes_per_doc(self):
-        """Bytes of codes or vectors, every copy, and re-rank vectors, per document."""
+        """Bytes of codes or vectors, every copy, and re-rank vectors, per document.
+
+        Those of deleted documents count until `compact`; 0 in an empty index.
+        """
         total = sum(segment.leaf_bytes for segment in self.segments)
-        return total / self.num_documents
+        return total / self.num_documents if self.num_documents else 0.0
 
     @property
     def index_bytes(self):
@@ -288,9 +293,19 @@ class Index:
 
         Raises:
             IndexCorruptError: naming what was altered.
+            ValueError: somebody wrote to the folder since it was opened, and removed
+                files of this snapshot: `refresh` first.
         """
         if self.folder is not None:
-            self.folder.check_sums()
+            try:
+                self.folder.check_sums()
+            except IndexCorruptError:
+                if not self.folder.is_newest():
+                    raise ValueError(
+                        f"{self.folder.path} was written to since this index was "
+                        "opened, and files of then are gone: refresh() first"
+                    ) from None
+                raise
         self.check_addresses()
 
     def check_addresses(self):

@@ -3,11 +3,14 @@
 import functools
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ehi.index.check import check_count, check_queries
+from ehi.index.atomic import sync_folder
+from ehi.index.check import check_queries, check_results
+from ehi.index.folder import IndexCorruptError
 from ehi.index.index import Index
 from ehi.index.route import route, rows_at_once
 from ehi.index.score import decode
@@ -65,9 +68,9 @@ class FaissIndex:
         """
         source = self.source
         queries = check_queries(queries, source.width)
-        k = check_count("k", k)
+        k = check_results("k", k, source.num_documents)
         beam = check_beam(source, beam)
-        rerank = check_count("rerank", rerank, least=0)
+        rerank = check_results("rerank", rerank, source.num_documents, least=0)
         if 0 < rerank < k:
             raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
         most = max(beam, rerank * source.spill) * source.width
@@ -81,10 +84,24 @@ class FaissIndex:
         return source.external_ids(rows), scores
 
     def write(self, path):
-        """Writes the faiss index to a file, which it replaces whole."""
-        part = f"{os.fspath(path)}.part"
-        import_faiss().write_index(self.index, part)
+        """Writes the faiss index to a file, which it replaces whole.
+
+        Raises:
+            OSError: it cannot be written; a file that was there is as it was.
+        """
+        faiss, path = import_faiss(), Path(path)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                writer = faiss.PyCallbackIOWriter(file.write)
+                faiss.write_index(self.index, writer)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         os.replace(part, path)
+        sync_folder(path.parent)
 
     @classmethod
     def read(cls, path, source):
@@ -95,10 +112,19 @@ class FaissIndex:
             source: the Index it was exported from, of the same documents.
 
         Raises:
+            FileNotFoundError: there is none.
+            IndexCorruptError: Faiss cannot read it.
             ValueError: `source` holds other documents, or has other leaves.
         """
         faiss = import_faiss()
-        read = cls(faiss.read_index(os.fspath(path)), replace(source))
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is no file of Faiss: it does not exist")
+        try:
+            found = faiss.read_index(os.fspath(path))
+        except RuntimeError as error:  # of which the last line says why
+            reason = str(error).strip().splitlines()[-1]
+            raise IndexCorruptError(f"Faiss cannot read {path}: {reason}") from None
+        read = cls(found, replace(source))
         lists = read._lists
         if (lists.d, lists.nlist) != (source.width, source.num_leaves):
             raise ValueError(

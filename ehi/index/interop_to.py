@@ -34,9 +34,12 @@ def to_faiss(index, *, fastscan=False):
     Raises:
         ImportError: Faiss is not installed.
         ValueError: fastscan of leaves other than 4-bit codes.
+        IndexCorruptError: leaves point at rows that are not there.
     """
     faiss = import_faiss()
     source = replace(index)
+    for segment in source.segments:
+        segment.check_layout()
     width, codebooks = index.width, index.codebooks
     if fastscan and (codebooks is None or codebooks.shape[1] != 16):
         leaves = "raw vectors" if codebooks is None else f"K = {codebooks.shape[1]}"

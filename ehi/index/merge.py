@@ -18,7 +18,12 @@ def merged_arrays(contents):
 
     Returns:
         name -> array or Stream.
+
+    Raises:
+        IndexCorruptError: an array points outside another.
     """
+    for segment in contents.segments:
+        segment.check_layout()
     deleted = contents.deleted
     live = np.ones(contents.num_rows, bool) if deleted is None else ~deleted
     new_rows = np.cumsum(live, dtype=np.uint32) - np.uint32(1)  # (R,)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ehi.index.check import check_count
+from ehi.index.folder import IndexCorruptError
 from ehi.index.nodes import child_logits, log_softmax, node_input, tree_shape
 from ehi.index.threads import map_threads, one_blas_thread
 from ehi.index.topk import best_of, pack, smallest, unpack
@@ -193,6 +194,8 @@ def _best_children(joint, nodes, keep):
         else:
             floor = np.partition(joint, width - keep, axis=1)[:, width - keep]
         kept = np.flatnonzero(joint >= floor[:, None])
+        if len(kept) < num * keep:
+            raise IndexCorruptError("the tree gives scores that are not numbers")
         if len(kept) <= 2 * num * keep:  # not many have the score of the keep-th
             parent, digit = np.divmod(kept, branching)
             numbers = nodes.ravel()[parent] * branching + digit

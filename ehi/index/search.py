@@ -10,7 +10,12 @@ import numpy as np
 
 from ehi.index.by_leaf import search_by_leaf
 from ehi.index.by_query import search_by_query
-from ehi.index.check import check_count, check_queries, check_share
+from ehi.index.check import (
+    check_count,
+    check_queries,
+    check_results,
+    check_share,
+)
 from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
 from ehi.index.job import Job
@@ -53,7 +58,7 @@ def search(
             rerank or threads out of range; rerank without stored vectors.
     """
     queries = check_queries(queries, index.width)
-    k = check_count("k", k)
+    k = check_results("k", k, contents.num_documents)
     beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
     threads = check_count("threads", threads)
     rerank = _check_rerank(contents, rerank, k)
@@ -159,7 +164,7 @@ def check_beam(index, beam):
 
 
 def _check_rerank(contents, rerank, k):
-    rerank = check_count("rerank", rerank, least=0)
+    rerank = check_results("rerank", rerank, contents.num_documents, least=0)
     if rerank and contents.segments[0].rerank_vectors is None:
         raise ValueError(
             f"rerank={rerank} needs an index built with rerank_vectors=True, "

@@ -69,7 +69,10 @@ class Segment:
             return np.diff(self.leaf_offsets)
         here = deleted[self.first_row : self.first_row + len(self)]
         gone = np.zeros(self.num_copies + 1, np.uint32)  # before each copy
-        np.cumsum(here[self.leaf_rows], dtype=np.uint32, out=gone[1:])
+        try:
+            np.cumsum(here[self.leaf_rows], dtype=np.uint32, out=gone[1:])
+        except IndexError as error:
+            raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
         return np.diff(self.leaf_offsets - gone[self.leaf_offsets])
 
     def arrays(self):
@@ -88,8 +91,8 @@ class Segment:
             return self.ids.row_of_string()
         return np.argsort(self.ids)
 
-    def check_addresses(self):
-        """Checks that no array points outside another; reads them whole.
+    def check_layout(self):
+        """Checks that no array points outside another; reads all rows and lines.
 
         Raises:
             IndexCorruptError: naming the array.
@@ -99,12 +102,30 @@ class Segment:
             raise IndexCorruptError(
                 f"leaf_rows points at row {self.leaf_rows.max()} of {num} documents"
             )
-        if isinstance(self.ids, StringIds) and (np.diff(self.ids.offsets) < 0).any():
-            raise IndexCorruptError("id_offsets descend")
+        if isinstance(self.ids, StringIds):
+            offsets = self.ids.offsets
+            if (offsets[1:] < offsets[:-1]).any():  # a difference may overflow
+                raise IndexCorruptError("id_offsets descend")
         if self.documents is not None and len(self.documents) != num:
             raise IndexCorruptError(
                 f"{len(self.documents)} documents to show for {num} ids"
             )
+
+    def check_addresses(self):
+        """`check_layout`, and that ids are not negative and do not repeat.
+
+        Raises:
+            IndexCorruptError: naming the array.
+        """
+        self.check_layout()
+        if isinstance(self.ids, StringIds):
+            repeat = len(self.order) < len(self)
+        else:
+            ids = self.ids[self.order]
+            _refuse_negative(ids[:1])
+            repeat = (ids[1:] == ids[:-1]).any()
+        if repeat:
+            raise IndexCorruptError("ids repeat within a segment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +176,9 @@ class Contents:
         if len(self.segments) == 1 and len(first):
             if strings:
                 return first.ids.take(rows)
-            return np.where(rows < 0, -1, first.ids[rows])
+            ids = first.ids[rows]
+            _refuse_negative(ids)
+            return np.where(rows < 0, -1, ids)
         found = np.full(rows.shape, None if strings else -1, object if strings else int)
         for segment in self.segments:
             here = rows - segment.first_row
@@ -165,6 +188,8 @@ class Contents:
             ids = segment.ids
             chosen = here[inside]
             found[inside] = ids.take(chosen) if strings else ids[chosen]
+            if not strings:
+                _refuse_negative(found[inside])
         return found
 
     def find(self, ids):
@@ -187,9 +212,9 @@ class Contents:
     def rerank_vectors(self, rows):
         """(..., D) float32 stored vectors of rows >= 0."""
         first = self.segments[0].rerank_vectors
-        if len(self.segments) == 1:
+        if len(self.segments) == 1 and len(first):
             return first[rows].astype(np.float32)
-        found = np.empty((*rows.shape, first.shape[1]), np.float32)
+        found = np.zeros((*rows.shape, first.shape[1]), np.float32)
         for segment in self.segments:
             here = rows - segment.first_row
             inside = (here >= 0) & (here < len(segment))
@@ -227,3 +252,9 @@ class Contents:
             deleted[:] = self.deleted
         deleted[rows] = True
         return Contents(self.segments, deleted, self.folder)
+
+
+def _refuse_negative(ids):
+    """IndexCorruptError where integer ids are negative: -1 stands for none."""
+    if ids.size and ids.min() < 0:
+        raise IndexCorruptError(f"ids hold {ids.min()}, integer ids start from 0")

@@ -5,6 +5,9 @@ and plain, is in manifest.json. Documents added later stand in `segments/`, numb
 the generation of the manifest that brought them; deleted ones are bits, by row.
 """
 
+import threading
+from pathlib import Path
+
 import numpy as np
 
 from ehi.index.check import check_count, check_tree
@@ -25,6 +28,8 @@ from ehi.index.segment import Contents, Segment
 
 __all__ = ["IndexCorruptError", "open_index", "save_index"]
 
+_SWAPPING = threading.Lock()
+
 
 def save_index(index, path, documents=None):
     """Writes an index folder; over an existing one, old or new survives a crash.
@@ -33,12 +38,14 @@ def save_index(index, path, documents=None):
 
     Args:
         index: the Index, which stays where it is, in memory or in its own folder.
-        path: the folder, made if needed.
+        path: the folder, made if needed. Where it is the index's own, the index sees
+            what was written.
         documents: JSON values to show, one for each document in order of their rows, or
             None to keep those the index already has.
 
     Raises:
-        ValueError: not as many documents as the index holds.
+        ValueError: not as many documents as the index holds; into its own folder, to
+            which somebody else wrote since it was opened or refreshed.
         FileExistsError: `path` is there and is not an index.
         IndexLockedError: somebody else writes to it.
         OSError: it cannot be written; what was there is as it was.
@@ -55,7 +62,12 @@ def save_index(index, path, documents=None):
         texts = {"documents": [Documents.of(documents).text]}
     arrays = {**index.parameter_arrays(), **merged_arrays(contents)}
     header = manifest_header(index, [("", contents.num_documents)])
-    write_folder(path, header, arrays, texts)
+    own = contents.folder
+    if own is not None and not (Path(path).exists() and own.path.samefile(path)):
+        own = None
+    write_folder(path, header, arrays, texts, replaces=own)
+    if own is not None:
+        refresh(index)
 
 
 def open_index(path, *, mmap=True, verify=False):
@@ -102,8 +114,21 @@ def refresh(index):
             )
         return _consistent(folder, lambda: _read_contents(folder, index, old))
 
-    index.contents = open_folder(old.folder.path, read)
-    return index.contents is not old
+    new = open_folder(old.folder.path, read)
+    swap(index, new)
+    return new is not old
+
+
+def swap(index, contents):
+    """Makes an index see other contents, unless it sees newer ones already.
+
+    Two threads may read the folder, and come back in the other order.
+    """
+    with _SWAPPING:
+        there, new = index.contents.folder, contents.folder
+        if there and new.manifest["generation"] < there.manifest["generation"]:
+            return
+        index.contents = contents
 
 
 def write_update(index, contents):

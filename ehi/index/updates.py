@@ -61,7 +61,7 @@ def compact(index):
         if len(contents.segments) == 1 and contents.deleted is None:
             return
         if contents.folder is not None:
-            index.contents = store.write_compacted(index, contents)
+            store.swap(index, store.write_compacted(index, contents))
         else:
             index.contents = Contents((merged_segment(contents),))
 
@@ -120,9 +120,10 @@ def _swap(index, contents):
             f"{contents.num_rows} documents, deleted ones included, are more than the "
             f"{MAX_NUMBER} of one index; compact it first"
         )
-    if contents.folder is not None:
-        contents = store.write_update(index, contents)
-    index.contents = contents
+    if contents.folder is None:
+        index.contents = contents
+    else:
+        store.swap(index, store.write_update(index, contents))
 
 
 def _rows(contents, ids, missing):

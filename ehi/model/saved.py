@@ -57,7 +57,8 @@ def save_tower(
 ) -> None:
     """Write trained parameters beside the tokeniser and configuration they belong to.
 
-    The folder appears whole or not at all; one that is there is replaced.
+    The folder appears whole or not at all; one that is there is replaced, and comes
+    back where that fails.
 
     Args:
         pretrained: what the tower was loaded from.
@@ -88,9 +89,15 @@ def save_tower(
                 for name, value in tensors.items()
             }
         save_file(tensors, fresh / "model.safetensors")
+        old = Path(scratch) / "old"
         if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(fresh, folder)
+            os.rename(folder, old)
+        try:
+            os.rename(fresh, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
 
 
 def first_positions(pretrained: Pretrained) -> np.ndarray:

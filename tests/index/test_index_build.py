@@ -108,8 +108,16 @@ BAD = {
     "float16 hold NaN or infinity": {"embeddings": X * 1e6, "leaf_dtype": "float16"},
     "19 doc_ids for 20 embeddings": {"doc_ids": range(19)},
     "doc_ids repeat: 5 stands twice": {"doc_ids": [*range(19), 5]},
-    "all strings or all integers from 0 up": {"doc_ids": [*range(19), "a"]},
-    "integers from 0 up": {"doc_ids": range(-1, 19)},
+    "all strings or all integers .* got 'a' among 20": {"doc_ids": [*range(19), "a"]},
+    "integers from 0 .* got -1 among": {"doc_ids": range(-1, 19)},
+    "got True among 20": {"doc_ids": [True, *range(2, 21)]},
+    "integer ids are from 0 to 2.63 - 1, got 9223372036854775808": {
+        "doc_ids": np.arange(20, dtype=np.uint64) + np.uint64(2**63)
+    },
+    "integers .* got 1180591620717411303424 among": {"doc_ids": [*range(19), 2**70]},
+    "several in a row, .* got 'abcdefghijklmnopqrst'": {
+        "doc_ids": "abcdefghijklmnopqrst"
+    },
     "a tree of 9 leaves is too large for 8 documents": {
         "embeddings": X[:8],
         "doc_ids": range(8),
@@ -144,6 +152,11 @@ BAD = {
         "query_tree": TREE | {"nodes": TREE["nodes"][:1]}
     },
     "encoder must be plain JSON": {"encoder": {"weights": X}},
+    "encoder must be a dict .* got 'minilm'": {"encoder": "minilm"},
+    "codebooks hold NaN": {"codebooks": np.full((2, 16, 2), np.nan)},
+    "tree.nodes.0 hold NaN": {
+        "tree": TREE | {"nodes": [TREE["nodes"][0] * np.nan, TREE["nodes"][1]]}
+    },
     "query_head names must be plain words": {"query_head": {"../x": X}},
 }
 

@@ -56,7 +56,7 @@ def test_saving_over_an_index_replaces_it_and_leaves_no_old_files(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
 
 
-def test_saving_over_anything_else_is_refused(tmp_path):
+def test_saving_over_anything_else_is_refused(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "text").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -66,7 +66,12 @@ def test_saving_over_anything_else_is_refused(tmp_path):
     assert (tmp_path / "notes" / "text").read_text() == "mine"
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    save_index(make_index(), tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(FileExistsError, match="empty is the current folder"):
+        save_index(make_index(), ".")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    save_index(make_index(), "link")
     assert_same_index(open_index(tmp_path / "empty"), make_index())
 
 

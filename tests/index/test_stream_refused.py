@@ -48,7 +48,9 @@ BAD = {
     "the ids of shard 3 are integers, those before it strings": {
         "ids": range(121, 400)
     },
-    "shard 3: doc_ids must be all strings or all integers": {"ids": [0.5] * 279},
+    "shard 3: ids must be all strings or all integers .* got 0.5 among": {
+        "ids": [0.5] * 279
+    },
 }
 
 

@@ -1,5 +1,7 @@
 """An Index as an index of Faiss: the same results."""
 
+import signal
+
 import index_reference as reference
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from faiss_cases import LEAVES, WIDTH, assert_same, make, one_level, searched, u
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehi.index import build_index, open_index, save_index
+from ehi.index import IndexCorruptError, build_index, open_index, save_index
 from ehi.index.interop import FaissIndex, to_faiss
 
 pytestmark = pytest.mark.faiss
@@ -139,3 +141,26 @@ def test_a_written_export_is_read_beside_its_index(leaf, tmp_path):
     index.delete([names[5]])
     with pytest.raises(ValueError, match="other documents than the index in leaf"):
         FaissIndex.read(tmp_path / "x.faiss", index)
+
+
+def test_a_full_disk_leaves_the_file_and_a_damaged_one_is_refused(tmp_path):
+    resource = pytest.importorskip("resource")
+    index, path = make("raw")[0], tmp_path / "x.faiss"
+    to_faiss(index).write(path)
+    written = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) // 2, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            to_faiss(index).write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == written
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.faiss"]
+    path.write_bytes(written[: len(written) // 2])
+    with pytest.raises(IndexCorruptError, match=r"Faiss cannot read .*x\.faiss"):
+        FaissIndex.read(path, index)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        FaissIndex.read(tmp_path / "none", index)

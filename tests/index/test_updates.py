@@ -103,6 +103,7 @@ def test_everything_deleted_and_added_again(tmp_path):
             hits = index.search(QUERIES, 3, beam=9)
             assert (hits.ids == empty).all(), state
             assert not hits.visited.any()
+            assert index.bytes_per_doc == index.leaf_load_cv == 0
             if state == "deleted":
                 index.compact()
             else:
@@ -140,7 +141,23 @@ def test_documents_to_show_follow_their_documents(tmp_path):
         (lambda i: i.add(X[:2], [98, 98]), ValueError, "98 stands twice"),
         (lambda i: i.add(X[:2], [99, 5]), ValueError, "1 ids are in .*, first 5"),
         (lambda i: i.add(X[:1], ["d1"]), ValueError, "are integers, got strings"),
-        (lambda i: i.add(X[:1], [-1]), ValueError, "from 0 up"),
+        (lambda i: i.add(X[:1], [-1]), ValueError, "from 0 to .* got -1"),
+        (lambda i: i.add(X[:2], "ab"), ValueError, "several in a row, .* got 'ab'"),
+        (lambda i: i.delete("11"), ValueError, "several in a row, .* got '11'"),
+        (lambda i: i.delete(5), ValueError, "several in a row, .* got 5"),
+        (lambda i: i.delete([True, False]), ValueError, "got True among 2"),
+        (lambda i: i.search(QUERIES, allow=[True] * NUM), ValueError, "got True"),
+        (lambda i: i.search(QUERIES, 10**10), ValueError, "k must be at most 16384"),
+        (
+            lambda i: i.add(X[:1], [99], encoder="this"),
+            ValueError,
+            "encoder must be a dict .* got 'this'",
+        ),
+        (
+            lambda i: i.add(X[:1], [99], encoder={"name": "this"}),
+            ValueError,
+            r"of \['name'\] cannot be compared with .* of \['tower'\]",
+        ),
         (
             lambda i: i.add(X[:1], [99], encoder={"tower": "other"}),
             ValueError,

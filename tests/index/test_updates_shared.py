@@ -16,7 +16,7 @@ from update_cases import (
     built,
 )
 
-from ehi.index import IndexLockedError, build_index, open_index, save_index
+from ehi.index import IndexLockedError, build_index, open_index, save_index, store
 from ehi.index.lock import writer_lock
 
 
@@ -78,6 +78,40 @@ def test_an_index_is_opened_while_another_writes_it(tmp_path):
     assert seen <= states
 
 
+def test_saving_into_its_own_folder_undoes_nothing_of_others(tmp_path):
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    stale, other = open_index(tmp_path / "index"), open_index(tmp_path / "index")
+    other.add(X[:1], [77])
+    other.delete([3])
+    with pytest.raises(ValueError, match=r"written to since .* refresh\(\) it"):
+        save_index(stale, tmp_path / "index")
+    assert stale.refresh()
+    for _ in range(2):  # what it wrote it sees
+        save_index(stale, tmp_path / "index")
+        assert len(stale.segments) == 1
+    assert_same_hits(open_index(tmp_path / "index", verify=True), other)
+    with pytest.raises(ValueError, match=r"was written to .* refresh\(\) first"):
+        other.verify()
+    assert other.refresh()
+    other.verify()
+
+
+def test_a_write_is_seen_whatever_another_thread_refreshes(tmp_path, monkeypatch):
+    save_index(built(range(NUM), range(NUM)), tmp_path / "index")
+    index, read_folder = open_index(tmp_path / "index"), store.open_folder
+
+    def slow(path, read):
+        """Reads, and comes back when another thread has added a document."""
+        monkeypatch.setattr(store, "open_folder", read_folder)
+        found = read_folder(path, read)
+        index.add(X[:1], [77])
+        return found
+
+    monkeypatch.setattr(store, "open_folder", slow)
+    index.refresh()
+    assert index.num_documents == NUM + 1
+
+
 def test_one_writer_at_a_time(tmp_path):
     save_index(built(range(NUM), range(NUM)), tmp_path / "index")
     index = open_index(tmp_path / "index")
@@ -106,12 +140,14 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-        for write in (
-            lambda: index.add(X[:200], range(100, 300)),
-            index.compact,
-            lambda: save_index(index, tmp_path / "new"),
+        for write, outcome in (
+            (lambda: index.add(X[:200], range(100, 300)), "index is as it was"),
+            (lambda: index.update(X[:2], [1, 2]), "index is as it was"),
+            (lambda: index.delete([1]), "index is as it was"),
+            (index.compact, "index is as it was"),
+            (lambda: save_index(index, tmp_path / "new"), "new was not written"),
         ):
-            with pytest.raises(OSError, match="as it was|too large"):
+            with pytest.raises(OSError, match=f"too large; .*{outcome}"):
                 write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,27 @@ def test_a_saved_tower_is_read_back_as_it_was(name, tmp_path):
     assert len(loaded) == len(flat)
     for path, value in loaded:
         assert np.array_equal(value[...], flat["/".join(map(str, path))])
+
+
+def test_a_tower_comes_back_where_another_cannot_replace_it(tmp_path, monkeypatch):
+    pretrained = resolve(FIXTURES / "bert_tiny")
+    flat = {
+        "/".join(map(str, path)): np.asarray(value[...])
+        for path, value in nnx.to_flat_state(nnx.state(load_tower(pretrained)))
+    }
+    save_tower(pretrained, flat, tmp_path / "tower")
+    before, rename = resolve(tmp_path / "tower").sha256, os.rename
+
+    def failing(source, target):
+        if Path(source).name == "model":
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        save_tower(pretrained, {n: v + 1 for n, v in flat.items()}, tmp_path / "tower")
+    assert resolve(tmp_path / "tower").sha256 == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tower"]
 
 
 def test_an_untrained_tower_is_saved_as_it_came(tmp_path):
