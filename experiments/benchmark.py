@@ -11,10 +11,12 @@ Other commands, each described in a module of its own, `experiments.benchmark_<n
 python -m experiments.benchmark train --batch=32
 python -m experiments.benchmark step-search --documents=1000000 --bytes=96
 python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
+python -m experiments.benchmark text --words=12
 python -m experiments.benchmark build --n=10000000
 python -m experiments.benchmark plan --constants=FILE.json
 
-They print JSON; those that have a table of it too, on the error stream.
+They print JSON, which --json=FILE keeps; those that have a table of it too, on the
+error stream.
 """
 
 import argparse
@@ -28,12 +30,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
 from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.eval.provenance import git_commit, hardware
+from ehi.eval.records import atomic_write
 from ehi.model.pretrained import load_tower, resolve
 from ehi.train.encode import apply_module, encode
 from ehi.train.rows import shares_rows
@@ -42,10 +46,12 @@ PEER = "sentence-transformers"
 PACKAGES = ("jax", "flax", "torch", PEER)
 
 
+OWN_FILES = ("search", "plan")  # which say themselves what they write
 COMMANDS = {
     "encode": "encoding a corpus",
     "train": "the train step whose tower trains",
     "search": "searching an index",
+    "text": "searching by words, one question at a time",
     "step-search": "the search of the code table inside a step",
     "build": "building an index from shards",
     "plan": "what 1M to 1B documents take, from the JSON files of the others",
@@ -60,12 +66,17 @@ def main():
         command = commands.add_parser(name, help=words)
         if name in sys.argv[1:2]:  # the others may need what is not installed
             _add_arguments(name, command)
+            if name not in OWN_FILES:
+                command.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     result = args.run(args)
     if isinstance(result, str):  # Markdown
         print(result)
         return
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if sys.argv[1] not in OWN_FILES and args.json is not None:
+        atomic_write(args.json, f"{text}\n".encode())
     if hasattr(args, "table"):
         print(args.table(result), file=sys.stderr)
 
@@ -129,6 +140,8 @@ def benchmark_encode(args) -> dict:
         "tokens": int(tokens.lengths.sum()),
         "max_length": args.max_length,
         "cpus": len(os.sched_getaffinity(0)),
+        "device": jax.default_backend(),
+        "texts_per_second": {name: len(texts) / wall[name] for name in runs},
         "median_seconds": wall,
         # Of all threads: what the work costs on a machine that others use as well.
         "median_cpu_seconds": cpu,
@@ -178,7 +191,8 @@ def peer_encoder(pretrained, texts, max_length):
     """A function of the batch size that does the same by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(pretrained.folder), device="cpu")
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    model = SentenceTransformer(str(pretrained.folder), device=device)
     model.max_seq_length = max_length
 
     def run(batch_size):
