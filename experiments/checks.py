@@ -3,7 +3,7 @@
 from ehi.model.rotation import ROTATIONS
 from ehi.model.routers import KINDS
 from ehi.train.phase import Phase
-from experiments.systems import Budget, get_system
+from experiments.systems import Budget, config_of, get_system, num_subspaces
 
 # The least that a number may be.
 LEAST = {
@@ -15,6 +15,7 @@ LEAST = {
     "tower.query_length": 3,
     "tower.document_length": 3,
     "pseudo.per_document": 0,
+    "pseudo.synthetic": 0,
 }
 
 
@@ -45,15 +46,94 @@ def check_config(config) -> None:
             f"library_parent is {config.library_parent!r}; must be a system with raw "
             "embeddings, as 'dense' or 'ehi'"
         )
-    _choice("leaves.num_codewords", config.leaves.num_codewords, (16, 256))
+    _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
     _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
     for name, least in LEAST.items():
         section, field = name.split(".")
         value = config[section][field]
         if value < least:
             raise ValueError(f"{name} is {value}; must be at least {least}")
+    for name in ("seed", "corpus_of_steps"):
+        if config[name] < 0:
+            raise ValueError(f"{name} is {config[name]}; must be at least 0")
+    if not config.tree.scale > 0:
+        raise ValueError(f"tree.scale is {config.tree.scale}; must be above 0")
     if config.tower.trainable != "head":
         _check_trained_tower(config)
+
+
+def check_corpus(config, num_documents: int, tower_width: int) -> None:
+    """Check what depends on the corpus and on the tower, before anything is trained.
+
+    Args:
+      config: from `fit_to_corpus`.
+      num_documents: of the corpus.
+      tower_width: T.
+
+    Raises:
+      ValueError: too few documents for leaves or codewords, widths that do not fit.
+    """
+    width = config.head.width or tower_width
+    if width > tower_width:
+        raise ValueError(
+            f"head.width is {width}; must be at most the tower's {tower_width}"
+        )
+    anchored = [
+        f"{phase}.losses.{name}"
+        for phase in ("dense", "joint")
+        for name in ("anchor", "query_anchor")
+        if config[phase].losses.get(name)
+    ]
+    if width != tower_width and anchored:
+        raise ValueError(
+            f"head.width is {width}, and {anchored[0]} compares with the tower's "
+            f"{tower_width}: set it 0"
+        )
+    for name in config.systems:
+        own, system = config_of(config, name), get_system(name)
+        if system.tree:
+            _check_leaves(own, name, num_documents)
+        if system.pq:
+            _check_codes(own, name, system, num_documents, tower_width)
+
+
+def _check_leaves(config, name: str, num_documents: int) -> None:
+    leaves = config.tree.branching**config.tree.height
+    if leaves > num_documents:
+        raise ValueError(
+            f"tree.branching^tree.height = {leaves} leaves of {name} for "
+            f"{num_documents} documents; use at most as many"
+        )
+    if config.tree.spill > leaves:
+        raise ValueError(
+            f"tree.spill is {config.tree.spill}; must be at most the {leaves} leaves"
+        )
+
+
+def _check_codes(config, name: str, system, num_documents: int, tower_width: int):
+    codewords = config.leaves.num_codewords
+    if system.library:
+        codewords = {"faiss-fastscan": 16, "scann": 16}.get(name, 256)
+        codewords = 0 if name.endswith("lsh") else codewords
+    if num_documents < codewords:
+        raise ValueError(
+            f"{name} fits {codewords} codewords (leaves.num_codewords: 0, 16 or 256) "
+            f"to {num_documents} documents; leave it out of --config.systems"
+        )
+    if system.library:
+        return
+    for budget in map(Budget.parse, config.budgets):
+        if budget.applies_to(system):
+            subspaces = num_subspaces(
+                budget.compression * config.tree.spill, tower_width=tower_width,
+                num_codewords=codewords,
+            )  # fmt: skip
+            width = config.head.width or tower_width
+            if width % subspaces:
+                raise ValueError(
+                    f"budget {budget.name!r} makes {subspaces} codes of a document, "
+                    f"which do not divide the width {width} of its embedding"
+                )
 
 
 def _check_systems(config) -> None:

@@ -14,14 +14,15 @@ import logging
 from pathlib import Path
 
 from absl import app, flags
-from rich.console import Console
 
 from ehi.index.ray_cluster import import_ray
 from ehi.train.shards import encode_shards, unfinished_shards
 from ehi.train.shards_ray import encode_shards_by_ray
 from experiments.checks import check_config
 from experiments.engines import build_from_shards, load_job, make_job, open_run
-from experiments.main import CHECKPOINT, CONFIG, speak  # a flag is defined once
+
+# A flag is defined once.
+from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
 
 ENGINES = ("local", "ray")
 
@@ -108,9 +109,9 @@ def run(
 def main(_) -> None:
     speak()
     try:
-        for name, value in (("checkpoint", CHECKPOINT.value), ("out", OUT.value)):
-            if value is None:
-                raise ValueError(f"--{name} is missing")
+        for flag in (CONFIG, CHECKPOINT, OUT):
+            if flag.value is None:
+                raise ValueError(f"--{flag.name} is missing: {flag.help}")
         failed = run(
             CONFIG.value, Path(CHECKPOINT.value), Path(OUT.value),
             shards=SHARDS.value, system=SYSTEM.value, engine=ENGINE.value,
@@ -119,11 +120,11 @@ def main(_) -> None:
         )  # fmt: skip
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         LOG.debug("traceback", exc_info=True)
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
+        say_error(error)
         raise SystemExit(1) from None
     if failed:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

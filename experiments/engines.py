@@ -23,12 +23,17 @@ from ehi.train.document_encoder import DocumentEncoder
 from ehi.train.export import index_arrays, query_head_arrays
 from ehi.train.shards import ShardJob, index_shards
 from experiments.cells import default_budgets
-from experiments.evaluation import identity_of, save_query_tower, shown
+from experiments.evaluation import (
+    drop_old_towers,
+    identity_of,
+    save_query_tower,
+    shown,
+)
 from experiments.inputs import Inputs
 from experiments.modules import build_model
 from experiments.systems import config_of, fit_to_corpus, get_system
 from experiments.training import Trained, run_name
-from experiments.workdir import with_tree_of
+from experiments.workdir import check_tower, with_tree_of
 
 LOG = logging.getLogger("ehi")
 
@@ -81,6 +86,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
         config.tower.remat, query_tokens=None, document_tokens=None, training=None,
         num_synthetic=0, eval_rows=nothing,
     )  # fmt: skip
+    check_tower(inputs.pretrained, source)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
     final = source / "checkpoints" / run / "final"
     if checkpoint.latest_step(final) is None:
@@ -152,6 +158,7 @@ def build_from_shards(run: FinishedRun, job: ShardJob, path: Path) -> None:
         encoder=identity | _default_search(run),
         query_head=query_head_arrays(trained.graphdef, trained.params),
     )  # fmt: skip
+    drop_old_towers(path, identity)
 
 
 def _compare_towers(config, source: Path) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -62,6 +64,7 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         encoder=identity | _default_search(config, index, trained, inputs),
     )
     save_index(index, path, documents=shown(inputs.dataset))
+    drop_old_towers(path, identity)
     return Built(open_index(path), path, seconds)
 
 
@@ -121,6 +124,7 @@ def visited_curve(config, built: Built, trained: Trained, inputs: Inputs, split:
     """nDCG@10 against documents visited, from one leaf a query to all documents."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
     least = index.count_visited(queries, 1).mean() / index.num_documents
+    least = max(least, 1 / index.num_documents)  # the best leaves may all be empty
     settings = [{"beam": 1}] + [
         _setting(config, index, queries, percent)
         for percent in np.geomspace(100 * least, 100, 12)[1:]
@@ -152,10 +156,25 @@ def save_query_tower(inputs: Inputs, params: dict, path: Path) -> dict:
     }
     if not tower:
         return {}
+    made = path.parent / f".{path.name}-tower"
+    save_tower(inputs.pretrained, tower, made)
+    sha256 = resolve(made).sha256
+    # Named after its weights: an index that is there keeps its own, whatever happens.
+    folder = path.parent / f"{path.name}-tower-{sha256[:8]}"
+    if folder.exists():
+        shutil.rmtree(made)
+    else:
+        os.rename(made, folder)
     # The index names it relative to itself, so that both can be moved together.
-    folder = path.parent / f"{path.name}-tower"
-    save_tower(inputs.pretrained, tower, folder)
-    return {"tower": f"../{folder.name}", "tower_sha256": resolve(folder).sha256}
+    return {"tower": f"../{folder.name}", "tower_sha256": sha256}
+
+
+def drop_old_towers(path: Path, identity: dict) -> None:
+    """Remove the towers of indexes that stood at `path` before the one there now."""
+    kept = Path(identity["tower"]).name
+    for folder in path.parent.glob(f"{path.name}-tower-*"):
+        if folder.name != kept:
+            shutil.rmtree(folder)
 
 
 def identity_of(config, trained: Trained, inputs: Inputs) -> dict:

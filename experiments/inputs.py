@@ -99,6 +99,11 @@ def load_inputs(config) -> Inputs:
             dataset.documents, kinds=tuple(config.pseudo.kinds),
             per_document=config.pseudo.per_document, seed=0,
         )  # fmt: skip
+    if not dataset.query_ids and not len(texts):
+        raise ValueError(
+            f"{dataset.name} has no queries, and pseudo.per_document is 0: nothing is "
+            "asked of its documents"
+        )
     tokens = functools.partial(
         tokenise, tokenizer_file=pretrained.tokenizer_file,
         cache_dir=default_cache_dir() / "tokens",

@@ -25,17 +25,15 @@ import ehi
 from ehi.train import preemption, processes
 from ehi.train.logs import MetricLog
 from experiments.cells import Experiment, default_budgets, run_cells
-from experiments.checks import check_config
+from experiments.checks import check_config, check_corpus
 from experiments.dry_run import dry_run, show_dry_run
 from experiments.inputs import load_inputs
 from experiments.showing import show
 from experiments.systems import fit_to_corpus
-from experiments.workdir import claim, with_tree_of, write_config
+from experiments.workdir import claim, claim_inputs, with_tree_of, write_config
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the experiment: experiments/configs/<name>.py[:variant]",
-    lock_config=True,
-)  # fmt: skip
+CONFIG_HELP = "the experiment: experiments/configs/<name>.py[:variant]"
+CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that is written")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None,
@@ -87,8 +85,12 @@ def run(
     # frozen tower's outputs every process encodes for itself, in no more time.
     with processes.first_alone():
         inputs = load_inputs(config)
+    claim_inputs(inputs, workdir, checkpoint)
     processes.agree("data", _data(inputs))
     config = fit_to_corpus(config, len(inputs.dataset.documents))
+    check_corpus(
+        config, len(inputs.dataset.documents), inputs.pretrained.config["width"]
+    )
     write_config(config, workdir)
     events = workdir / "tensorboard" if tensorboard else None
     first = processes.is_first()
@@ -122,6 +124,8 @@ def _data(inputs) -> str:
 def main(_) -> None:
     speak()
     try:
+        if CONFIG.value is None:
+            raise ValueError(f"--config is missing: {CONFIG_HELP}")
         if DRY_RUN.value:
             show_dry_run(dry_run(CONFIG.value), memory_gib=MEMORY_GIB.value)
             return
@@ -148,8 +152,35 @@ def main(_) -> None:
             processes.leave(processes.LOST)
         if not isinstance(error, EXPLAINED):
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
+        say_error(error)
         processes.leave(1)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The command line for `app.run`; a mistake in it, or in a config, in a sentence.
+
+    What absl and ml_collections say of one comes with their tracebacks.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        cause = error
+        while cause.args and isinstance(cause.args[0], Exception):
+            cause = cause.args[0]
+        text = str(cause.args[0]) if cause.args else repr(cause)
+        if "Traceback" in text:
+            text = text.strip().splitlines()[-1].strip().partition(": ")[2]
+        unknown = isinstance(error, AttributeError | KeyError)
+        said = "no such field of the config: " if unknown else ""
+        say_error(said + " ".join(text.split()))
+        sys.exit(1)
+
+
+def say_error(error) -> None:
+    """What went wrong, on stderr."""
+    console = Console(stderr=True)
+    console.print("[red]error:[/red] ", end="")
+    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
 
 
 def speak() -> None:
@@ -164,4 +195,4 @@ def speak() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -4,8 +4,8 @@ python -m experiments.reproduce --table=T2 --dataset=pydocs --seeds=3 --workdir=
 
 One line a cell, with what is left. Stopped and started again it goes on where it was
 (SIGTERM saves the step under way and exits with 75); a cell that --results has already,
-of the same recipe, is not run again unless --rerun says so, so several machines can
-share the work (--systems, --seeds=1:2).
+made since the recipe of its system last changed, is not run again unless --rerun says
+so, so several machines can share the work (--systems, --seeds=1:2).
 """
 
 import argparse
@@ -19,18 +19,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ehi.data.datasets import RetrievalDataset, open_dataset
 from ehi.eval.provenance import config_hash
-from ehi.eval.records import read_records
+from ehi.eval.records import Cell, read_records
 from ehi.train import preemption
 from ehi.train.logs import MetricLog
 from experiments.cells import Experiment, run_cells
-from experiments.checks import check_config
+from experiments.checks import check_config, check_corpus
 from experiments.collecting import collect
 from experiments.inputs import load_inputs
 from experiments.paper_tables import TABLES, cells
-from experiments.systems import SYSTEMS, Budget, fit_to_corpus
+from experiments.systems import SYSTEMS, Budget, fit_to_corpus, get_system
 from experiments.variants import apply_variant
-from experiments.workdir import claim, write_config
+from experiments.workdir import claim, claim_inputs, write_config
 
 LOG = logging.getLogger("ehi")
 
@@ -128,19 +129,30 @@ def reproduce(
       results: folder of records.
       split: what is evaluated.
       rerun: also cells that the results have already.
+
+    Raises:
+      ValueError: nothing can be scored, or the results are of another corpus.
     """
-    there = set() if rerun else _cells_of(results)
-    name = Path(dataset).name.removesuffix(".zip")
+    data = open_dataset(dataset)
+    name = data.name
+    if not data.qrels:
+        raise ValueError(
+            f"{dataset} has no judgements to score; experiments.main indexes it"
+        )
+    recipes = _recipes(results, data)
+    there = {} if rerun else recipes
     progress = _Progress(len(wanted) * len(seeds))
     for seed in seeds:
         for variant in dict.fromkeys(variant for _, variant, _ in wanted):
             config = config_for(dataset, variant, seed, split)
             todo: dict[str, list[Budget]] = {}
             for system, of, budget in wanted:
-                key = (system, variant, name, split, seed, budget, config.recipe)
-                if of == variant and key in there:
+                cell = Cell(system, variant, name, split, seed, budget)
+                if of != variant:
+                    continue
+                if there.get(cell, -1) >= get_system(system).recipe:
                     progress.skip()
-                elif of == variant:
+                else:
                     todo.setdefault(system, []).append(Budget.parse(budget))
             folder = workdir / name / f"seed{seed}" / (variant or "default")
             if todo:
@@ -164,7 +176,11 @@ def _run_variant(config, todo, folder: Path, results: Path, progress) -> None:
     shared = folder.parent / f"dense-{_made_of(config)}"
     _copy_dense(shared, folder)
     inputs = load_inputs(config)
+    claim_inputs(inputs, folder)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
+    check_corpus(
+        config, len(inputs.dataset.documents), inputs.pretrained.config["width"]
+    )
     write_config(config, folder)
     log = MetricLog(folder / "metrics.jsonl", None)
     experiment = Experiment(config, inputs, folder, log)
@@ -193,15 +209,18 @@ def _copy_dense(source: Path, target: Path) -> None:
             os.replace(temporary, target / part)
 
 
-def _cells_of(results: Path) -> set[tuple]:
-    """(*cell, recipe) of every record in a folder."""
-    found = set()
-    for path in results.glob("*.jsonl") if results.exists() else ():
-        for r in read_records(path):
-            found.add(
-                (r.system, r.variant, r.dataset, r.split, r.seed, r.budget, r.recipe)
+def _recipes(results: Path, data: RetrievalDataset) -> dict[Cell, int]:
+    """The recipe of every record of a data set in a folder."""
+    path = results / f"{data.name}.jsonl"
+    records = read_records(path) if path.exists() else []
+    for record in records:
+        if record.corpus_sha256 != data.corpus_sha256:
+            raise ValueError(
+                f"{path} is of another corpus called {data.name!r}, with sha256 "
+                f"{record.corpus_sha256[:12]}... and not {data.corpus_sha256[:12]}...: "
+                "choose another --results (pydocs depends on the version of Python)"
             )
-    return found
+    return {record.cell: record.recipe for record in records}
 
 
 class _Progress:

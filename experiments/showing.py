@@ -38,18 +38,19 @@ def show(config, workdir: Path, inputs, trained: dict, built: dict) -> None:
     else:
         console.print(
             f"{inputs.dataset.name} has no queries in split {config.split!r}: nothing "
-            "to score, the indexes are built"
-        )
+            "to score, the indexes are built",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     _examples(inputs, trained, built, console)
     console.print("\nwritten:")
     for name in WRITTEN:
         if (workdir / name).exists():
-            console.print(f"  {workdir / name}", highlight=False, soft_wrap=True)
+            path = f"  {workdir / name}"
+            console.print(path, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f'\nask it: python -m experiments.search --index={workdir / "index"} "..."',
-        highlight=False,
-        soft_wrap=True,
-    )
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _report(config, workdir, inputs, trained, built, console) -> None:
@@ -84,6 +85,7 @@ def _examples(inputs, trained, built, console, count: int = 3) -> None:
     index = built[run].index
     # Questions of a line's length; the longest summaries are paragraphs.
     short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
+    count = min(count, len(short))
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
     queries, default = trained[run].queries, default_search(index)
     if index.num_leaves > 1:

@@ -27,6 +27,8 @@ class System:
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
       library: built and searched by Faiss or ScaNN; see `ehi.eval.baselines`.
+      recipe: `recipe` of the config when its numbers last changed: its records of
+        older ones are made again.
     """
 
     parent: str | None = None
@@ -36,6 +38,7 @@ class System:
     overrides: Mapping[str, object] = field(default_factory=dict)
     counterpart: str | None = None
     library: bool = False
+    recipe: int = 2
 
 
 _SEPARATE = {
@@ -76,6 +79,7 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED | _FLAT,
         counterpart="opq",
+        recipe=3,
     ),
     "ehi-pq": System(
         "dense",
@@ -84,6 +88,7 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED,
         counterpart="kmeans-tree-opq",
+        recipe=3,
     ),
     # Published methods.
     "jpq": System(
@@ -98,6 +103,7 @@ SYSTEMS = {
             "leaves.frozen_codes": True,
         },
         counterpart="opq",
+        recipe=3,
     ),
     "poeem": System(
         "dense",
@@ -121,6 +127,7 @@ SYSTEMS = {
             "leaves.rotation": "fixed",
         },
         counterpart="kmeans-tree-opq",
+        recipe=3,
     ),
     "jtr": System(
         "dense",
@@ -160,15 +167,18 @@ def config_of(config: ml_collections.ConfigDict, name: str):
 
 
 def fit_to_corpus(config, num_documents: int):
-    """The config with `tree.branching` chosen, where it is 0.
+    """The config with `tree.branching` and `leaves.num_codewords` chosen, if 0.
 
     At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
-    leaf of a tenth of the leaves; rounded down to a power of two.
+    leaf of a tenth of the leaves; rounded down to a power of two. 256 codewords, or 16
+    where there are fewer documents to fit them to.
     """
     config = config.copy_and_resolve_references()
     if not config.tree.branching:
         leaves = 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
         config.tree.branching = _branching(leaves, config.tree.height)
+    if not config.leaves.num_codewords:
+        config.leaves.num_codewords = 256 if num_documents >= 256 else 16
     return config
 
 

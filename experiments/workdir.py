@@ -1,5 +1,6 @@
 """A workdir belongs to one experiment: its config.json says which."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -13,6 +14,9 @@ LOG = logging.getLogger("ehi")
 
 # Changing these adds rows to a workdir; changing anything else is another experiment.
 FREE_FIELDS = ("systems", "budgets")
+INPUTS = "inputs.json"
+_CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # to fit the corpus
+_OF_SEARCH = ("adaptive", "spill", "start")  # fields that no parameter depends on
 
 
 def own_folder(workdir: Path) -> Path:
@@ -30,9 +34,9 @@ def claim(config, workdir: Path) -> None:
     path = workdir / "config.json"
     ours = json.loads(config.to_json())
     if path.exists():
-        theirs = json.loads(path.read_text())
-        if not ours["tree"]["branching"]:  # to be chosen, as it was then
-            ours["tree"]["branching"] = theirs["tree"]["branching"]
+        theirs = _read_config(path)
+        for section, name in _CHOSEN:  # if 0: to be chosen, as it was then
+            ours[section][name] = ours[section][name] or theirs[section][name]
         names = sorted(set(ours) | set(theirs))
         differ = [
             name
@@ -55,11 +59,90 @@ def write_config(config, workdir: Path) -> None:
     atomic_write(workdir / "config.json", text.encode())
 
 
+def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
+    """Refuse a workdir whose rows were made of other data, weights or parameters.
+
+    Args:
+      inputs: from `load_inputs`.
+      workdir: of this experiment; inputs.json in it says what it was made of.
+      finished: workdir of the run whose parameters are taken, or None.
+
+    Raises:
+      ValueError: another data set or tower than before, or than `finished` has.
+    """
+    ours = {
+        "data": inputs.dataset.source | {"corpus": inputs.dataset.corpus_sha256},
+        "tower": inputs.pretrained.sha256,
+        "checkpoint": None if finished is None else _identity(finished),
+    }
+    path = workdir / INPUTS
+    theirs = _read_config(path) if path.exists() else ours
+    other = [name for name in ours if theirs.get(name) != ours[name]]
+    if other:
+        raise ValueError(
+            f"{workdir} was made of another {', '.join(other)}: the files behind the "
+            "same config have changed; choose another --workdir (nothing was changed)"
+        )
+    if finished is not None:
+        check_tower(inputs.pretrained, finished)
+    if is_first() and not path.exists():
+        atomic_write(path, (json.dumps(ours, indent=2) + "\n").encode())
+
+
+def check_tower(pretrained, finished: Path) -> None:
+    """Refuse a tower that a finished run was not trained with."""
+    path = finished / INPUTS
+    if path.exists() and _read_config(path)["tower"] != pretrained.sha256:
+        raise ValueError(
+            f"the tower {pretrained.name} is not the one that {finished} was trained "
+            "with: give its --config.tower.name"
+        )
+
+
 def with_tree_of(config, finished: Path):
-    """The config with the number of leaves that a finished run was trained with."""
+    """The config with the number of leaves that a finished run was trained with.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was trained with another head, tree or kind of leaves.
+    """
     path = finished / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"--checkpoint={finished} holds no finished run")
+    theirs = _read_config(path)
     config = config.copy_and_resolve_references()
-    config.tree.branching = json.loads(path.read_text())["tree"]["branching"]
+    for section, name in _CHOSEN:
+        config[section][name] = theirs[section][name]
+    ours = json.loads(config.to_json())
+    for section in ("head", "tree", "leaves"):
+        for name, value in ours[section].items():
+            if name not in _OF_SEARCH and theirs[section].get(name, value) != value:
+                raise ValueError(
+                    f"{section}.{name} is {value!r}, --checkpoint={finished} was "
+                    f"trained with {theirs[section][name]!r}"
+                )
     return config
+
+
+def _identity(finished: Path) -> str:
+    """sha256 of what a run was and of how it went."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "metrics.jsonl"):
+        path = finished / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def _read_config(path: Path) -> dict:
+    """A JSON file of `write_config` or `claim_inputs`."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
+    if path.name != INPUTS and not (
+        isinstance(found, dict)
+        and isinstance(found.get("tree"), dict)
+        and isinstance(found.get("leaves"), dict)
+    ):
+        raise ValueError(f"{path} is damaged: it is no config of an experiment")
+    return found

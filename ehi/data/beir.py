@@ -48,6 +48,11 @@ class BeirFolder(RetrievalBuilder):
 
     def queries(self) -> Iterator[tuple[str, str]]:
         path = self.root / "queries.jsonl"
+        judged = [file.name for file in _qrels_files(self.root)]
+        if judged and not path.exists():
+            raise ValueError(
+                f"{path} is missing, though qrels/{judged[0]} judges queries"
+            )
         for where, record in _records(path) if path.exists() else ():
             text = _text(record, "text", where)
             if not text.strip():
@@ -73,7 +78,7 @@ class BeirFolder(RetrievalBuilder):
             except ValueError:
                 raise ValueError(
                     f"{where}: expected query id, document id and an integer grade "
-                    f"between tabs, got {line.rstrip()!r}"
+                    f"between tabs, got {_short(line.rstrip())}"
                 ) from None
             for kind, id, rows in (
                 ("query", query_id, self.query_rows),
@@ -102,8 +107,11 @@ def _records(path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{where}: not JSON ({error})") from None
         id = record.get("_id") if isinstance(record, dict) else None
         if not isinstance(id, str | int) or "\n" in str(id) or not str(id):
-            raise ValueError(f'{where}: expected an object with an "_id", got {line!r}')
+            raise ValueError(
+                f'{where}: expected an object with an "_id", got {_short(line)}'
+            )
         record["_id"] = id = str(id)
+        _check_unicode(id, "_id", where)
         if id in seen:
             raise ValueError(f"{where}: duplicate id {id!r}")
         seen.add(id)
@@ -128,7 +136,8 @@ def _text(record: dict, field: str, where: str) -> str:
     value = record.get(field)
     value = "" if value is None else value
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {field!r} must be a string, got {value!r}")
+        raise ValueError(f"{where}: {field!r} must be a string, got {_short(value)}")
+    _check_unicode(value, field, where)
     if len(value) > MAX_CHARACTERS:
         raise ValueError(
             f"{where}: {field!r} of {record['_id']!r} has {len(value):,} characters, "
@@ -137,8 +146,26 @@ def _text(record: dict, field: str, where: str) -> str:
     return value
 
 
+def _check_unicode(value: str, field: str, where: str) -> None:
+    """Refuses half a character (a lone surrogate), which JSON can say."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(
+            f"{where}: {field!r} holds half a character, {half!r}"
+        ) from None
+
+
+def _short(value, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _qrels_files(root) -> list:
     folder = root / "qrels"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; judgements are in qrels/<split>.tsv")
     files = folder.iterdir() if folder.is_dir() else []
     return sorted((f for f in files if f.name.endswith(".tsv")), key=lambda f: f.name)
 

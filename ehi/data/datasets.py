@@ -60,7 +60,11 @@ class RetrievalDataset:
         """`qrels[split]`, or a ValueError that names the splits there are."""
         if split not in self.qrels:
             there = ", ".join(sorted(self.qrels)) or "no judgements at all"
-            raise ValueError(f"{self.name} has no split {split!r}; it has {there}")
+            carve = "train" in self.qrels and split == "test"
+            advice = "; --config.split=dev carves one out of train" if carve else ""
+            raise ValueError(
+                f"{self.name} has no split {split!r}; it has {there}{advice}"
+            )
         return self.qrels[split]
 
 
@@ -134,17 +138,18 @@ def _open_ratings(root, name: str, cache: Path) -> RetrievalDataset:
 def _read(
     builder_type, root, cache: Path, key: str, *, name: str, source: dict[str, str]
 ) -> RetrievalDataset:
-    builder, tables = prepare(builder_type, root, cache / f"{name}-{key[:16]}")
+    folder = cache / f"{name}-{key[:16]}"
+    builder, tables = prepare(builder_type, root, folder)
     queries = []
     if "queries" in builder.info.splits:
-        queries = list(Documents(builder.as_data_source("queries")))
+        queries = list(Documents(builder.as_data_source("queries"), folder))
     qrels = {
         split: _by_id(rows, queries, tables.doc_ids)
         for split, rows in tables.judgements.items()
     }
     return RetrievalDataset(
         name=name,
-        documents=Documents(builder.as_data_source("corpus")),
+        documents=Documents(builder.as_data_source("corpus"), folder),
         doc_ids=tables.doc_ids,
         query_ids=[query.id for query in queries],
         query_texts=[query.text for query in queries],
@@ -184,6 +189,11 @@ def carve_dev(
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     if "dev" in dataset.qrels:
         raise ValueError(f"{dataset.name} has a split 'dev' already")
+    if "train" not in dataset.qrels:
+        there = ", ".join(sorted(dataset.qrels)) or "no judgements at all"
+        raise ValueError(
+            f"{dataset.name} has no split 'train' to carve 'dev' out of; it has {there}"
+        )
     queries, docs, _ = dataset.positives("train")
     links = _neighbours(docs, queries)
     if dataset.groups is not None:

@@ -109,6 +109,12 @@ def moved_documents(
     Returns:
         unit vectors (documents * per_document, T) float32, and their document rows.
     """
+    if per_document and not len(pairs[0]):
+        raise ValueError(
+            "synthetic queries are moved as known ones lie from their documents, and "
+            "there are neither train labels nor pseudo-queries: pseudo.synthetic=0, or "
+            "pseudo.per_document above 0"
+        )
     rng = np.random.default_rng(seed)
     rows = np.tile(np.arange(len(documents)), per_document)
     drawn = rng.integers(len(pairs[0]), size=len(rows))

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Document:
 class Documents(Sequence):
     """The documents of a prepared copy, decoded only when asked for."""
 
-    def __init__(self, source):
-        self._source = source
+    def __init__(self, source, folder: Path):
+        self._source, self._folder = source, folder
 
     def __len__(self) -> int:
         return len(self._source)
@@ -58,7 +59,13 @@ class Documents(Sequence):
             yield from self[start : start + READ_AHEAD]
 
     def _read(self, rows: Iterable[int]) -> list[Document]:
-        records = self._source.__getitems__(list(rows))
+        try:
+            records = self._source.__getitems__(list(rows))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the prepared copy {self._folder} is damaged: delete it, and it is "
+                f"made again ({error})"
+            ) from None
         return [
             Document(*(record[name].decode() for name in ("id", "title", "text")))
             for record in records
@@ -208,7 +215,13 @@ def prepare(
             except OSError:
                 if not folder.exists():
                     raise
-    return builder_type(root=root, data_dir=folder), Tables.load(folder / TABLES)
+    try:
+        return builder_type(root=root, data_dir=folder), Tables.load(folder / TABLES)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"the prepared copy {folder} is damaged: delete it, and it is made again "
+            f"({error})"
+        ) from None
 
 
 def cache_folder(data_dir: str | os.PathLike | None) -> Path:

@@ -34,7 +34,13 @@ def read_run_values(folder: str | Path, records: Iterable[Record]) -> Values:
     for record in records:
         path = Path(folder) / f"{record.cell.stem}.npy"
         if path.exists():
-            per_query = np.load(path, allow_pickle=False)
+            try:
+                per_query = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise ValueError(
+                    f"{path} is damaged: delete it and results.jsonl beside its folder,"
+                    f" and run again ({error})"
+                ) from None
             found[record.cell] = (per_query["query_id"], per_query[MEASURE])
     return found
 

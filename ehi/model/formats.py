@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
 
 from ehi.index.text.files import FIRST_POSITION, ROBERTAS
 
@@ -186,8 +187,9 @@ def tower_config(folder: Path) -> tuple[str, dict]:
     config["max_positions"] = raw["max_position_embeddings"]
     if model_type in ROBERTAS:
         config["max_positions"] -= FIRST_POSITION
-        with safe_open(folder / "model.safetensors", "np") as file:
-            config["projection"] = "embeddingHead.weight" in file.keys()  # noqa: SIM118
+        config["projection"] = "embeddingHead.weight" in tensor_names(
+            folder / "model.safetensors"
+        )
     projected = config.get("projection", False)
     config["pooling"], config["normalise"] = pooling_config(folder, projected=projected)
     return model_type, config
@@ -237,4 +239,28 @@ def max_length(folder: Path, max_positions: int) -> int:
 
 def read_json(path: Path):
     """Content of a JSON file; an empty dict if there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the arrays of a safetensors file; ValueError if it is damaged."""
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Name -> array of a safetensors file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}") from None

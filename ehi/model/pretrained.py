@@ -15,11 +15,17 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ehi.index.text.files import check_files, find_tokenizer, weights_sha256
 from ehi.model.encoder import TextEncoder
-from ehi.model.formats import max_length, read_json, tower_config, tower_parameters
+from ehi.model.formats import (
+    max_length,
+    read_json,
+    read_tensors,
+    tower_config,
+    tower_parameters,
+)
 from ehi.model.sources import default_cache_dir, fetch
 
 # Weights that our published numbers rest on, whatever the source they came from.
@@ -152,7 +158,7 @@ def load_tower(
     if pooling is not None:
         config["pooling"] = pooling
     parameters = tower_parameters(
-        load_file(pretrained.folder / "model.safetensors"),
+        read_tensors(pretrained.folder / "model.safetensors"),
         pretrained.model_type,
         stored_layers,
         projection=config.get("projection", False),
@@ -197,7 +203,7 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
         fresh = Path(scratch) / "model"
         skip = shutil.ignore_patterns(*NOT_COPIED)
         shutil.copytree(pretrained.folder, fresh, ignore=skip)
-        tensors = load_file(pretrained.folder / "model.safetensors")
+        tensors = read_tensors(pretrained.folder / "model.safetensors")
         weights = fresh / "model.safetensors"
         save_file(
             {

@@ -82,7 +82,8 @@ def restore(directory: Path, like: dict, step: int | None = None) -> dict:
     Its arrays are placed as those of `like`, on however many devices they were before.
 
     Raises:
-      ValueError: what is saved has other shapes or names than `like`.
+      FileNotFoundError: no such step is saved there.
+      ValueError: what is saved has other shapes or names than `like`, or was damaged.
     """
     directory = _of_first(directory)
     abstract = jax.tree.map(
@@ -90,14 +91,56 @@ def restore(directory: Path, like: dict, step: int | None = None) -> dict:
     )
     with _checkpointer(directory) as checkpointer:
         try:
-            state = checkpointer.load(step, abstract)
+            return checkpointer.load(step, abstract)
         except Exception as error:
             # orbax hides the true reason behind "incompatible handler".
             reason = error.__cause__ or error
+            if type(reason).__name__ == "StepNotFoundError":
+                raise FileNotFoundError(
+                    f"no checkpoint in {directory}: {reason}"
+                ) from None
+            misfits = _misfits(checkpointer, step, abstract)
+            if misfits:
+                raise ValueError(
+                    f"the checkpoint in {directory} does not fit this model: "
+                    + "; ".join(misfits)
+                ) from error
+            line = str(reason).strip().split("\n", 1)[0][:300]
             raise ValueError(
-                f"the checkpoint in {directory} does not fit this model: {reason}"
+                f"the checkpoint in {directory} is damaged (remove it, and this phase "
+                f"starts again): {line}"
             ) from error
-    return state
+
+
+def _misfits(checkpointer, step: int | None, wanted: dict, most: int = 3) -> list[str]:
+    """How what is saved differs from what is wanted, in names and shapes."""
+    try:
+        there = _shapes(checkpointer.metadata(step).metadata)
+    except Exception:  # also damaged
+        return []
+    if not there:  # shapes are read from the arrays, which are damaged
+        return []
+    here = _shapes(wanted)
+    found = [
+        f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} "
+        "here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    more = [f"and {len(found) - most} others"] if len(found) > most else []
+    return found[:most] + more
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """'params/head/w1' -> shape, of arrays or what describes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: hasattr(x, "shape")
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
 
 
 def _checkpointer(directory: Path):

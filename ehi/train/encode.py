@@ -190,7 +190,12 @@ def cached_encode(
             share_rows=shares_rows(),
         )  # fmt: skip
         atomic_write_npy(path, vectors)
-    return np.load(path, mmap_mode="r")
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: delete it, and it is encoded again ({error})"
+        ) from None
 
 
 def _check_positions(tower, tokens):

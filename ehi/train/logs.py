@@ -1,5 +1,6 @@
 """Metrics as JSON lines, one object a logged step; TensorBoard if installed."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -33,15 +34,11 @@ class MetricLog:
         """Forget the lines of a phase beyond a step: they will be written again."""
         if not self._writes or not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the half-written last line of a killed run
-            same = row.get("run") == run and row.get("phase") == phase
-            if not (same and row["step"] > step):
-                kept.append(line)
+        kept = [
+            line
+            for line, row in self._lines()
+            if (row["run"], row["phase"]) != (run, phase) or row["step"] <= step
+        ]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, self._path)
@@ -70,7 +67,14 @@ class MetricLog:
         return examples / seconds if seconds else None
 
     def _rows(self, run: str, phase: str) -> list[dict]:
-        if not self._path.exists():
-            return []
-        rows = map(json.loads, self._path.read_text().splitlines())
+        rows = [row for _, row in self._lines()]
         return [row for row in rows if (row["run"], row["phase"]) == (run, phase)]
+
+    def _lines(self) -> list[tuple[str, dict]]:
+        """Lines and what they say, but for one that a killed run half wrote."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append((line, json.loads(line)))
+        return [(line, row) for line, row in found if isinstance(row, dict)]

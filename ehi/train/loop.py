@@ -140,10 +140,10 @@ def make_phase_step(graphdef, params, phase: Phase, mesh, shard_state: bool = Fa
 
 
 def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> None:
-    """Refuse a phase that several processes would not train as one."""
+    """Refuse a phase that several devices or processes would not train as one."""
+    check_batch(mesh, phase.batch_size, phase.pool, data.num_documents)
     if jax.process_count() == 1:
         return
-    check_batch(mesh, phase.batch_size, phase.pool, data.num_documents)
     for what, arrays in (("parameters", params), ("tables", tables)):
         # Also where a process waits for one that still evaluates or fits.
         processes.agree(

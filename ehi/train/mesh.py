@@ -74,7 +74,7 @@ def join_batch(
 def check_batch(
     mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int
 ) -> None:
-    """Refuse a batch of which several processes cannot have equal shares.
+    """Refuse a batch of which several devices cannot have equal shares.
 
     A pool of the whole corpus is what it is: every device then scores all of it.
     """

@@ -9,6 +9,8 @@ import optax
 from ehi.model.joint import GROUPS
 from ehi.train.givens import givens_descent
 
+DECAYS = ("cosine", "linear", "constant")
+
 
 def trained_names(params: Mapping, rates: Mapping[str, float], last_n: int = 0):
     """Names of the parameters that a phase trains.
@@ -70,10 +72,8 @@ def make_optimizer(
       weight_decay: decoupled, of a tower's matrices only.
       clip: global gradient norm of a tower; 0 for none.
     """
-    if decay not in ("cosine", "linear", "constant"):
-        raise ValueError(
-            f"decay={decay!r} is unknown; allowed: 'cosine', 'linear', 'constant'"
-        )
+    if decay not in DECAYS:
+        raise ValueError(f"decay is {decay!r}; allowed: {', '.join(map(repr, DECAYS))}")
 
     def schedule(peak: float):
         rest = max(steps - warmup, 1)

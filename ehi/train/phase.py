@@ -5,11 +5,21 @@ from dataclasses import dataclass, fields
 
 from ehi.model.joint import GROUPS
 from ehi.train.objective import TEACHER_TERMS, check_weights
+from ehi.train.optimizer import DECAYS
 
 SOURCES = ("labelled", "pseudo", "documents", "synthetic")
 # What the fields of a phase may be: the least value, and the words.
 LEAST = {
-    1: ("batch_size", "pool", "log_every", "checkpoint_every", "lambda_cut", "top_k"),
+    1: (
+        "batch_size",
+        "pool",
+        "log_every",
+        "checkpoint_every",
+        "lambda_cut",
+        "top_k",
+        "mined_kept",
+        "mined_beam",
+    ),
     0: (
         "steps",
         "warmup",
@@ -24,7 +34,11 @@ LEAST = {
         "buffer",
     ),
 }
-ALLOWED = {"negatives": ("leaves", "teacher"), "start": ("", "buffer")}
+ALLOWED = {
+    "negatives": ("leaves", "teacher"),
+    "start": ("", "buffer"),
+    "decay": DECAYS,
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,10 @@ class Phase:
                 raise ValueError(
                     f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
                 )
+        for field in ("rates", "sources", "source_weights"):
+            for name, value in getattr(self, field).items():
+                if not value >= 0:
+                    raise ValueError(f"{field}.{name} is {value}; must be at least 0")
         if self.mined_per_query and self.negatives == "leaves" and not self.refresh:
             raise ValueError("mined_per_query needs refresh > 0, or nothing is mined")
 

@@ -218,6 +218,8 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
         raise ValueError(
             f"--coordinator={coordinator!r} is no address; give host:port of process 0"
         )
+    if num_processes < 1:
+        raise ValueError(f"--num_processes={num_processes}; must be at least 1")
     if not 0 <= process_id < num_processes:
         raise ValueError(
             f"--process_id={process_id} of --num_processes={num_processes}; allowed: "

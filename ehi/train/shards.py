@@ -20,6 +20,7 @@ are at most, with R = 4096 documents encoded at once,
     + activations of a batch: see `ehi.train.encode`
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -35,6 +36,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ehi.index.atomic import Stream, sync_folder, write_array, write_file
+from ehi.index.lock import IndexLockedError, writer_lock
 from ehi.index.stream import Shard
 
 LOG = logging.getLogger("ehi")
@@ -106,15 +108,16 @@ def encode_shard(job: ShardJob, number: int) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=job.folder))
     try:
         scratch.chmod(0o755)  # mkdtemp's folders are private
-        _write(scratch, parts, {"shard": number, "identity": job.marks})
-        if path.exists() and not _is_whole(path):
-            shutil.rmtree(path)
-        try:
-            os.replace(scratch, path)
-        except OSError:
-            # Another worker, taken for dead, made the same files meanwhile.
-            if not path.exists():
-                raise
+        with writer_lock(scratch):  # it is in use: see `unfinished_shards`
+            _write(scratch, parts, {"shard": number, "identity": job.marks})
+            if path.exists() and not _is_whole(path):
+                shutil.rmtree(path)
+            try:
+                os.replace(scratch, path)
+            except OSError:
+                # Another worker, taken for dead, made the same files meanwhile.
+                if not path.exists():
+                    raise
         sync_folder(job.folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -172,7 +175,9 @@ def unfinished_shards(job: ShardJob) -> list[int]:
       ValueError: the folder holds shards of other parameters or documents.
     """
     for scratch in job.folder.glob(".shard-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+        living = contextlib.suppress(IndexLockedError, OSError)
+        with living, writer_lock(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
     finished = {n for n, path in _found(job).items() if _is_whole(path)}
     return [number for number in range(job.num_shards) if number not in finished]
 
@@ -244,7 +249,8 @@ def _found(job: ShardJob) -> dict[int, Path]:
 def _header(path: Path) -> dict:
     try:
         header = json.loads((path / _MANIFEST).read_bytes())
-        if isinstance(header["identity"], dict) and isinstance(header["shard"], int):
+        kinds = {"identity": dict, "shard": int, "files": dict}
+        if all(isinstance(header[name], kind) for name, kind in kinds.items()):
             return header
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -31,5 +31,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # of the shorter one ehi-pq at 10% visited and 64x 400 steps .521, 1,200 steps .535,
     # k-means tree with OPQ .493.
     c.corpus_of_steps = 6144
+    c.leaves.num_codewords = 0  # 256, or 16 for fewer documents
     c.dataset = ""  # required: --config.dataset=PATH
     return apply_variant(c, variant)

@@ -27,6 +27,9 @@ def encoded(**changes):
         (encoded(_id="d2", text=" "), "document 'd2' has neither title nor text"),
         (encoded(_id="d2", text=["a"]), "'text' must be a string"),
         (encoded(_id="d2", text="x" * 101), "'text' of 'd2' has 101 characters"),
+        (encoded(_id="d2", text="\ud800"), r"'text' holds half a character, '\\ud800'"),
+        (encoded(_id="\udfff"), "'_id' holds half a character"),
+        (b'["' + b"x" * 999 + b'"]', r"expected an object .*, got '\[\"x{77}\.\.\.$"),
     ],
 )
 def test_malformed_corpus_names_file_and_line(

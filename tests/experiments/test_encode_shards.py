@@ -163,7 +163,11 @@ def test_the_command(tmp_path, finished, corpus):
     ]  # fmt: skip
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert said.returncode == 1
-    assert said.stderr.strip().endswith("error: --out is missing")
+    assert said.stderr.strip().endswith(
+        "error: --out is missing: folder for the shards"
+    )
+    said = subprocess.run(command[:3], capture_output=True, text=True, cwd=ROOT)
+    assert said.returncode == 1 and "error: --config is missing" in said.stderr
 
 
 def test_ray_makes_the_same_shards(finished, tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ def test_every_variant_applies_to_the_base_and_validates(corpus, name):
             section = section[part]
         assert section == value
     if name:
+        before.variant, before.systems = name, config.systems
         assert config.to_json() != before.to_json()
 
 

@@ -32,6 +32,9 @@ RATES = dict.fromkeys(
     ("head", "query_head", "router", "query_router", "leaf_centroids", "rotation",
      "quantiser"), 1e-3,
 )  # fmt: skip
+_TREE = {
+    "kind": "per_node", "height": 1, "branching": 4, "hidden": 0, "query_router": False
+}  # fmt: skip
 PQ_LOSSES = {"distill": 1.0, "codebook": 1.0, "commitment": 0.5}
 TREE_LOSSES = {"path": 1.0, "route_distill": 1.0, "balance": 0.1, "entropy": 0.1}
 # System -> options of the model, losses, changes of the phase.
@@ -53,6 +56,24 @@ SYSTEMS = {
         {"lambda_rank": 1.0},
         {"top_k": 10},
     ),
+    # With the rates of all others it is chaotic: losses of 20 steps change by a tenth
+    # where parameters start 1e-6 apart.
+    "poeem": (
+        {"tree": _TREE | {"kind": "nearest"}, "codeword_gradient": False},
+        {"quantised": 1.0, "reconstruction": 3.0},
+        {"rates": {"head": 1e-4, "router": 3e-4, "rotation": 2e-4, "quantiser": 3e-4}},
+    ),
+    "repconc": (
+        FLAT,
+        {"quantised": 1.0, "reconstruction": 1.0},
+        {"sinkhorn": 10, "sinkhorn_epsilon": 0.05},
+    ),
+    "distill-vq": (
+        {"tree": _TREE | {"query_router": True}, "rotation": "fixed"},
+        {"distill": 1.0, "route_distill": 1.0},
+        {},
+    ),
+    "jtr": (RAW | {"tree": _TREE}, {"leaf_likelihood": 1.0}, {}),
 }
 STEPS = 12
 

@@ -10,7 +10,8 @@ from ehi.train.preemption import EXIT_CODE
 
 
 def test_one_device_and_four_have_the_same_gradients(tmp_path):
-    systems = ["dense", "ehi", "joint-pq", "ehi-pq", "jpq"]
+    systems = ["dense", "ehi", "joint-pq", "ehi-pq"]
+    systems += ["jpq", "poeem", "repconc", "distill-vq", "jtr"]
     job = {"mode": "compare", "folder": str(tmp_path), "systems": systems}
     code, out, err = run_one(job, devices=4)
     assert code == 0, err
@@ -20,6 +21,13 @@ def test_one_device_and_four_have_the_same_gradients(tmp_path):
         assert row["norm"] > 0
         assert row["gradients"] <= 1e-5, row
         assert row["losses"] <= 1e-3, row
+
+
+def test_a_batch_that_four_devices_cannot_share_is_refused(tmp_path):
+    job = {"mode": "train", "folder": str(tmp_path), "systems": ["ehi"]}
+    code, _, err = run_one(job | {"changes": {"batch_size": 6}}, devices=4)
+    assert code == 1
+    assert "batch_size=6 does not divide over the 4 devices" in err
 
 
 def test_a_sharded_state_trains_as_a_whole_one(tmp_path):

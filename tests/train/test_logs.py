@@ -27,6 +27,15 @@ def test_rewind_forgets_what_will_be_redone_and_half_written_lines(tmp_path):
     assert log.seconds("a", "dense") == 0.0
 
 
+def test_times_are_read_past_a_half_written_line(tmp_path):
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    log.write("ehi", "joint", 2, {"seconds": 1.5, "examples_per_second": 10.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"run": "ehi", "ph')
+    assert log.seconds("ehi", "joint") == 1.5
+    assert log.examples_per_second("ehi", "joint") == 10.0
+
+
 def test_nothing_logged_took_no_time(tmp_path):
     log = MetricLog(tmp_path / "metrics.jsonl")
     log.rewind("a", "joint", 0)

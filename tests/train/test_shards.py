@@ -18,6 +18,7 @@ from shard_cases import (
 )
 
 from ehi.index import build_index, open_index, save_index
+from ehi.index.lock import writer_lock
 from ehi.index.stream import build_folder
 from ehi.train import shards
 from ehi.train.export import index_arrays
@@ -85,7 +86,12 @@ def test_finished_shards_are_skipped(tmp_path):
     assert bytes_of(tmp_path) == before
     (job.path(2) / "leaves.npy").unlink()  # not whole: made again
     (tmp_path / ".shard-00001-of-00004.xyz").mkdir()  # left by a killed worker
-    assert unfinished_shards(job) == [1, 2, 3]
+    living = tmp_path / ".shard-00003-of-00004.abc"
+    living.mkdir()
+    with writer_lock(living):
+        assert unfinished_shards(job) == [1, 2, 3]
+    assert [path.name for path in tmp_path.glob(".*")] == [living.name]
+    assert unfinished_shards(job) == [1, 2, 3] and not living.exists()
     encode_shards(job, [1, 2, 3])
     whole = make_job(tmp_path / "whole", lengths)
     encode_shards(whole, range(SHARDS))
