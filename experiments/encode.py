@@ -111,7 +111,8 @@ def main(_) -> None:
     try:
         for flag in (CONFIG, CHECKPOINT, OUT):
             if flag.value is None:
-                raise ValueError(f"--{flag.name} is missing: {flag.help}")
+                what = flags.FLAGS[flag.name].help
+                raise ValueError(f"--{flag.name} is missing: {what}")
         failed = run(
             CONFIG.value, Path(CHECKPOINT.value), Path(OUT.value),
             shards=SHARDS.value, system=SYSTEM.value, engine=ENGINE.value,
