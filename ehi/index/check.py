@@ -7,7 +7,7 @@ import operator
 
 import numpy as np
 
-_PADDED = 2**14  # results that may always be asked for
+_PADDED = 2**20  # results that may always be asked for
 _TREE_ENTRIES = {
     "per_node": ({"nodes", "scale"}, {"biases", "w_in", "w_out"}),
     "per_level": ({"u", "w"}, set()),
@@ -43,7 +43,7 @@ def check_choice(name, value, allowed):
 def check_results(name, value, num_documents, least=1):
     """`value`, how many results are wanted, as an int that memory can hold.
 
-    A few thousand may be more than there are documents: what is missing is padded.
+    A million may be asked for whatever there is: what is missing is padded.
     """
     value, most = check_count(name, value, least), max(num_documents, _PADDED)
     if value > most:

@@ -147,7 +147,7 @@ def test_documents_to_show_follow_their_documents(tmp_path):
         (lambda i: i.delete(5), ValueError, "several in a row, .* got 5"),
         (lambda i: i.delete([True, False]), ValueError, "got True among 2"),
         (lambda i: i.search(QUERIES, allow=[True] * NUM), ValueError, "got True"),
-        (lambda i: i.search(QUERIES, 10**10), ValueError, "k must be at most 16384"),
+        (lambda i: i.search(QUERIES, 10**10), ValueError, "k must be at most 1048576"),
         (
             lambda i: i.add(X[:1], [99], encoder="this"),
             ValueError,
