@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from ehi.model.params import split_model
 from ehi.train import loop
-from ehi.train.mesh import make_mesh
+from ehi.train.mesh import make_mesh, table_sharding
 from ehi.train.optimizer import trained_names
 from ehi.train.phase import Phase
 from experiments.abstract import (
@@ -151,11 +151,11 @@ def compile_phase(
     state = jax.eval_shape(begin, params)
     tables = abstract_tables(config, phase, params, sizes)
     batch = abstract_batch(config, phase, params, sizes)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key, lies = jax.eval_shape(lambda: jax.random.key(0)), table_sharding(mesh, tables)
     placed = (
         jax.tree.map(_at, state, made[1]),
-        _placed(mesh, tables),
-        _placed(mesh, batch, rows=True),
+        {name: _at(x, lies[name]) for name, x in tables.items()},
+        _placed(mesh, batch),
     )
     traced = made[0].trace(*placed, key)
     memory = traced.lower().compile().memory_analysis()
@@ -278,11 +278,11 @@ def _parts(state, tables, arguments: int) -> dict[str, int]:
     return parts | {"other tables and batch": max(0, arguments - sum(parts.values()))}
 
 
-def _placed(mesh, tree, *, rows: bool = False):
-    """Abstract arrays on a mesh, as `replicate` and `shard_batch` place real ones."""
+def _placed(mesh, tree):
+    """Abstract arrays on a mesh, as `shard_batch` places real ones."""
 
     def put(x):
-        even = rows and x.shape[0] % mesh.size == 0
+        even = x.shape[0] % mesh.size == 0
         spec = PartitionSpec("data") if even else PartitionSpec()
         return _at(x, NamedSharding(mesh, spec))
 

@@ -23,6 +23,7 @@ from ehi.train.mesh import (
     replicate,
     shard_batch,
     state_sharding,
+    table_sharding,
 )
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
@@ -89,7 +90,8 @@ def run_phase(
     mined = mined if mines else None
     state, mined, start = _resume(directory, mesh, place(state, sharding), mined)
     log.rewind(run, name, start)
-    tables, key = replicate(mesh, dict(tables)), jax.random.key(seed)
+    tables = place(dict(tables), table_sharding(mesh, tables))
+    key = jax.random.key(seed)
     pending, clock, stop = [], _Clock(phase.batch_size), preemption.Stop()
     with (
         preemption.finishing_steps(),

@@ -95,6 +95,21 @@ def replicate(mesh: jax.sharding.Mesh, tree):
     return place(tree, jax.tree.map(lambda _: everywhere, tree))
 
 
+def table_sharding(mesh: jax.sharding.Mesh, tables: dict) -> dict:
+    """Where the tables of a step lie: whole everywhere, but codes in equal parts.
+
+    Each device searches its own part of the code table, see `search_codes`; one whose
+    rows the devices do not divide lies whole on each.
+    """
+    parts = {
+        name: "data" if name == "codes" and len(table) % mesh.size == 0 else None
+        for name, table in tables.items()
+    }
+    return {
+        name: NamedSharding(mesh, PartitionSpec(part)) for name, part in parts.items()
+    }
+
+
 def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) -> dict:
     """Where the arrays of a state lie: whole on every device, or a part on each.
 

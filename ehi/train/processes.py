@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LOST_AFTER = 60
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 # How long a process that failed waits for the others to fail of the same.
 _GOODBYE_MS = 3000
+_LAST_SECONDS = 1.0
 # What the transports and jax's coordination service say when a process is gone.
 _SIGNS_OF_LOSS = (
     "Gloo",
@@ -208,6 +210,8 @@ def leave(code: int) -> None:
     # Where all fail alike, process 0, which holds the key-value store, goes last.
     with contextlib.suppress(Exception):
         distributed.global_state.client.wait_at_barrier("ehi/leave", _GOODBYE_MS)
+        if is_first():  # jax aborts a process that sees it go
+            time.sleep(_LAST_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -19,7 +19,7 @@ from ehi.train import loop, mesh, preemption, processes
 from ehi.train.embed import code_table, embed
 from ehi.train.export import index_arrays
 from ehi.train.logs import MetricLog
-from ehi.train.mesh import make_mesh, place, replicate, shard_batch
+from ehi.train.mesh import make_mesh, place, replicate, shard_batch, table_sharding
 from ehi.train.negatives import mine_from_leaves
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
@@ -132,7 +132,7 @@ def compare(job: dict) -> None:
     """Gradients of one step and losses of 20, on one device and on all, as JSON."""
     for name in job["systems"]:
         found = [_steps(name, Path(job["folder"]), n) for n in (1, jax.device_count())]
-        (one, losses_one), (all_, losses_all) = found
+        (one, losses_one, _), (all_, losses_all, held) = found
         whole = optax.tree.norm(one)
         apart = max(
             float(np.linalg.norm(all_[n] - one[n]))
@@ -141,7 +141,8 @@ def compare(job: dict) -> None:
         )
         losses = np.abs(np.subtract(losses_all, losses_one)) / np.abs(losses_one)
         answer = {"system": name, "gradients": apart, "losses": float(losses.max())}
-        print(json.dumps(answer | {"norm": float(whole)}), flush=True)
+        answer |= {"norm": float(whole), "codes": held.get("codes")}
+        print(json.dumps(answer), flush=True)
 
 
 def shard(job: dict) -> None:
@@ -200,7 +201,8 @@ def _steps(name: str, folder: Path, devices: int):
         **phase.objective_options,
     )  # fmt: skip
     state = replicate(some, start_state(params, optimizer, trained))
-    tables, losses = replicate(some, tables), []
+    tables, losses = place(tables, table_sharding(some, tables)), []
+    held = {n: x.addressable_shards[0].data.size / x.size for n, x in tables.items()}
     for number in range(20):
         batch = make_batch(
             data, batch_size=12, pool=20, sources=phase.sources, source_weights={},
@@ -212,7 +214,7 @@ def _steps(name: str, folder: Path, devices: int):
         losses.append(float(metrics["loss"]))
         if not number:
             gradient = jax.tree.map(np.array, state["opt_state"]["gradient"])
-    return gradient, losses
+    return gradient, losses, held
 
 
 def _keep_gradient(optimizer):

@@ -21,6 +21,8 @@ def test_one_device_and_four_have_the_same_gradients(tmp_path):
         assert row["norm"] > 0
         assert row["gradients"] <= 1e-5, row
         assert row["losses"] <= 1e-3, row
+        # Each device holds its part of the code table, and searches it.
+        assert row["codes"] == (0.25 if row["system"] == "jpq" else None)
 
 
 def test_a_batch_that_four_devices_cannot_share_is_refused(tmp_path):
