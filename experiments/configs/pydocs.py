@@ -6,7 +6,7 @@
 Needs no data set: the functions are parsed from the Python that runs this. `:smoke` is
 the same in a minute, for CI: a few steps and systems, numbers of no meaning.
 
-Hardware, time: 2 CPU cores, 6 minutes (recipe 2) after the weights' download.
+Hardware, time: 2 CPU cores (AMD EPYC), 4 minutes after the weights' download.
 Expected nDCG@10 on test (seeds 0-2): dense .625; at 2 / 5 / 10% visited ehi .573 / .607
 / .618 against .522 / .582 / .601 of the k-means tree; joint-pq .613 at 32x and .593 at
 64x against .603 and .574 of OPQ; ehi-pq .596 at 10% and 64x against .566.
