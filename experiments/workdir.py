@@ -76,7 +76,7 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
         "checkpoint": None if finished is None else _identity(finished),
     }
     path = workdir / INPUTS
-    theirs = _read_config(path) if path.exists() else ours
+    theirs = _read_json(path) if path.exists() else ours
     other = [name for name in ours if theirs.get(name) != ours[name]]
     if other:
         raise ValueError(
@@ -92,7 +92,7 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
 def check_tower(pretrained, finished: Path) -> None:
     """Refuse a tower that a finished run was not trained with."""
     path = finished / INPUTS
-    if path.exists() and _read_config(path)["tower"] != pretrained.sha256:
+    if path.exists() and _read_json(path).get("tower") != pretrained.sha256:
         raise ValueError(
             f"the tower {pretrained.name} is not the one that {finished} was trained "
             "with: give its --config.tower.name"
@@ -134,15 +134,18 @@ def _identity(finished: Path) -> str:
 
 
 def _read_config(path: Path) -> dict:
-    """A JSON file of `write_config` or `claim_inputs`."""
+    """What `write_config` wrote."""
+    found = _read_json(path)
+    if not all(isinstance(found.get(name), dict) for name in ("tree", "leaves")):
+        raise ValueError(f"{path} is damaged: it is no config of an experiment")
+    return found
+
+
+def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
-    if path.name != INPUTS and not (
-        isinstance(found, dict)
-        and isinstance(found.get("tree"), dict)
-        and isinstance(found.get("leaves"), dict)
-    ):
-        raise ValueError(f"{path} is damaged: it is no config of an experiment")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
     return found

@@ -62,10 +62,7 @@ class Documents(Sequence):
         try:
             records = self._source.__getitems__(list(rows))
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the prepared copy {self._folder} is damaged: delete it, and it is "
-                f"made again ({error})"
-            ) from None
+            raise _damaged(self._folder, error) from None
         return [
             Document(*(record[name].decode() for name in ("id", "title", "text")))
             for record in records
@@ -218,10 +215,14 @@ def prepare(
     try:
         return builder_type(root=root, data_dir=folder), Tables.load(folder / TABLES)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"the prepared copy {folder} is damaged: delete it, and it is made again "
-            f"({error})"
-        ) from None
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"the prepared copy {folder} is damaged: delete it, and it is made again "
+        f"({error})"
+    )
 
 
 def cache_folder(data_dir: str | os.PathLike | None) -> Path:

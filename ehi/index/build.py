@@ -82,8 +82,8 @@ def make_parameters(
         raise ValueError(f"{num} documents are more than the {MAX_NUMBER} of one index")
     tree, query_tree = _trees(tree, query_tree, width)
     num_leaves, spill = _check_leaves(tree, spill, num)
-    check.check_encoder("encoder", encoder)
-    check.check_encoder("config", config)
+    check.check_json("encoder", encoder)
+    check.check_json("config", config)
     quantiser = check_quantiser(
         width, num_leaves, codebooks=codebooks, assign_codebooks=assign_codebooks,
         rotation=rotation, leaf_centroids=leaf_centroids,

@@ -54,8 +54,8 @@ def check_results(name, value, num_documents, least=1):
     return value
 
 
-def check_encoder(name, value):
-    """A JSON dict or None: the identity of what made something."""
+def check_json(name, value):
+    """`value`, if it is a dict of plain JSON or None."""
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a dict of JSON values or None, got {value!r}")
     try:
@@ -70,7 +70,7 @@ def check_same_encoder(expected, got):
 
     One that names nothing the other does is refused as well: nothing was compared.
     """
-    check_encoder("encoder", got)
+    check_json("encoder", got)
     if not expected.keys() & got.keys():
         raise ValueError(
             f"an encoder of {sorted(got)} cannot be compared with that of the index, "
