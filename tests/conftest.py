@@ -2,14 +2,21 @@
 
 import json
 import os
+import tempfile
 
 import pytest
 
 from ehi.data import sources
 from ehi.eval.records import Record
 
-# Tiny shapes: compiling takes longer than running, so compile quickly.
+# Tiny shapes: compiling takes longer than running, so compile quickly, and each program
+# once for all processes: those of pytest-xdist and all that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="ehi-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 DOCUMENTS = [
     ("d1", "Leaves", "The tree keeps its documents in leaves. A leaf is a list."),
@@ -31,6 +38,11 @@ QRELS = {
     "train": [("q1", "d1", 1), ("q1", "d2", 2), ("q2", "d2", 1), ("q3", "d3", 1)],
     "test": [("q4", "d4", 1), ("q5", "d6", 1), ("q5", "d5", 0)],
 }
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: "tests/train/" not in item.nodeid)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import pytest
 from shrunken import shrunk
 
@@ -51,7 +50,7 @@ def outline(fields):
 
 @pytest.fixture(autouse=True)
 def quick_compilation(monkeypatch):
-    """Each outline is compiled once, without the optimisations: it never runs."""
+    """Each outline is compiled once: it never runs."""
     compile_phase = dry_run_module.compile_phase
 
     def once(config, phase, model, sizes, *, run, name, speed):
@@ -65,9 +64,6 @@ def quick_compilation(monkeypatch):
         return dataclasses.replace(COMPILED[key], run=run, phase=name)
 
     monkeypatch.setattr(dry_run_module, "compile_phase", once)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def label(value):

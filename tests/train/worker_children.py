@@ -1,12 +1,10 @@
 """Starts `process_worker.py` in children and reads what they leave behind."""
 
-import functools
 import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,21 +15,12 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 300  # seconds; a child that takes longer hangs
 
 
-@functools.cache
-def _compiled() -> tempfile.TemporaryDirectory:
-    """The children share what they compile, which is most of what they do."""
-    return tempfile.TemporaryDirectory(prefix="ehi-compiled-")
-
-
 def start(job: dict, devices: int = 1) -> subprocess.Popen:
     """One process of a job, with so many fake devices."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": _compiled().name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     return subprocess.Popen(
