@@ -93,8 +93,8 @@ def abstract_batch(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
         batch["positives"] = _array((n, MOST_POSITIVES), jnp.int32)
     if has_tower(params):
         for side, rows, length in (
-            ("queries", n, config.tower.query_length),
-            ("documents", c, config.tower.document_length),
+            ("queries", phase.encoded or n, config.tower.query_length),
+            ("documents", min(phase.encoded, c) or c, config.tower.document_length),
         ):
             batch[f"{side}_ids"] = _array((rows, length), jnp.int32)
             batch[f"{side}_mask"] = _array((rows, length), bool)
@@ -109,14 +109,16 @@ def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict
     """
     in_width, width = params["head/projection"].shape  # (T, D)
     documents, frozen = sizes.documents, not has_tower(params)
-    asked = sizes.train_queries + documents * (config.pseudo.per_document + 1)
-    outputs = asked + documents * config.pseudo.synthetic
-    queries = outputs if frozen else asked
+    per_document = config.pseudo.per_document + 1 + config.pseudo.synthetic
+    queries = sizes.train_queries + documents * per_document
     tables = {}
     if frozen or phase.losses.get("query_anchor"):
-        tables["features_queries"] = _array((outputs, in_width), jnp.float32)
+        tables["features_queries"] = _array((queries, in_width), jnp.float32)
     if frozen or phase.losses.get("anchor"):
         tables["features_documents"] = _array((documents, in_width), jnp.float32)
+    if not frozen and phase.encoded:
+        tables["cached_queries"] = _array((queries, in_width), jnp.float32)
+        tables["cached_documents"] = _array((documents, in_width), jnp.float32)
     if phase.needs_teacher:
         tables["teacher_queries"] = _array((queries, width), jnp.float32)
         tables["teacher_documents"] = _array((documents, width), jnp.float32)

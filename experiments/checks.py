@@ -60,6 +60,13 @@ def check_config(config) -> None:
         raise ValueError(f"tree.scale is {config.tree.scale}; must be above 0")
     if config.tower.trainable != "head":
         _check_trained_tower(config)
+        return
+    for name in ("dense", "joint"):
+        if config[name].encoded:
+            raise ValueError(
+                f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
+                "(tower.trainable='head'): all rows are cached; set it 0"
+            )
 
 
 def check_corpus(config, num_documents: int, tower_width: int) -> None:
@@ -162,10 +169,11 @@ def _check_trained_tower(config) -> None:
         if config.tower.trainable == "last_n" and not config[name].last_n:
             raise ValueError(f"tower.trainable='last_n' needs {name}.last_n above 0")
         for source in ("documents", "synthetic"):
-            if config[name].sources[source]:
+            if config[name].sources[source] and not config[name].encoded:
                 raise ValueError(
                     f"{name}.sources.{source} is {config[name].sources[source]}: these "
-                    "queries are cached tower outputs, so a trained tower needs it 0"
+                    "queries are cached tower outputs, so a trained tower needs it 0, "
+                    f"or {name}.encoded above 0"
                 )
 
 

@@ -71,10 +71,22 @@ class Inputs:
         queries = cached_encode(
             self.pretrained, self.tower, self.query_tokens, desc="encode queries"
         )
-        tables = [queries, self.document_features]
+        return self.query_table(queries, self.document_features)
+
+    def query_table(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """Tower outputs of the query table, from those of queries and of documents.
+
+        Args:
+          queries: (n, T), of the rows that have tokens.
+          documents: (documents, T).
+
+        Returns:
+          (rows, T).
+        """
+        tables = [queries, documents]
         if self.num_synthetic:
             moved, _ = moved_documents(
-                self.document_features, queries, known_pairs(self.training.pairs),
+                documents, queries, known_pairs(self.training.pairs),
                 per_document=self.num_synthetic,
             )  # fmt: skip
             tables.append(moved)

@@ -1,6 +1,5 @@
 """Train one system of a config: parent, starts, phases, embeddings."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ehi.index import build_index
 from ehi.model.head import start_from_pca
 from ehi.model.params import has_tower, merge_model, split_model
 from ehi.train import checkpoint
-from ehi.train.embed import code_table, embed
+from ehi.train.embed import code_table
 from ehi.train.export import index_arrays
 from ehi.train.inherit import fit_starts, inherit
 from ehi.train.logs import MetricLog
@@ -21,6 +20,7 @@ from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.pool import drawn_queries
 from experiments.inputs import Inputs
 from experiments.modules import build_model
+from experiments.outputs import embeddings, tower_outputs
 from experiments.systems import config_of, get_system, phase_of
 
 
@@ -101,7 +101,7 @@ def train_system(
         params = state["params"]
         done = {"params": params, "seconds": jnp.float32(seconds)}
         checkpoint.save(final, 0, done)
-    documents, queries = _final_embeddings(graphdef, params, inputs, run, workdir)
+    documents, queries = embeddings(graphdef, params, inputs, workdir / "outputs")
     rate = None
     if system.phases and source is None:
         rate = log.examples_per_second(run, system.phases[-1])
@@ -136,7 +136,7 @@ def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, lo
     if phase.start == "buffer":
         kept = state["stats"]["buffer"]
         params = _fit_to_buffer(graphdef, params, kept, config.seed, workdir, run)
-    tables = _tables(run, phase, graphdef, params, inputs, parent)
+    tables = _tables(run, phase, graphdef, params, inputs, parent, workdir)
     lengths = (0, 0)
     if has_tower(params):
         lengths = (config.tower.query_length, config.tower.document_length)
@@ -173,7 +173,7 @@ def _miner(phase, graphdef, inputs, parent, seed):
         )  # fmt: skip
 
     def from_leaves(params):
-        documents, queries = _embeddings(graphdef, params, inputs)
+        documents, queries = embeddings(graphdef, params, inputs)
         index = build_index(
             documents, np.arange(len(documents)), **index_arrays(graphdef, params)
         )
@@ -185,44 +185,25 @@ def _miner(phase, graphdef, inputs, parent, seed):
     return from_teacher if phase.negatives == "teacher" else from_leaves
 
 
-def _tables(run, phase, graphdef, params, inputs, parent) -> dict[str, np.ndarray]:
+def _tables(run, phase, graphdef, params, inputs, parent, workdir) -> dict:
     """The read-only arrays that the steps of a phase gather from."""
     tables = {}
     if not has_tower(params) or phase.losses.get("query_anchor"):
         tables["features_queries"] = inputs.query_features
     if not has_tower(params) or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features
+    if has_tower(params) and phase.encoded:
+        if parent is None:  # the tower is the pretrained one still
+            cached = inputs.document_features, inputs.query_features
+        else:
+            cached = tower_outputs(graphdef, params, inputs, workdir / "outputs")
+        tables["cached_documents"], tables["cached_queries"] = cached
     if phase.needs_teacher:
         if parent is None:
             raise ValueError(f"{run}: distillation needs a parent system as teacher")
         tables["teacher_queries"] = parent.queries
         tables["teacher_documents"] = parent.documents
     if phase.needs_codes:
-        documents, _ = _embeddings(graphdef, params, inputs)
+        documents, _ = embeddings(graphdef, params, inputs)
         tables["codes"] = code_table(graphdef, params, documents)
     return tables
-
-
-def _embeddings(graphdef, params, inputs: Inputs):
-    """Embeddings of the corpus and of the query table."""
-    if has_tower(params):
-        documents = embed(graphdef, params, "documents", inputs.document_tokens)
-        queries = embed(graphdef, params, "queries", inputs.query_tokens)
-        return documents, np.concatenate([queries, documents])
-    documents = embed(graphdef, params, "documents", inputs.document_features)
-    return documents, embed(graphdef, params, "queries", inputs.query_features)
-
-
-def _final_embeddings(graphdef, params, inputs, run, workdir):
-    """Embeddings by the trained parameters; kept on disk where a tower made them."""
-    if not has_tower(params):
-        return _embeddings(graphdef, params, inputs)
-    path = workdir / "embeddings" / f"{run}.npz"
-    if not path.exists():
-        documents, queries = _embeddings(graphdef, params, inputs)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, documents=documents, queries=queries)
-        os.replace(temporary, path)
-    with np.load(path, allow_pickle=False) as file:
-        return file["documents"], file["queries"]

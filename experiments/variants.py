@@ -53,32 +53,24 @@ def _both(**fields) -> dict[str, object]:
 VARIANTS = {
     "": Variant((), "the default"),
     # Encoder, tree and leaves in the one jitted step, after a `dense` whose tower was
-    # trained as well. In-batch negatives; far fewer examples than a frozen tower sees.
-    # Sources but these two are made of cached tower outputs, which there are none of.
+    # trained as well. A step is that of the frozen tower, but 32 of its queries and
+    # their documents are read by the tower that trains.
     "finetune": Variant(
         ("dense", "kmeans-tree-opq", "ehi-pq"),
-        "tower trained too, 300 steps of 32 queries",
+        "tower trained too, 300 steps, 32 queries of each read by it",
         {
             "tower.trainable": "all",
             "tower.dtype": "bfloat16",  # of the products; parameters stay float32
             "tower.query_length": 32,
             "tower.document_length": 128,
-            # What anchors and rate are in `phases.py` was chosen for a frozen tower.
-            "dense.losses.query_anchor": 0.0,
-            "dense.rates.head": 1e-3,
         }
         | _both(
             steps=300,
-            batch_size=32,
-            pool=32,
+            encoded=32,
             rates__tower=2e-5,
             warmup=30,
             log_every=10,
             checkpoint_every=50,
-            sources__labelled=0.25,
-            sources__pseudo=0.75,
-            sources__documents=0.0,
-            sources__synthetic=0.0,
         ),
     ),
     # Hinge losses on embeddings and on path embeddings, the intra-leaf loss and

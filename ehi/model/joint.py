@@ -102,14 +102,21 @@ class JointIndex(nnx.Module):
             else None
         )
 
+    def encode_queries(self, inputs, chunk: int = 0) -> jax.Array:
+        """Tower outputs (N, T) of queries, given as (ids, mask) or cached."""
+        return _features(self.query_tower or self.tower, inputs, chunk)
+
+    def encode_documents(self, inputs, chunk: int = 0) -> jax.Array:
+        """Tower outputs (N, T) of documents, given as (ids, mask) or cached."""
+        return _features(self.tower, inputs, chunk)
+
     def embed_queries(self, inputs, chunk: int = 0) -> jax.Array:
         """Unit embeddings (N, D) of queries."""
-        tower, head = self.query_tower or self.tower, self.query_head or self.head
-        return head(_features(tower, inputs, chunk))
+        return (self.query_head or self.head)(self.encode_queries(inputs, chunk))
 
     def embed_documents(self, inputs, chunk: int = 0) -> jax.Array:
         """Unit embeddings (N, D) of documents."""
-        return self.head(_features(self.tower, inputs, chunk))
+        return self.head(self.encode_documents(inputs, chunk))
 
     def route_queries(self, q: jax.Array) -> jax.Array:
         """log p(leaf | query) (N, P)."""

@@ -18,7 +18,9 @@ from ehi.train.processes import barrier
 ROWS, GATHERED = 4096, 2**17
 
 
-def embed(graphdef, params, side: str, source, *, desc: str | None = None):
+def embed(
+    graphdef, params, side: str, source, *, head: bool = True, desc: str | None = None
+):
     """Embed queries or documents with the current parameters.
 
     The devices of a process share its rows. Several processes call this together: of P
@@ -29,25 +31,26 @@ def embed(graphdef, params, side: str, source, *, desc: str | None = None):
       side: 'queries' or 'documents', which decides the head.
       source: cached tower outputs (rows, T), or a `TokenArray` if the model has a
         tower.
+      head: False for the tower's outputs.
       desc: label of the progress bar, when the tower runs.
 
     Returns:
-      unit embeddings (rows, D) float32.
+      unit embeddings (rows, D) float32, or tower outputs (rows, T).
     """
     processes, desc = jax.process_count(), desc or f"encode {side}"
     if processes == 1 or len(source) < processes:
-        return _embed(graphdef, params, side, source, desc)
+        return _embed(graphdef, params, side, source, head, desc)
     own = slice(jax.process_index(), None, processes)
     if isinstance(source, np.ndarray):
         share = source[own]
     else:
         share = _SomeTexts(source, np.arange(len(source))[own])
-    rows = _embed(graphdef, params, side, share, desc)
+    rows = _embed(graphdef, params, side, share, head, desc)
     return _all_rows(rows, len(source))
 
 
-def _embed(graphdef, params, side: str, source, desc: str):
-    apply = _compiled(graphdef, side)
+def _embed(graphdef, params, side: str, source, head: bool, desc: str):
+    apply = _compiled(graphdef, f"{'embed' if head else 'encode'}_{side}")
     if not isinstance(source, np.ndarray):
         return encode(
             lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc
@@ -119,10 +122,10 @@ def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(graphdef, side: str):
+def _compiled(graphdef, method: str):
     @jax.jit
     def apply(params, inputs):
         model = merge_model(graphdef, params)
-        return getattr(model, f"embed_{side}")(inputs)
+        return getattr(model, method)(inputs)
 
     return apply

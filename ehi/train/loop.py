@@ -143,7 +143,8 @@ def make_phase_step(graphdef, params, phase: Phase, mesh, shard_state: bool = Fa
 
 def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> None:
     """Refuse a phase that several devices or processes would not train as one."""
-    check_batch(mesh, phase.batch_size, phase.pool, data.num_documents)
+    sizes = phase.batch_size, phase.pool, data.num_documents, phase.encoded
+    check_batch(mesh, *sizes)
     if jax.process_count() == 1:
         return
     for what, arrays in (("parameters", params), ("tables", tables)):
@@ -165,14 +166,14 @@ def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
         sources=phase.sources, source_weights=phase.source_weights,
         seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
         lists_positives=phase.needs_codes,
-        query_length=lengths[0], document_length=lengths[1],
+        query_length=lengths[0], document_length=lengths[1], encoded=phase.encoded,
         own=None if alone else functools.partial(own_rows, mesh),
     )  # fmt: skip
     if alone:
         return shard_batch(mesh, batch)
     pool = min(phase.pool, data.num_documents)
     flag = join_batch(mesh, {"stop": stop.flag()}, mesh.size, mesh.size)
-    return join_batch(mesh, batch, phase.batch_size, pool) | flag
+    return join_batch(mesh, batch, phase.batch_size, pool, phase.encoded) | flag
 
 
 def _flush(log, run, name, done, pending, clock) -> dict:

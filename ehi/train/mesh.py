@@ -49,18 +49,22 @@ def own_rows(mesh: jax.sharding.Mesh, size: int) -> slice:
 
 
 def join_batch(
-    mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int
-) -> dict:
+    mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int,
+    encoded: int = 0,
+) -> dict:  # fmt: skip
     """One global batch of which every process holds its `own_rows`.
 
     Args:
       mesh: over the devices of all processes.
       batch: the rows that this process holds.
       num_queries, num_documents: N and C, of all.
+      encoded: rows of either that have tokens; 0 for all.
     """
 
     def put(name, x):
         size = num_documents if name.startswith("documents") else num_queries
+        if encoded and name.endswith(("_ids", "_mask")):
+            size = min(encoded, size)
         even = size % mesh.size == 0
         spec = PartitionSpec("data") if even else PartitionSpec()
         shape = (size, *x.shape[1:])
@@ -72,13 +76,14 @@ def join_batch(
 
 
 def check_batch(
-    mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int
-) -> None:
+    mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int,
+    encoded: int = 0,
+) -> None:  # fmt: skip
     """Refuse a batch of which several devices cannot have equal shares.
 
     A pool of the whole corpus is what it is: every device then scores all of it.
     """
-    sizes = {"batch_size": batch_size}
+    sizes = {"batch_size": batch_size, "encoded": encoded}
     if pool < num_documents:
         sizes["pool"] = pool
     for name, size in sizes.items():

@@ -71,7 +71,9 @@ def objective(
     Args:
       model: the joint index.
       tables: `features_queries (rows, T)`, `features_documents (rows, T)` when the
-        tower is frozen, or for the anchors; `teacher_queries (rows, D)`,
+        tower is frozen, or for the anchors; `cached_queries (rows, T)`,
+        `cached_documents (rows, T)` where a batch has tokens of some rows only, for the
+        others; `teacher_queries (rows, D)`,
         `teacher_documents (rows, D)` for the distillation terms; `codes (documents, M)`
         uint8 for `lambda_rank`.
       batch: see `ehi.train.pool.make_batch`.
@@ -91,8 +93,8 @@ def objective(
       vectors that were quantised, and `leaf_counts` (P,), documents of the pool in each
       leaf; None where the model has no such part.
     """
-    q = model.embed_queries(_inputs(tables, batch, "queries"), chunk)  # (N, D)
-    d = model.embed_documents(_inputs(tables, batch, "documents"), chunk)  # (C, D)
+    q = _embed(model.embed_queries, tables, batch, "queries", chunk)  # (N, D)
+    d = _embed(model.embed_documents, tables, batch, "documents", chunk)  # (C, D)
     options = {
         "contrast": {name: batch[name] for name in ("target", "where", "weights")},
         "teacher": _teacher_scores(tables, batch, weights),
@@ -131,8 +133,13 @@ def _teacher_scores(tables, batch, weights):
     return queries @ tables["teacher_documents"][batch["documents"]].T
 
 
-def _inputs(tables, batch, side: str):
-    """Token arrays of the batch, or the cached tower outputs of its rows."""
-    if f"{side}_ids" in batch:
-        return batch[f"{side}_ids"], batch[f"{side}_mask"]
-    return tables[f"features_{side}"][batch[side]]
+def _embed(embed, tables, batch, side: str, chunk: int):
+    """Embeddings of the batch: of its tokens, then of tower outputs of other rows."""
+    rows, name = batch[side], f"{side}_ids"
+    if name not in batch:
+        return embed(tables[f"features_{side}"][rows])
+    read = embed((batch[name], batch[f"{side}_mask"]), chunk)
+    if len(read) == len(rows):
+        return read
+    cached = embed(tables[f"cached_{side}"][rows[len(read) :]])
+    return jnp.concatenate([read, cached])

@@ -32,6 +32,7 @@ LEAST = {
         "last_n",
         "sinkhorn",
         "buffer",
+        "encoded",
     ),
 }
 ALLOWED = {
@@ -70,6 +71,9 @@ class Phase:
       sinkhorn, sinkhorn_epsilon: iterations and temperature of balanced codes
         (RepCONC); 0 iterations for the nearest codewords.
       buffer: document embeddings kept for a later phase to start from (Poeem).
+      encoded: where the tower trains, queries of a batch and documents of its pool that
+        a step encodes; the others are taken as the tower gave them before the phase,
+        a memory as of Wang et al. (2020, arXiv 1912.06798) of all rows. 0 encodes all.
       start: '' to go on, 'buffer' to fit tree and leaves to the kept embeddings first.
       log_every, checkpoint_every: steps.
     """
@@ -102,6 +106,7 @@ class Phase:
     sinkhorn: int = 0
     sinkhorn_epsilon: float = 0.003
     buffer: int = 0
+    encoded: int = 0
     start: str = ""
     log_every: int = 20
     checkpoint_every: int = 100
@@ -127,6 +132,11 @@ class Phase:
             raise ValueError(
                 f"pool={self.pool} cannot hold the positives of batch_size="
                 f"{self.batch_size} queries; make it at least as large"
+            )
+        if self.encoded > self.batch_size:
+            raise ValueError(
+                f"encoded is {self.encoded}; must be at most batch_size="
+                f"{self.batch_size}, or 0 for all"
             )
         for name in (*self.sources, *self.source_weights):
             if name not in SOURCES:

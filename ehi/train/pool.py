@@ -67,6 +67,7 @@ def make_batch(
     lists_positives: bool = False,
     query_length: int = 0,
     document_length: int = 0,
+    encoded: int = 0,
     own: Callable[[int], slice] | None = None,
 ) -> dict[str, np.ndarray]:
     """The batch of one step.
@@ -82,6 +83,8 @@ def make_batch(
       mined_per_query: how many of them enter the pool for each query.
       lists_positives: also list all known positives of each query.
       query_length, document_length: tokens, when the tower is trained.
+      encoded: E, queries and documents that have tokens, the first of the batch and of
+        the pool; 0 for all.
       own: number of rows -> those of them that this process holds, of queries and of
         documents; None for all. Which rows there are does not depend on it.
 
@@ -90,15 +93,23 @@ def make_batch(
       row's own positive; where (N, C), False for its *other* known positives,
       which are no negatives; weights (N,); where asked for `positives` (N, A) document
       rows padded with -1, A being the most that any query has; with a trained tower
-      `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`.
+      `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`, or of
+      the first E rows.
+
+    Raises:
+      ValueError: fewer than E of the queries have tokens.
     """
     queries, positives, weight = _sample(
         data, batch_size, sources, source_weights, seed, step
     )
+    if encoded:
+        first = _with_tokens_first(data, queries, encoded)
+        queries, positives, weight = queries[first], positives[first], weight[first]
     documents = _pool(
-        data, queries, positives, pool, seed, step, mined, mined_per_query
+        data, queries, positives, pool, seed, step, mined, mined_per_query, encoded
     )
     own = own or slice
+    read = queries[: encoded or None], documents[: encoded or None]
     of_queries, of_documents = own(len(queries)), own(len(documents))
     queries, positives = queries[of_queries], positives[of_queries]
     row, known = data.positives(queries)
@@ -115,11 +126,12 @@ def make_batch(
         batch["positives"] = _listed(row, known, (len(queries), data.most_positives))
     if query_length:
         sides = (
-            ("queries", data.query_tokens, queries, query_length),
-            ("documents", data.document_tokens, documents, document_length),
+            ("queries", data.query_tokens, query_length),
+            ("documents", data.document_tokens, document_length),
         )
-        for side, tokens, rows, length in sides:
-            batch[f"{side}_ids"], batch[f"{side}_mask"] = tokens.pad(rows, length)
+        for (side, tokens, length), rows in zip(sides, read, strict=True):
+            padded = tokens.pad(rows[own(len(rows))], length)
+            batch[f"{side}_ids"], batch[f"{side}_mask"] = padded
     return batch
 
 
@@ -174,9 +186,27 @@ def _sample(data, batch_size, sources, source_weights, seed, step):
     return np.concatenate(queries), np.concatenate(documents), np.concatenate(weight)
 
 
-def _pool(data, queries, positives, pool, seed, step, mined, mined_per_query):
-    if pool >= data.num_documents:
-        return np.arange(data.num_documents)
+def _with_tokens_first(data, queries: np.ndarray, encoded: int) -> np.ndarray:
+    """An order of the queries: `encoded` of those with tokens, evenly, then the rest.
+
+    Sources follow one another in a batch, so that each has its share of them.
+    """
+    readable = np.flatnonzero(queries < len(data.query_tokens))
+    if len(readable) < encoded:
+        raise ValueError(
+            f"encoded is {encoded}, but of {len(queries)} queries of the batch "
+            f"{len(readable)} have tokens; allowed: at most as many"
+        )
+    first = readable[np.arange(encoded) * len(readable) // encoded]
+    return np.concatenate([first, np.delete(np.arange(len(queries)), first)])
+
+
+def _pool(
+    data, queries, positives, pool, seed, step, mined, mined_per_query, encoded
+):  # fmt: skip
+    everything = np.arange(data.num_documents)
+    if pool >= data.num_documents and not encoded:
+        return everything
     rng = np.random.default_rng([seed, step])
     wanted = [positives]
     if mined is not None and mined_per_query:
@@ -186,8 +216,10 @@ def _pool(data, queries, positives, pool, seed, step, mined, mined_per_query):
     # Positives first, so that a pool too small for all drops negatives only.
     unique, first = np.unique(np.concatenate(wanted), return_index=True)
     documents = unique[np.argsort(first, kind="stable")][:pool]
-    while len(documents) < pool:
-        extra = rng.integers(data.num_documents, size=2 * pool)
+    while len(documents) < min(pool, data.num_documents):
+        extra = everything
+        if pool < data.num_documents:
+            extra = rng.integers(data.num_documents, size=2 * pool)
         joined = np.concatenate([documents, extra])
         unique, first = np.unique(joined, return_index=True)
         documents = unique[np.argsort(first, kind="stable")][:pool]

@@ -111,6 +111,7 @@ def phase(
     p.sinkhorn = 0
     p.sinkhorn_epsilon = 0.003
     p.buffer = 0
+    p.encoded = 0  # rows that a trained tower reads a step, the others cached; 0: all
     p.start = ""
     p.log_every = 20
     p.checkpoint_every = 100

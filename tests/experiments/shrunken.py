@@ -23,7 +23,7 @@ def shrunk(c):
     c.leaves.num_codewords = 16
     for phase in (c[name] for name in PHASES):
         phase.batch_size, phase.pool, phase.chunk = 8, 16, 4
-        phase.buffer = min(phase.buffer, 32)
+        phase.buffer, phase.encoded = min(phase.buffer, 32), min(phase.encoded, 4)
     # Whatever their number is: the tiny tower's output has only 64 bytes.
     budgets = [re.sub(r"\d+x$", "8x", budget) for budget in c.budgets]
     c.budgets = tuple(dict.fromkeys(budgets))

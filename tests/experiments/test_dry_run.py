@@ -90,14 +90,17 @@ def test_what_does_not_fit_is_refused_after_it_is_shown(capsys, monkeypatch):
 class Tokens:
     """What `make_batch` needs of a `TokenArray`."""
 
+    def __len__(self):
+        return 100
+
     def pad(self, rows, length):
         return np.zeros((len(rows), length), np.int32), np.ones(
             (len(rows), length), bool
         )
 
 
-@pytest.mark.parametrize("trains", [False, True])
-def test_abstract_arrays_are_those_of_a_real_step(trains):
+@pytest.mark.parametrize(("trains", "encoded"), [(False, 0), (True, 0), (True, 4)])
+def test_abstract_arrays_are_those_of_a_real_step(trains, encoded):
     documents, queries = 60, 40
     asked = np.arange(queries), np.arange(queries)
     rows = queries + documents  # every document is a query for itself, too
@@ -105,7 +108,7 @@ def test_abstract_arrays_are_those_of_a_real_step(trains):
     c = shrunk(pydocs.get_config())
     c.pseudo.per_document = c.pseudo.synthetic = 0
     c.tower.trainable = "all" if trains else "head"
-    c.joint.losses.lambda_rank = 1.0
+    c.joint.losses.lambda_rank, c.joint.encoded = 1.0, encoded
     sizes = Sizes(documents, queries)
     model = abstract_model(c, get_system("joint-pq"), 8, sizes, TOWER)
     _, params = split_model(model)
@@ -114,6 +117,7 @@ def test_abstract_arrays_are_those_of_a_real_step(trains):
         data, batch_size=phase.batch_size, pool=phase.pool,
         sources={"labelled": 1.0}, source_weights={}, seed=0, step=0,
         lists_positives=True, query_length=8 * trains, document_length=12 * trains,
+        encoded=encoded,
     )  # fmt: skip
     found = abstract_batch(c, phase, params, sizes)
     assert found.keys() == batch.keys()
@@ -129,6 +133,9 @@ def test_abstract_arrays_are_those_of_a_real_step(trains):
     if not trains:
         tables["features_queries"] = tables["teacher_queries"]
         tables["features_documents"] = tables["teacher_documents"]
+    if encoded:
+        tables["cached_queries"] = tables["teacher_queries"]
+        tables["cached_documents"] = tables["teacher_documents"]
     found = abstract_tables(c, phase, params, sizes)
     assert {n: (t.shape, t.dtype) for n, t in found.items()} == tables
 

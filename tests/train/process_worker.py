@@ -42,7 +42,7 @@ SYSTEMS = {
     "dense": (
         RAW | {"tree": None, "query_head": False, "tower": True},
         {"semantic": 1.0},
-        {"rates": RATES | {"tower": 1e-4}, "chunk": 4},
+        {"rates": RATES | {"tower": 1e-4}, "chunk": 4, "encoded": 8},
     ),
     "ehi": (RAW, TREE_LOSSES | {"semantic": 1.0, "distill_raw": 1.0}, {}),
     "joint-pq": (FLAT, PQ_LOSSES, {}),
@@ -94,6 +94,8 @@ def system(name: str, folder: Path, changes: dict):
         documents = embed(graphdef, params, "documents", tables["features_documents"])
         tables = tables | {"codes": code_table(graphdef, params, documents)}
     lengths = (8, 8) if options.get("tower") else (0, 0)
+    for side in ("queries", "documents"):
+        tables = tables | {f"cached_{side}": tables[f"features_{side}"]}
     return data, tables, graphdef, params, phase, lengths
 
 

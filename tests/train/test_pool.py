@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from tiny import Tokens
 
 from ehi.train.pool import make_batch
 
@@ -71,3 +74,55 @@ def test_tokens_come_with_a_trained_tower(tiny):
     assert batch["documents_mask"].shape == (20, 10)
     expected, _ = data.document_tokens.pad(batch["documents"], 10)
     assert np.array_equal(batch["documents_ids"], expected)
+
+
+def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
+    data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))  # of no documents
+    options = OPTIONS | {"pool": 20, "query_length": 6, "document_length": 10}
+    for step, pool in ((0, 20), (1, 20), (2, 1000)):
+        options |= {"step": step, "pool": pool}
+        some, plain = make_batch(data, encoded=4, **options), make_batch(
+            tiny[0], **options
+        )  # fmt: skip
+        queries, documents = some["queries"], some["documents"]
+        assert set(queries) == set(plain["queries"])
+        assert set(documents) == set(plain["documents"])
+        for side, rows, tokens, length in (
+            ("queries", queries, data.query_tokens, 6),
+            ("documents", documents, data.document_tokens, 10),
+        ):
+            ids, mask = tokens.pad(rows[:4], length)
+            assert np.array_equal(some[f"{side}_ids"], ids)
+            assert np.array_equal(some[f"{side}_mask"], mask)
+        # Positives of encoded queries are encoded, and every row kept what is its own.
+        assert (some["target"][:4] < 4).all()
+        known = _known(data)
+        targets = documents[some["target"]]
+        assert set(zip(queries.tolist(), targets.tolist(), strict=True)) <= known
+        weight = dict(zip(plain["queries"], plain["weights"], strict=True))
+        assert [weight[q] for q in queries] == some["weights"].tolist()
+
+
+def test_processes_hold_parts_of_what_is_encoded(tiny):
+    options = OPTIONS | {
+        "pool": 20, "step": 0, "query_length": 6, "document_length": 10, "encoded": 4,
+    }  # fmt: skip
+    whole = make_batch(tiny[0], **options)
+    halves = [
+        make_batch(
+            tiny[0], own=lambda n, p=p: slice(p * n // 2, (p + 1) * n // 2), **options
+        )
+        for p in range(2)
+    ]
+    for name, value in whole.items():
+        joined = np.concatenate([half[name] for half in halves])
+        assert np.array_equal(joined, value), name
+
+
+def test_more_encoded_than_have_tokens_is_refused(tiny):
+    data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))
+    with pytest.raises(ValueError, match="encoded is 10, but of 12 queries .* 9 have"):
+        make_batch(
+            data, pool=20, step=0, query_length=6, document_length=6, encoded=10,
+            **OPTIONS,
+        )  # fmt: skip

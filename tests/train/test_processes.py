@@ -35,6 +35,18 @@ def test_two_processes_train_as_one_with_two_devices(two_processes, tmp_path):
             np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_encode_their_shares_of_the_rows(tmp_path):
+    ends = []
+    for folder, run in ((tmp_path / "two", run_two), (tmp_path / "one", run_one)):
+        folder.mkdir()
+        found = run({"mode": "train", "folder": str(folder), "systems": ["dense"]})
+        for code, _, err in found if run is run_two else [found]:
+            assert code == 0, err
+        ends.append(losses(folder, "dense"))
+    np.testing.assert_allclose(*ends, rtol=1e-4)
+
+
 PREEMPTED = {"signal": "SIGTERM", "at": 4}
 
 

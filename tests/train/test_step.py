@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -65,6 +66,46 @@ def test_every_loss_reaches_the_tower(tiny, tiny_model):
         # These two move the quantiser only: by definition the encoder stays.
         moves = term not in ("codebook", "reconstruction")
         assert np.isfinite(norm) and (norm > 1e-7) == moves, term
+
+
+def test_rows_cached_by_the_same_tower_are_as_good_as_encoded(tiny, tiny_model):
+    graphdef, params = tiny_model(tower=True)
+    data = tiny[0]
+    model = merge_model(graphdef, params)
+    tables = jax.tree.map(jnp.asarray, tiny[1]) | {
+        "cached_queries": model.encode_queries(data.query_tokens.pad(range(100), 8)),
+        "cached_documents": model.encode_documents(
+            data.document_tokens.pad(range(60), 8)
+        ),
+    }
+    weights = {"semantic": 1.0, "distill": 1.0, "path": 1.0, "commitment": 1.0}
+    some = batch_of(tiny, tower=True, encoded=4)
+    every = dict(some)
+    for side, rows in (
+        ("queries", data.query_tokens),
+        ("documents", data.document_tokens),
+    ):
+        every[f"{side}_ids"], every[f"{side}_mask"] = rows.pad(some[side], 8)
+
+    def loss(params, batch):
+        return objective(merge_model(graphdef, params), tables, batch, weights=weights)[
+            0
+        ]
+
+    slope = jax.jit(jax.value_and_grad(loss))
+    (one, partial), (two, full) = slope(params, some), slope(params, every)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for name in params:
+        same = not name.startswith("tower/")
+        if same:  # what stands behind the tower learns of all rows alike
+            np.testing.assert_allclose(
+                partial[name], full[name], atol=2e-5, err_msg=name
+            )
+    norms = [
+        float(optax.tree.norm([g[n] for n in g if n.startswith("tower/")]))
+        for g in (partial, full)
+    ]
+    assert 0 < norms[0] < norms[1]
 
 
 def test_joint_step_learns_and_compiles_once(tiny, tiny_model):
