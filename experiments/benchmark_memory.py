@@ -1,8 +1,10 @@
-"""Resident memory of this process, as Linux counts it."""
+"""Memory of this process, as Linux counts it, and of its device."""
 
 import ctypes
 import time
 from pathlib import Path
+
+import jax
 
 
 def measured_build(build):
@@ -13,6 +15,30 @@ def measured_build(build):
     seconds = time.perf_counter() - start
     peak = None if before is None else max(0.0, memory_mb("VmHWM") - before)
     return result, seconds, peak
+
+
+def peak_memory(run, *, torch: bool) -> dict[str, float | None]:
+    """MB at the peak of a call: `host` over before, `device` with all that it holds.
+
+    Args:
+      run: the call.
+      torch: whether torch does the work. Its count starts anew here; jax's never falls.
+
+    Returns:
+      both, None where nobody tells.
+    """
+    cuda = torch and jax.default_backend() == "gpu"
+    if cuda:
+        from torch import cuda as torch_memory
+
+        torch_memory.reset_peak_memory_stats()
+    _, _, host = measured_build(run)
+    if cuda:
+        device = torch_memory.max_memory_allocated()
+    else:
+        stats = {} if torch else jax.local_devices()[0].memory_stats() or {}
+        device = stats.get("peak_bytes_in_use")
+    return {"host": host, "device": device and device / 2**20}
 
 
 def memory_mb(field: str) -> float:

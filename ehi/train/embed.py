@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ehi.data.tokens import TokenArray
 from ehi.model.params import merge_model
 from ehi.train.encode import encode
 from ehi.train.mesh import over_local_devices
-from ehi.train.processes import barrier
+from ehi.train.shares import all_rows, own_share
 
-# Rows of cached features that go through the head at once, and rows that a process
-# shows the others at once, on their devices.
-ROWS, GATHERED = 4096, 2**17
+# Rows of cached features that go through the head at once.
+ROWS = 4096
 
 
 def embed(
@@ -40,13 +38,13 @@ def embed(
     processes, desc = jax.process_count(), desc or f"encode {side}"
     if processes == 1 or len(source) < processes:
         return _embed(graphdef, params, side, source, head, desc)
-    own = slice(jax.process_index(), None, processes)
+    own = own_share()
     if isinstance(source, np.ndarray):
         share = source[own]
     else:
         share = _SomeTexts(source, np.arange(len(source))[own])
     rows = _embed(graphdef, params, side, share, head, desc)
-    return _all_rows(rows, len(source))
+    return all_rows(rows, len(source))
 
 
 def _embed(graphdef, params, side: str, source, head: bool, desc: str):
@@ -84,19 +82,6 @@ class _SomeTexts:
 
     def pad(self, rows, length: int):
         return self.tokens.pad(self.rows[rows], length)
-
-
-def _all_rows(rows: np.ndarray, num: int) -> np.ndarray:
-    """What each process has of every P-th row, put together: (num, D) in all."""
-    share = -(-num // jax.process_count())
-    rows = np.pad(rows, ((0, share - len(rows)), (0, 0)))
-    barrier("embeddings")  # one that is late is waited for here, not in a collective
-    parts = [
-        # (P, n, D): row i of process p is row i P + p of all.
-        multihost_utils.process_allgather(rows[i : i + GATHERED]).swapaxes(0, 1)
-        for i in range(0, share, GATHERED)
-    ]
-    return np.concatenate(parts).reshape(-1, rows.shape[1])[:num]
 
 
 def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:

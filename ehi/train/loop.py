@@ -66,8 +66,8 @@ def run_phase(
       directory: of this phase's checkpoints.
       log: metrics go here.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
-      mine: parameters -> mined negatives (rows, m); called every
-        `phase.mining_interval` steps.
+      mine: parameters -> mined negatives (rows, m), the same in all processes, which
+        share the work; called by all every `phase.mining_interval` steps.
       shard_state: of several devices each holds a part of the parameters and moments,
         see `state_sharding`; while mining and at the end all hold all parameters.
 
@@ -101,9 +101,8 @@ def run_phase(
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
                 jax.block_until_ready(state)  # or waiting for it would count as mining
-                # Made by all, and the same in all whatever their hardware rounds.
                 with clock.refreshing():
-                    mined = processes.from_first(mine(own_copy(state["params"])))
+                    mined = mine(own_copy(state["params"]))
             batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
             state, metrics = train_step(state, tables, batch, key)
             stopping = stop.after(metrics)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ehi.index import Index, build_index
 from ehi.train.pool import TrainingSet
+from ehi.train.shares import all_rows, own_share
 
 
 def mine_from_teacher(
@@ -18,7 +19,8 @@ def mine_from_teacher(
     """The documents that a teacher ranks first, known positives left out.
 
     Exhaustive, 2 D operations for each of the rows and each document, so it is done for
-    those rows only that the phase will draw.
+    those rows only that the phase will draw. Several processes share them, as of
+    `mine_from_leaves`.
 
     Args:
       documents, queries: embeddings (rows, D) by the teacher.
@@ -55,8 +57,13 @@ def mine_from_leaves(
     The search is the NumPy search that serves users, over the index of the current
     parameters, so a mined negative is exactly what a user would wrongly be shown.
 
+    Several processes call this together: of P each searches for every P-th row, and all
+    get all of them, the same whatever their hardware rounds. Of scores that differ in
+    the last bits only, another number of processes may put another first.
+
     Args:
-      index: of the current parameters; its document ids are row numbers.
+      index: of the current parameters, whole in each process; its document ids are row
+        numbers.
       query_embeddings: (n, D), one for each of `rows`.
       data: tells which documents are known positives.
       per_query: negatives kept for a query.
@@ -69,11 +76,22 @@ def mine_from_leaves(
       that were not asked for.
     """
     rows = np.arange(len(query_embeddings)) if rows is None else rows
+    own = own_share()
+    kept = _best_negatives(
+        index, query_embeddings[own], data, rows[own], per_query, beam, threads
+    )
+    mined = np.full((data.num_queries, per_query), -1, np.int32)
+    mined[rows] = all_rows(kept, len(rows))
+    return mined
+
+
+def _best_negatives(index, queries, data, rows, per_query, beam, threads) -> np.ndarray:
+    """Negatives (n, per_query) int32 of the n queries that are `rows` of the table."""
     row, known = data.positives(rows)
     most = np.bincount(row, minlength=1).max()
     k = min(per_query + int(most), data.num_documents)
     beam = min(beam, index.num_leaves)
-    found = index.search(query_embeddings, k, beam=beam, threads=threads).ids  # (n, k)
+    found = index.search(queries, k, beam=beam, threads=threads).ids  # (n, k)
     num = data.num_documents
     positive_keys = np.unique(row.astype(np.int64) * num + known)
     keys = np.arange(len(rows))[:, None] * num + found
@@ -81,6 +99,6 @@ def mine_from_leaves(
     # A stable sort moves the kept ones to the front without changing their order.
     order = np.argsort(~negative, axis=1, kind="stable")[:, :per_query]
     kept = np.take_along_axis(np.where(negative, found, -1), order, axis=1)
-    mined = np.full((data.num_queries, per_query), -1, np.int32)
-    mined[rows, : kept.shape[1]] = kept
-    return mined
+    # Fewer documents than asked for: the same width in all processes.
+    missing = per_query - kept.shape[1]
+    return np.pad(kept, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32)

@@ -19,7 +19,6 @@ import numpy as np
 # jax has no public access to its key-value store and barriers, nor a question whether
 # `initialize` would find a launcher; both names are used by orbax too.
 from jax._src import clusters, distributed
-from jax.experimental import multihost_utils
 
 # Exit code of a process that lost another one (EX_UNAVAILABLE of sysexits.h).
 LOST = 69
@@ -132,14 +131,6 @@ def said_by_first(text: str) -> str:
         client.key_value_set(key, "=" + text)  # an empty value is none
         return text
     return client.blocking_key_value_get(key, _PATIENCE_MS)[1:]
-
-
-def from_first(array: np.ndarray) -> np.ndarray:
-    """The array of process 0; all pass one of the same shape and dtype."""
-    if jax.process_count() == 1:
-        return array
-    barrier("array")  # one that is late is waited for here, not inside a collective
-    return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def agree(name: str, value: str) -> None:

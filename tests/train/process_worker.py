@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from mined_random import mine_random
 from tiny import make_model, make_tiny
 
 from ehi.index import build_index
@@ -113,8 +114,11 @@ def train(job: dict) -> None:
                 graphdef, params, "documents", tables["features_documents"]
             )
             queries = embed(graphdef, params, "queries", tables["features_queries"])
+            # Without codes: many documents share one, so their scores differ in the
+            # last bits only, which other numbers of processes round otherwise.
             arrays = index_arrays(graphdef, params)
-            index = build_index(documents, np.arange(len(documents)), **arrays)
+            trees = {name: arrays[name] for name in ("tree", "query_tree")}
+            index = build_index(documents, np.arange(len(documents)), **trees)
             return mine_from_leaves(index, queries, data, per_query=4, beam=2)
 
         log = MetricLog(folder / "metrics.jsonl", writes=processes.is_first())
@@ -176,8 +180,8 @@ def shard(job: dict) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def embed_all(job: dict) -> None:
-    """Embeddings of features and of tokens by all devices of all processes."""
+def refresh(job: dict) -> None:
+    """Embeddings and mined negatives by all devices of all processes."""
     found = {}
     for name, table in (("ehi", "features_queries"), ("dense", "tokens")):
         data, tables, graphdef, params, _, lengths = system(
@@ -185,8 +189,8 @@ def embed_all(job: dict) -> None:
         )
         source = data.query_tokens if table == "tokens" else tables[table]
         found[name] = embed(graphdef, params, "queries", source)
-    path = Path(job["folder"]) / f"embedded{jax.process_index()}.npz"
-    np.savez(path, **found)
+    path = Path(job["folder"]) / f"refreshed{jax.process_index()}.npz"
+    np.savez(path, **found, **mine_random(data))
     processes.barrier("the end")
 
 
@@ -270,7 +274,7 @@ def main(job: dict) -> None:
         "train": train,
         "compare": compare,
         "shard": shard,
-        "embed": embed_all,
+        "refresh": refresh,
         "wait": wait,
         "agree": agree,
     }

@@ -69,19 +69,26 @@ def test_two_processes_that_share_the_state_train_as_two_that_hold_it(
 
 
 @pytest.mark.parametrize("run", ["two processes", "four devices"])
-def test_all_embed_together_what_one_embeds(run, tmp_path):
+def test_all_embed_and_mine_together_what_one_does_alone(run, tmp_path):
     (tmp_path / "alone").mkdir()
-    job = {"mode": "embed", "folder": str(tmp_path)}
+    job = {"mode": "refresh", "folder": str(tmp_path)}
     ends = run_two(job) if run == "two processes" else [run_one(job, devices=4)]
     alone = run_one(job | {"folder": str(tmp_path / "alone")})
     for code, _, err in [*ends, alone]:
         assert code == 0, err
-    expected = np.load(tmp_path / "alone" / "embedded0.npz")
-    for process in range(len(ends)):
-        found = np.load(tmp_path / f"embedded{process}.npz")
+    expected = np.load(tmp_path / "alone" / "refreshed0.npz")
+    every = [np.load(tmp_path / f"refreshed{n}.npz") for n in range(len(ends))]
+    for found in every:
         for name in ("ehi", "dense"):
             assert found[name].shape == (100, 16)
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        for name in ("leaves", "odd", "one", "most"):
+            assert (found[name] >= 0).any()
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    # Each searched for its own share of the queries: 100, 34, 1 and 3 in all.
+    assert expected["searched"].tolist() == [100, 34, 1, 3]
+    shares = [[50, 17, 1, 2], [50, 17, 0, 1]] if len(ends) == 2 else [[100, 34, 1, 3]]
+    assert [found["searched"].tolist() for found in every] == shares
 
 
 def test_preempted_then_lost_then_as_if_nothing_was(two_processes, tmp_path):
