@@ -8,8 +8,9 @@ import numpy as np
 
 from ehi.data.tokens import TokenArray
 from ehi.model.params import merge_model
-from ehi.train.encode import encode
+from ehi.train.encode import check_positions, encode
 from ehi.train.mesh import over_local_devices
+from ehi.train.rows import shares_rows
 from ehi.train.shares import all_rows, own_share
 
 # Rows of cached features that go through the head at once.
@@ -50,9 +51,12 @@ def embed(
 def _embed(graphdef, params, side: str, source, head: bool, desc: str):
     apply = _compiled(graphdef, f"{'embed' if head else 'encode'}_{side}")
     if not isinstance(source, np.ndarray):
+        tower = merge_model(graphdef, params).tower
+        check_positions(tower, source)
         return encode(
-            lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc
-        )
+            lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc,
+            share_rows=not head and shares_rows(),
+        )  # fmt: skip
     chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
     # Pad the last chunk: one shape, one compilation.
     tail = len(chunks[-1])

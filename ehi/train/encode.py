@@ -182,7 +182,7 @@ def cached_encode(
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     path = cache_dir / f"{key[:32]}.npy"
     if not path.is_file():
-        _check_positions(tower, tokens)
+        check_positions(tower, tokens)
         graphdef, params = nnx.split(tower)
         apply = functools.partial(apply_module, graphdef=graphdef)
         vectors = encode(
@@ -198,8 +198,11 @@ def cached_encode(
         ) from None
 
 
-def _check_positions(tower, tokens):
-    # Rows that texts share are longer than the texts, so the tower cannot know.
+def check_positions(tower: TextEncoder, tokens) -> None:
+    """Refuse texts that are longer than a tower can read.
+
+    Rows that texts share are longer than the texts, so the tower cannot know.
+    """
     longest = int(np.max(tokens.lengths, initial=0))
     if longest > tower.max_positions:
         raise ValueError(
