@@ -30,6 +30,8 @@ def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import losses
 
+    if device == "cuda":  # TF32, which is what jax does unless told otherwise
+        torch.set_float32_matmul_precision("high")
     model = SentenceTransformer(str(folder), device=device)
     model.eval()
     contrast = losses.MultipleNegativesRankingLoss(model)
