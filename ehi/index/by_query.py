@@ -29,8 +29,9 @@ def search_by_query(job, queries, rotated, leaves):
         (N, r) float32 scores and (N, r) int64 rows, r = job.candidates, best first,
         padded with -inf and -1; (N,) int64 copies that were scored.
     """
-    shape = len(queries), job.candidates
-    scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    k = job.candidates
+    scores = np.empty((len(queries), k), np.float32)
+    rows = np.empty((len(queries), k), np.int64)
     visited = np.empty(len(queries), np.int64)
     for query in range(len(queries)):
         best_scores, best_rows, visited[query] = _search_one(
@@ -38,7 +39,7 @@ def search_by_query(job, queries, rotated, leaves):
         )
         found = len(best_rows)
         scores[query, :found], rows[query, :found] = best_scores, best_rows
-        if found < job.candidates:
+        if found < k:
             scores[query, found:], rows[query, found:] = -np.inf, -1
     return scores, rows, visited
 

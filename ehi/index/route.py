@@ -5,6 +5,7 @@ as in EHI (arXiv:2310.08891, section 3.2).
 """
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from ehi.index.folder import IndexCorruptError
 from ehi.index.nodes import child_logits, log_softmax, node_input, tree_shape
 from ehi.index.threads import map_threads, one_blas_thread
 from ehi.index.topk import best_of, pack, smallest, unpack
+
+_ROOT = np.zeros((1, 1), np.int64)  # the nodes above the first level
 
 
 class Routes(NamedTuple):
@@ -150,6 +153,8 @@ def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
     height, branching = tree_shape(tree)
     num = len(x)
     hidden = node_input(x, tree)
+    if num == height == 1 and not normalise and floor == -np.inf:
+        return _best_of_one_level(hidden, tree, min(leaves, branching))
     nodes = np.zeros((num, 1), np.int64)
     log_probs = np.zeros((num, 1), np.float32)
     scored = 0
@@ -174,6 +179,20 @@ def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
         below[:, :1] = False
         nodes[below], log_probs[below] = -1, -np.inf
     return Routes(nodes, log_probs, np.full(num, scored, np.int64))
+
+
+def _best_of_one_level(hidden, tree, keep):
+    """`_descend` of one row (1, D) in a tree of height 1, in half as many calls."""
+    logits = child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
+    scores, leaves = best_of(logits, _numbers(len(logits)), keep)
+    return Routes(leaves[None], scores[None], np.array([len(logits)]))
+
+
+@functools.cache
+def _numbers(num):
+    numbers = np.arange(num)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _best_children(joint, nodes, keep):

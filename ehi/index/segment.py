@@ -60,6 +60,12 @@ class Segment:
         rows = self.leaf_rows[start:stop]
         return rows + np.int64(self.first_row) if self.first_row else rows
 
+    def rows_of(self, starts, stops):
+        """`rows` of many ranges: a list."""
+        rows = [self.leaf_rows[i:j] for i, j in zip(starts, stops, strict=True)]
+        first = np.int64(self.first_row)
+        return [part + first for part in rows] if first else rows
+
     def leaf_sizes(self, deleted=None):
         """Copies in each leaf, of the documents that no mask (R,) deletes: (P,) int64.
 
