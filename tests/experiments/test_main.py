@@ -11,7 +11,7 @@ from topics import tiny
 from ehi.eval.records import read_records
 from ehi.index import open_index
 from ehi.index.text.head import apply_head
-from experiments import cells, main, search, workdir
+from experiments import cells, main, outputs, search, workdir
 from experiments.configs import own, pydocs, scifact
 
 
@@ -73,7 +73,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     assert {record.system for record in records} == set(config.systems)
 
 
-def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
+def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, monkeypatch):
     config = tiny(
         corpus, systems=("ehi-pq",), budgets=("visit-50-8x",),
         **{"tower.trainable": "all", "dense.rates.tower": 1e-4,
@@ -93,6 +93,12 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, capsys):
             expected = apply_head(index.query_head, kept["queries"][row : row + 1])
         gaps.append(np.abs(found - expected).max())
     assert len(gaps) == 2 and min(gaps) < 1e-5 < max(gaps)
+
+    # Scored again, nothing is encoded again.
+    (tmp_path / "results.jsonl").unlink()
+    monkeypatch.setattr(outputs, "_encode", None)
+    main.run(config, tmp_path)
+    assert len(read_records(tmp_path / "results.jsonl")) == 1
 
 
 def test_a_corpus_without_queries_is_indexed_and_not_scored(corpus, tmp_path, capsys):
