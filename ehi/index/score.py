@@ -16,6 +16,10 @@ import numpy as np
 _GATHER_ROWS = 4096
 _DECODED_ROWS = 1024  # decoded at once, near the cache; 512 take 3% longer
 _SMALL_PRODUCT, _SMALL_ROWS = 10**6, 32  # see `_multiply`
+# Vectors of one query's leaves, from where on a product for each row (`vecdot`) is
+# faster than one of all: it reads memory 5 to 10% sooner, but of 2,000 x 384 in the
+# cache it takes 1.3 times as long.
+_STREAMED_WIDTH, _STREAMED_BYTES = 256, 2**26
 
 
 def pack_codes(codes, num_codewords):
@@ -124,7 +128,9 @@ def score_leaves(index, contents, query, rotated, leaves):
     rows = np.concatenate(rows)
     scores = np.empty(len(rows), np.float32)
     if index.codebooks is None:
-        _multiply_all(parts, query, scores)
+        first = contents.segments[0].vectors
+        streams = len(query) >= _STREAMED_WIDTH and first.nbytes >= _STREAMED_BYTES
+        _multiply_all(parts, query, scores, np.vecdot if streams else np.dot)
     else:
         _sum_table(query_table(index.byte_codebooks, rotated), parts, scores)
     if index.leaf_centroids is not None:
@@ -181,14 +187,13 @@ def _gathered(arrays, num):
         yield np.concatenate(part)
 
 
-def _multiply_all(parts, query, out):
+def _multiply_all(parts, query, out, product):
     """out = inner products of a query (D,) with arrays (m, D), one after the other."""
     done = 0
     for vectors in parts:
         if vectors.dtype != np.float32:
             vectors = vectors.astype(np.float32)
-        # `dot` starts sooner than `matmul`: 2 us of 8 leaves.
-        np.dot(vectors, query, out[done : done + len(vectors)])
+        product(vectors, query, out=out[done : done + len(vectors)])
         done += len(vectors)
 
 

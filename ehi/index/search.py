@@ -63,7 +63,9 @@ def search(
     threads = check_count("threads", threads)
     rerank = _check_rerank(contents, rerank, k)
     copies = (rerank or k) * index.spill
-    step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
+    step = 1
+    if len(queries) > 1:
+        step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
     job = Job(index, contents, mask, k, beam, min_prob, rerank, threads)
     with one_blas_thread():
         parts = [

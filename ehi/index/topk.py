@@ -57,11 +57,8 @@ def best_of(scores, numbers, k):
         scores: (m,) float32.
         numbers: (m,) integers; equal scores go to the smaller.
     """
-    cut = len(scores) - k
-    if cut > 0:
-        ordered = scores.copy()
-        ordered.partition(cut)
-        kept = (scores >= ordered[cut]).nonzero()[0]  # more than k where scores tie
+    if len(scores) > k:
+        kept = (scores >= kth_bound(scores, k)).nonzero()[0]
         scores, numbers = scores[kept], numbers[kept]
     order = np.lexsort((numbers, -scores))[:k]
     return scores[order], numbers[order]
@@ -105,9 +102,12 @@ def kth_bound(scores, k):
     size = len(scores) // groups
     if size > 1:
         dealt = scores[: size * groups].reshape(size, groups, *scores.shape[1:])
-        scores = dealt.max(axis=0)
+        scores = np.maximum.reduce(dealt)  # `max` calls it later
+    else:
+        scores = scores.copy()
     cut = len(scores) - k
-    return np.partition(scores, cut, axis=0)[cut]
+    scores.partition(cut, axis=0)
+    return scores[cut]
 
 
 class TopK:
