@@ -12,9 +12,10 @@ together in the one jitted step, 300 and 150 steps of which the tower reads 32 q
 and their documents, 32 and 128 tokens.
 
 Hardware, time: 2 CPU cores; frozen tower 8 minutes, of which encoding takes 4;
-`:finetune` 30 minutes on a core. Expected nDCG@10 on test (seeds 0-2): zero-shot .645, dense
-.798; ehi .789 at 10% visited, .781 at 5%; joint-pq .791 at 64x; ehi-pq .789 at 10% and
-64x. `:finetune` (seed 0): dense .794, ehi-pq .760 against .749 of its separate row.
+`:finetune` 30 minutes on a core. Expected nDCG@10 on test (seeds 0-2): zero-shot .645,
+dense .798; ehi .789 at 10% visited, .781 at 5%; joint-pq .791 at 64x; ehi-pq .789 at
+10% and 64x. `:finetune` (seed 0): dense .794, ehi-pq .760 against .749 of its separate
+row.
 """
 
 import ml_collections
