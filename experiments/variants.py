@@ -55,9 +55,10 @@ VARIANTS = {
     # Encoder, tree and leaves in the one jitted step, after a `dense` whose tower was
     # trained as well. A step is that of the frozen tower, but 32 of its queries and
     # their documents are read by the tower that trains. On pydocs dev, seed 0, 150 and
-    # 150 steps: dense .634 (frozen .594), at 10% visited and 64x ehi-pq .603 (with the
-    # joint tower's rate a quarter .602), kmeans-tree-opq .576. On a GPU add
-    # --config.tower.dtype=bfloat16; on an AMD CPU it takes a tenth longer.
+    # 150 steps, bfloat16: dense .634 (frozen .611), at 10% visited and 64x ehi-pq .603
+    # (with the joint tower's rate a quarter .602), kmeans-tree-opq .576. On a GPU add
+    # --config.tower.dtype=bfloat16; on an AMD CPU its steps take a tenth longer
+    # (`experiments.benchmark_step --dtype=bfloat16`).
     "finetune": Variant(
         ("dense", "kmeans-tree-opq", "ehi-pq"),
         "tower trained too, 300 and 150 steps, 32 queries of each read by it",

@@ -204,9 +204,9 @@ def _with_tokens_first(data, queries: np.ndarray, encoded: int) -> np.ndarray:
 def _pool(
     data, queries, positives, pool, seed, step, mined, mined_per_query, encoded
 ):  # fmt: skip
-    everything = np.arange(data.num_documents)
-    if pool >= data.num_documents and not encoded:
-        return everything
+    whole = pool >= data.num_documents
+    if whole and not encoded:
+        return np.arange(data.num_documents)
     rng = np.random.default_rng([seed, step])
     wanted = [positives]
     if mined is not None and mined_per_query:
@@ -217,8 +217,9 @@ def _pool(
     unique, first = np.unique(np.concatenate(wanted), return_index=True)
     documents = unique[np.argsort(first, kind="stable")][:pool]
     while len(documents) < min(pool, data.num_documents):
-        extra = everything
-        if pool < data.num_documents:
+        if whole:
+            extra = np.arange(data.num_documents)
+        else:
             extra = rng.integers(data.num_documents, size=2 * pool)
         joined = np.concatenate([documents, extra])
         unique, first = np.unique(joined, return_index=True)

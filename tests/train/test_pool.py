@@ -103,6 +103,17 @@ def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
         assert [weight[q] for q in queries] == some["weights"].tolist()
 
 
+def test_every_source_with_tokens_has_its_share_of_the_encoded_rows(tiny):
+    options = OPTIONS | {"pool": 20, "step": 0, "query_length": 6, "encoded": 4}
+    weights = make_batch(tiny[0], document_length=6, **options)["weights"]
+    assert weights[:4].tolist() == [3.0, 3.0, 3.0, 0.5]
+    # Those without come first in the batch, and are left out.
+    data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))
+    options["sources"] = {"documents": 0.25, "labelled": 0.75}
+    queries = make_batch(data, document_length=6, **options)["queries"]
+    assert (queries[:4] < 40).all() and (queries >= 40).sum() == 3
+
+
 def test_processes_hold_parts_of_what_is_encoded(tiny):
     options = OPTIONS | {
         "pool": 20, "step": 0, "query_length": 6, "document_length": 10, "encoded": 4,
