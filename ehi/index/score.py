@@ -9,13 +9,17 @@ sees one code a byte.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
+
+from ehi.index.threads import blas_architecture
 
 # Rows of codes that one call looks up: 3,500 at once take 107 us, 256 at a time 148.
 _GATHER_ROWS = 4096
 _DECODED_ROWS = 1024  # decoded at once, near the cache; 512 take 3% longer
-_SMALL_PRODUCT, _SMALL_ROWS = 10**6, 32  # see `_multiply`
+_SMALL_PRODUCT, _SMALL_ROWS = 10**6, 32  # see `_steps`
+_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # see `scores_order`
 # Vectors of one query's leaves, from where on a product for each row (`vecdot`) is
 # faster than one of all: it reads memory 5 to 10% sooner, but of 2,000 x 384 in the
 # cache it takes 1.3 times as long.
@@ -63,48 +67,103 @@ def decode(codes, codebooks, out=None):
 
 
 def new_buffer(index):
-    """Room for what `score_block` decodes at once: (rows, D) float32."""
+    """Room for what `multiply` decodes at once: (rows, D) float32."""
     return np.empty((_DECODED_ROWS, index.width), np.float32)
 
 
-def score_block(index, segment, leaf, copies, queries, rotated, buffer):
-    """Scores of documents of one leaf for many queries.
+@functools.cache
+def scores_order():
+    """The memory order of scores (n, m) of queries and documents: 'C' or 'F'.
 
-    Codes are decoded into one buffer over and over, which stays in the cache. A cache
-    of decoded leaves was tried (200,000 x 384, batches of 32 and 128): 10 to 25%
-    slower, as it reads 32 times the bytes of the codes, and 20% faster only where all
-    batches fell into the same 70 leaves.
+    OpenBLAS copies what it multiplies into an order of its own, which takes longer of
+    what it gets second: documents, where it writes query by query. Its kernels for
+    AVX-512 multiply small matrices as they are, fastest document by document: of 16
+    queries and 448 documents of width 384, 41 us against 126, where those for AVX2 take
+    96 and 79.
+    """
+    return "F" if blas_architecture() in _SMALL_KERNELS else "C"
+
+
+class Products(NamedTuple):
+    """What makes the scores of Blocks.
+
+    Attributes:
+        steps: (left, right, out) of matrix products; where left are codes or float16,
+            these documents (m, .) have to be decoded, and right are queries (D, n).
+        shifts: (out, shift) (n, m) and (n, 1), to be added where codes are of
+            residuals.
+    """
+
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    shifts: list[tuple[np.ndarray, np.ndarray]]
+
+
+def products_of(index, tasks, copies, blocks, queries, rotated):
+    """The Products of documents and queries of some leaves.
 
     Args:
-        index, segment: the Index, and the Segment that holds the documents.
-        leaf: leaf number.
-        copies: which copies of documents to score, a slice or numbers (m,).
-        queries: (n, D) float32.
-        rotated: (n, D), the queries times the rotation.
-        buffer: of `new_buffer`, overwritten.
-
-    Returns:
-        (m, n) float32.
+        index: the Index.
+        tasks: of each leaf its `segment` and its number `leaf`.
+        copies: which copies of documents of each, a slice or numbers (m,).
+        blocks: the Blocks, in `scores_order`.
+        queries: (sum n, D) float32, of all leaves.
+        rotated: (sum n, D), the queries times the rotation.
     """
-    stored = (segment.vectors if segment.codes is None else segment.codes)[copies]
-    columns = (queries if segment.codes is None else rotated).T
-    if columns.size <= _SMALL_PRODUCT // _SMALL_ROWS:
-        columns = np.ascontiguousarray(columns)
-    scores = np.empty((len(stored), len(queries)), np.float32)
-    if stored.dtype == np.float32:
-        _multiply(stored, columns, scores)
-        return scores
+    coded, order = index.codebooks is not None, scores_order()
+    asked = rotated if coded else queries
+    products = Products([], [])
+    for task, chosen, part, out in zip(
+        tasks, copies, blocks.parts, blocks.scores, strict=True
+    ):
+        segment = task.segment
+        stored = (segment.codes if coded else segment.vectors)[chosen]
+        columns = asked[part].T  # (D, n)
+        if order == "F" and columns.size <= _SMALL_PRODUCT // _SMALL_ROWS:
+            columns = np.ascontiguousarray(columns)
+        if stored.dtype == np.float32:
+            products.steps.extend(_steps(columns, stored, out))
+        else:
+            products.steps.append((stored, columns, out))
+        if index.leaf_centroids is not None:
+            shift = queries[part] @ index.leaf_centroids[task.leaf]
+            products.shifts.append((out, shift[:, None]))
+    return products
+
+
+def multiply(index, products, buffer):
+    """Computes Products.
+
+    Nothing else happens between the steps: each lets other threads run.
+
+    Args:
+        index, products: the Index, and its Products.
+        buffer: of `new_buffer`, overwritten.
+    """
+    for left, right, out in products.steps:
+        if left.dtype == np.float32:
+            np.matmul(left, right, out=out)
+        else:
+            _decode_and_multiply(index, left, right, out, buffer)
+    for out, shift in products.shifts:
+        out += shift
+
+
+def _decode_and_multiply(index, stored, columns, out, buffer):
+    """Codes are decoded into one buffer over and over, which stays in the cache.
+
+    A cache of decoded leaves was tried (200,000 x 384, batches of 32 and 128): 10 to
+    25% slower, as it reads 32 times the bytes of the codes, and 20% faster only where
+    all batches fell into the same 70 leaves.
+    """
     for start in range(0, len(stored), len(buffer)):
         rows = slice(start, start + len(buffer))
         vectors = buffer[: len(stored) - start]
-        if segment.codes is None:
+        if index.codebooks is None:
             vectors[:] = stored[rows]
         else:
             decode(stored[rows], index.byte_codebooks, vectors)
-        _multiply(vectors, columns, scores[rows])
-    if index.leaf_centroids is not None:
-        scores += queries @ index.leaf_centroids[leaf]
-    return scores
+        for left, right, part in _steps(columns, vectors, out[:, rows]):
+            np.matmul(left, right, out=part)
 
 
 def score_leaves(index, contents, query, rotated, leaves):
@@ -219,22 +278,20 @@ def _ones(num_subspaces):
     return ones
 
 
-def _multiply(vectors, columns, out):
-    """out (m, n) = the inner products of documents (m, D) and queries (D, n).
+def _steps(columns, vectors, out):
+    """(left, right, out) of the products out (n, m) of (D, n) and documents (m, D).
 
-    OpenBLAS copies its arguments into an order of its own before it multiplies, except
-    where m n D is at most a million. For few queries, a leaf cut into such products
-    takes a third less time.
+    Where small products are multiplied as they are, they have at most a million terms:
+    a leaf cut into such products takes a third less time.
     """
+    if scores_order() == "C":
+        return [(columns.T, vectors.T, out)]
     num, width = vectors.shape
+    out = out.T  # (m, n)
     rows = _SMALL_PRODUCT // columns.size // 16 * 16
     if not _SMALL_ROWS <= rows < num:
-        np.matmul(vectors, columns, out=out)
-        return
+        return [(vectors, columns, out)]
     whole = num // rows * rows
-    np.matmul(
-        vectors[:whole].reshape(-1, rows, width),
-        columns,
-        out=out[:whole].reshape(-1, rows, columns.shape[1]),
-    )
-    np.matmul(vectors[whole:], columns, out=out[whole:])
+    cut = vectors[:whole].reshape(-1, rows, width)
+    out_cut = out[:whole].reshape(-1, rows, columns.shape[1])
+    return [(cut, columns, out_cut), (vectors[whole:], columns, out[whole:])]

@@ -1,5 +1,6 @@
 """BLAS held to one thread while Python threads, or small products, do the work."""
 
+import collections
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -46,11 +47,40 @@ one_blas_thread = _OneThread()
 
 
 def map_threads(function, items, threads):
-    """[function(item) for item in items], on that many Python threads."""
-    if threads == 1:
+    """[function(item) for item in items], on that many Python threads.
+
+    The calling thread is one of them. After an exception no further item is begun.
+    """
+    items = list(items)
+    threads = min(threads, len(items))
+    if threads <= 1:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))  # a list, to meet every exception
+    results = [None] * len(items)
+    todo = iter(enumerate(items))  # shared: who is free takes the next
+
+    def work():
+        try:
+            for position, item in todo:
+                results[position] = function(item)
+        finally:
+            collections.deque(todo, maxlen=0)
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
+    return results
+
+
+@functools.cache
+def blas_architecture():
+    """Whose kernels NumPy's BLAS runs, as 'Haswell'; '' where it does not tell."""
+    libraries = _blas().lib_controllers
+    own = [library for library in libraries if "numpy" in library.filepath]
+    for library in own or libraries:
+        return getattr(library, "architecture", None) or ""
+    return ""
 
 
 def _more_than_one():

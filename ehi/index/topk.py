@@ -9,8 +9,8 @@ import numpy as np
 
 EMPTY = np.iinfo(np.int64).max  # sorts behind every score, unpacks to (-inf, -1)
 MAX_NUMBER = 2**32 - 2  # numbers take the low 32 bits, all ones is EMPTY's
-_HITS = 2  # times k of a query: more are not stored before its floor is raised
-_STORED = 2**16  # hits of all queries, from which all floors are raised
+_HITS = 0.5  # times k of a query: of more, floors are raised first
+_STORED = 2**16  # hits of all queries, from which the best are kept
 
 
 def pack(scores, numbers):
@@ -111,7 +111,7 @@ def kth_bound(scores, k):
 
 
 class TopK:
-    """The k best documents of each of N queries, offered block by block.
+    """The k best documents of each of N queries, offered in blocks.
 
     `floor` holds a lower bound of every query's k-th best score so far; what is below
     it is never stored. Bounds only drop what cannot be in the answer, so the result
@@ -125,45 +125,23 @@ class TopK:
         self._stored = []  # (queries, scores, rows), three arrays of one length
         self._pending = 0
 
-    def offer(self, queries, scores, rows):
-        """Takes in a block of scores.
+    def offer(self, blocks):
+        """Takes in Blocks of scores."""
+        floor = self.floor[blocks.queries]
+        bounded = floor.min(initial=np.inf) > -np.inf
+        if not bounded:
+            floor = self._raise(floor, blocks)
+        hits = blocks.at_least(floor)
+        if bounded and len(hits) > _HITS * self.k * len(floor):
+            floor = self._raise(floor, blocks)
+            hits = blocks.at_least(floor)
+        if len(hits):
+            self._store(*blocks.take(hits))
 
-        Args:
-            queries: (n,) distinct query numbers.
-            scores: (m, n) float32, C-contiguous.
-            rows: (m,) document rows.
-        """
-        m, n = scores.shape
-        few = _HITS * n * self.k
-        floor = self.floor[queries]
-        bounded = m <= self.k
-        if not bounded and floor.min(initial=np.inf) == -np.inf:
-            floor = self._raise(queries, floor, kth_bound(scores, self.k))
-            bounded = True
-        hits = np.flatnonzero(scores >= floor)
-        if not bounded and hits.size > few:
-            floor = self._raise(queries, floor, kth_bound(scores, self.k))
-            hits = np.flatnonzero(scores >= floor)
-        if m > self.k and hits.size > few:  # many equal scores
-            keys = pack(scores, rows[:, None])
-            keys = np.partition(keys, self.k - 1, axis=0)[: self.k]
-            values, numbers = unpack(keys.ravel())
-            self._store(np.tile(queries, self.k), values, numbers)
-        elif hits.size:
-            copy, query = np.divmod(hits, n)
-            self._store(queries[query], scores.ravel()[hits], rows[copy])
-
-    def result(self):
-        """(N, k) ascending keys, padded with EMPTY."""
-        queries, keys, rank = self._best()
-        result = np.full((self.num_queries, self.k), EMPTY)
-        result[queries, rank] = keys
-        return result
-
-    def _raise(self, queries, floor, bound):
-        floor = np.maximum(floor, bound)
-        self.floor[queries] = floor
-        return floor
+    def _raise(self, floor, blocks):
+        np.maximum(floor, blocks.bounds(self.k), out=floor)
+        np.maximum.at(self.floor, blocks.queries, floor)
+        return self.floor[blocks.queries]
 
     def _store(self, queries, scores, rows):
         self._stored.append((queries, scores, rows))
@@ -174,6 +152,13 @@ class TopK:
             self._stored, self._pending = [(queries, scores, rows)], len(keys)
             last = rank == self.k - 1
             self.floor[queries[last]] = scores[last]
+
+    def result(self):
+        """(N, k) ascending keys, padded with EMPTY."""
+        queries, keys, rank = self._best()
+        result = np.full((self.num_queries, self.k), EMPTY)
+        result[queries, rank] = keys
+        return result
 
     def _best(self):
         """The k best of each query: queries, keys and their ranks, in this order."""

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from ehi.index.blocks import Blocks, Workspace
 from ehi.index.topk import (
     EMPTY,
     TopK,
@@ -12,6 +13,20 @@ from ehi.index.topk import (
     smallest,
     unpack,
 )
+
+
+def offer(top, queries, scores, rows, leaves=1, order="C"):
+    """Scores (n, m) as Blocks, the documents dealt to some leaves."""
+    cuts = np.array_split(np.arange(len(rows)), leaves)
+    workspace = Workspace(
+        np.empty(scores.size, np.float32), np.empty(scores.size, bool)
+    )
+    blocks = Blocks([queries] * leaves, [rows[cut] for cut in cuts], workspace, order)
+    for out, cut in zip(blocks.scores, cuts, strict=True):
+        assert out.T.flags.c_contiguous if order == "F" else out.flags.c_contiguous
+        out[:] = scores[:, cut]
+    top.offer(blocks)
+
 
 floats = st.floats(width=32, allow_nan=False)
 few_values = st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.0000001])
@@ -55,8 +70,8 @@ def test_drop_duplicates_keeps_each_number_at_its_best_score(scores, numbers):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(1, 7), st.booleans())
-def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact):
+@given(st.data(), st.integers(1, 7), st.booleans(), st.sampled_from("CF"))
+def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact, order):
     """Blocks of few distinct scores, in any order, with ties at every cut."""
     top = TopK(4, k)
     if compact:  # as if memory had run out after every block
@@ -66,12 +81,12 @@ def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact):
     for _ in range(data.draw(st.integers(1, 5))):
         queries = np.array(sorted(data.draw(st.sets(st.integers(0, 3), min_size=1))))
         m = data.draw(st.integers(1, 30))
-        shape = (m, len(queries))
+        shape = (len(queries), m)
         scores = data.draw(npst.arrays(np.float32, shape, elements=few_values))
         rows = np.arange(row, row + m, dtype=np.uint32)
         row += m
-        top.offer(queries, scores, rows)
-        for query, values in zip(queries, scores.T, strict=True):
+        offer(top, queries, scores, rows, data.draw(st.integers(1, 3)), order)
+        for query, values in zip(queries, scores, strict=True):
             seen[query] += list(zip((-values).tolist(), rows.tolist(), strict=True))
     scores, numbers = unpack(top.result())
     for query, pairs in seen.items():
@@ -99,7 +114,7 @@ def test_many_hits_raise_the_floor_and_stay_bounded():
     """Blocks of ever better scores pass every floor set before them."""
     top, k = TopK(50, 5), 5
     for block in range(400):
-        scores = np.arange(40, dtype=np.float32)[:, None] + np.zeros(50, np.float32)
-        top.offer(np.arange(50), scores + 40 * block, np.arange(40) + 40 * block)
+        scores = np.arange(40, dtype=np.float32) + np.zeros((50, 1), np.float32)
+        offer(top, np.arange(50), scores + 40 * block, np.arange(40) + 40 * block)
         assert top._pending <= 2**16 + 4 * 50 * k
     assert (unpack(top.result())[1] == 15999 - np.arange(k)).all()
