@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ehi.index.aligned import aligned_empty
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -25,7 +27,7 @@ class Stream:
 
     def array(self):
         """The array itself, in memory."""
-        whole = np.empty(self.shape, self.dtype)
+        whole = aligned_empty(self.shape, self.dtype)
         start = 0
         for block in self.blocks:
             whole[start : start + len(block)] = block

@@ -49,9 +49,10 @@ def _search_one(job, query, rotated, leaves):
         leaves = leaves[leaves >= 0]
     scores, rows = score_leaves(job.index, job.contents, query, rotated, leaves)
     if job.mask is not None:
+        rows = rows()
         allowed = np.flatnonzero(job.mask[rows])
         scores, rows = scores[allowed], rows[allowed]
-    visited = len(rows)
+    visited = len(scores)
     scores, rows = best_of(scores, rows, job.copies)
     if job.index.spill > 1:  # each document once, at its best score
         first = np.unique(rows, return_index=True)[1]

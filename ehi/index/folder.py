@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.index.aligned import aligned
+
 FORMAT = "ehi-index"
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -80,7 +82,7 @@ class Folder:
             return np.empty(shape, dtype)
         array = np.memmap(path, dtype, "r", header.end(), shape)
         # A plain view: indexing a np.memmap costs several times more.
-        return np.asarray(array) if mmap else np.array(array)
+        return np.asarray(array) if mmap else aligned(array)
 
     def text(self, name, mmap):
         """The bytes of a file: (bytes,) uint8."""

@@ -85,7 +85,8 @@ class Index:
             self, contents, queries, k, beam=beam, min_prob=min_prob, rerank=rerank,
             threads=threads, mask=search.row_mask(contents, allow, deny),
         )  # fmt: skip
-        return Hits(ids=contents.external_ids(found.rows), **found._asdict())
+        rows, *others = found
+        return Hits(contents.external_ids(rows), *others, rows)
 
     def search_text(self, texts, k=10, *, threads=1, **search_arguments):
         """`search` by words: needs tokenizers and safetensors, and no JAX.

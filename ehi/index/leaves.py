@@ -3,6 +3,7 @@
 import numpy as np
 
 from ehi.index import check
+from ehi.index.aligned import aligned_empty
 from ehi.index.score import pack_codes
 from ehi.index.threads import one_blas_thread
 
@@ -66,7 +67,9 @@ def make_leaves(index, embeddings, rows, leaf_of_copy, leaf_dtype):
     if index.codebooks is None:
         if leaf_dtype == "float16":
             embeddings = half("embeddings", embeddings)
-        return {"vectors": embeddings[rows]}
+        vectors = aligned_empty((len(rows), index.width), leaf_dtype)
+        embeddings.take(rows, 0, out=vectors, mode="clip")  # which spares a copy
+        return {"vectors": vectors}
     codes = encode_copies(index, embeddings, rows, leaf_of_copy)
     return {"codes": pack_codes(codes, index.codebooks.shape[1])}
 

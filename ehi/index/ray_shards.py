@@ -28,7 +28,7 @@ from ehi.index.store import open_index
 _START_SECONDS = 300  # for all shards to open
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class ShardedHits(Hits):
     """Results of N queries from the shards that answered: see `Hits`.
 

@@ -5,7 +5,6 @@ as in EHI (arXiv:2310.08891, section 3.2).
 """
 
 import contextlib
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -184,15 +183,12 @@ def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
 def _best_of_one_level(hidden, tree, keep):
     """`_descend` of one row (1, D) in a tree of height 1, in half as many calls."""
     logits = child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
-    scores, leaves = best_of(logits, _numbers(len(logits)), keep)
+    scores, leaves = best_of(logits, _as_they_are, keep)
     return Routes(leaves[None], scores[None], np.array([len(logits)]))
 
 
-@functools.cache
-def _numbers(num):
-    numbers = np.arange(num)
-    numbers.flags.writeable = False
-    return numbers
+def _as_they_are(positions):
+    return positions
 
 
 def _best_children(joint, nodes, keep):

@@ -188,7 +188,7 @@ def _search_part(job, queries, leaves):
         scores, rows, visited = find(job, queries, rotated, leaves)
     except IndexError as error:  # of a mask, at a row that is not there
         raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
-    if rows.size and rows.max() >= job.contents.num_rows:
+    if np.maximum.reduce(rows, axis=None, initial=-1) >= job.contents.num_rows:
         raise IndexCorruptError(
             f"leaf_rows points at row {rows.max()} of {job.contents.num_rows} documents"
         )

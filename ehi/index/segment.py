@@ -65,6 +65,11 @@ class Segment:
         first = np.int64(self.first_row)
         return [part + first for part in rows] if first else rows
 
+    def rows_at(self, copies):
+        """Rows in the index of copies (m,): (m,)."""
+        rows = self.leaf_rows[copies]
+        return rows + np.int64(self.first_row) if self.first_row else rows
+
     def leaf_sizes(self, deleted=None):
         """Copies in each leaf, of the documents that no mask (R,) deletes: (P,) int64.
 
@@ -183,7 +188,9 @@ class Contents:
                 return first.ids.take(rows)
             ids = first.ids[rows]
             _refuse_negative(ids)
-            return np.where(rows < 0, -1, ids)
+            if np.minimum.reduce(rows, axis=None, initial=0) < 0:
+                ids[rows < 0] = -1
+            return ids
         found = np.full(rows.shape, None if strings else -1, object if strings else int)
         for segment in self.segments:
             here = rows - segment.first_row
@@ -261,5 +268,5 @@ class Contents:
 
 def _refuse_negative(ids):
     """IndexCorruptError where integer ids are negative: -1 stands for none."""
-    if ids.size and ids.min() < 0:
+    if ids.size and np.minimum.reduce(ids, axis=None) < 0:
         raise IndexCorruptError(f"ids hold {ids.min()}, integer ids start from 0")

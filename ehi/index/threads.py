@@ -76,24 +76,25 @@ def map_threads(function, items, threads):
 @functools.cache
 def blas_architecture():
     """Whose kernels NumPy's BLAS runs, as 'Haswell'; '' where it does not tell."""
-    libraries = _blas().lib_controllers
-    own = [library for library in libraries if "numpy" in library.filepath]
-    for library in own or libraries:
+    for library in _blas():
         return getattr(library, "architecture", None) or ""
     return ""
 
 
 def _more_than_one():
     """The libraries that run on several threads, and on how many."""
-    counts = [(lib, lib.get_num_threads()) for lib in _blas().lib_controllers]
+    counts = [(library, library.get_num_threads()) for library in _blas()]
     return [(library, count) for library, count in counts if count != 1]
 
 
 @functools.cache
 def _blas():
-    # Looked for once, at the first search: NumPy's own BLAS is loaded by then. One that
-    # another package brings later (SciPy has its own) computes nothing here.
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+    """NumPy's own BLAS, or where none is called after NumPy, all there are."""
+    # Looked for once, at the first search: NumPy's is loaded by then, and what other
+    # packages bring (SciPy, Faiss) computes nothing here.
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    own = [library for library in found if "numpy" in library.filepath]
+    return own or found
 
 
 def _free_control(library):

@@ -55,11 +55,17 @@ def best_of(scores, numbers, k):
 
     Args:
         scores: (m,) float32.
-        numbers: (m,) integers; equal scores go to the smaller.
+        numbers: (m,) integers; equal scores go to the smaller. Or a function that
+            gives those of positions (j,), where it is faster to ask for the best only.
     """
+    kept = None
     if len(scores) > k:
         kept = (scores >= kth_bound(scores, k)).nonzero()[0]
-        scores, numbers = scores[kept], numbers[kept]
+        scores = scores[kept]
+    if callable(numbers):
+        numbers = numbers(np.arange(len(scores)) if kept is None else kept)
+    elif kept is not None:
+        numbers = numbers[kept]
     order = np.lexsort((numbers, -scores))[:k]
     return scores[order], numbers[order]
 
@@ -86,27 +92,26 @@ def drop_duplicates(keys, k):
 
 
 def kth_bound(scores, k):
-    """A lower bound of the k-th best of each column, close to it and cheap.
+    """A lower bound of the k-th best of one row, close to it and cheap.
 
-    The documents are dealt to 32 groups or more, as cards are, so that neighbours, who
-    are often alike, fall to different ones. The k-th best of the groups' maxima is the
-    score of a document that k - 1 others are at least as good as.
+    Documents of a long row are dealt to 128 groups or more, as cards are, so that
+    neighbours, who are often alike, fall to different ones. The k-th best of the
+    groups' maxima is the score of a document that k - 1 others are at least as good as.
 
     Args:
-        scores: (m, ...) float32, m >= k.
+        scores: (m,) float32, m >= k.
 
     Returns:
-        (...) float32.
+        float32.
     """
-    groups = max(32, 2 * k)
+    groups = max(128, 4 * k)
     size = len(scores) // groups
-    if size > 1:
-        dealt = scores[: size * groups].reshape(size, groups, *scores.shape[1:])
-        scores = np.maximum.reduce(dealt)  # `max` calls it later
+    if size >= 8:
+        scores = np.maximum.reduce(scores[: size * groups].reshape(size, groups))
     else:
         scores = scores.copy()
     cut = len(scores) - k
-    scores.partition(cut, axis=0)
+    scores.partition(cut)
     return scores[cut]
 
 

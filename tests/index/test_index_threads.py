@@ -1,21 +1,18 @@
 """BLAS has one thread while anything searches, and then what it had before."""
 
 import threading
-import types
 
 import pytest
 import threadpoolctl
 
 from ehi.index import threads
-from ehi.index.threads import one_blas_thread
+from ehi.index.threads import map_threads, one_blas_thread
 
 
 def test_blas_threads_are_restored_after_overlapping_searches():
     def blas_threads():
-        # NumPy's pools; SciPy, if a test before has loaded it, has one of its own, and
-        # so has Faiss, by OpenMP, where the number belongs to the thread that sets it.
-        pools = threads._blas().info()
-        return {p["num_threads"] for p in pools if p["threading_layer"] != "openmp"}
+        # Of NumPy; SciPy and Faiss, if a test before has loaded them, have their own.
+        return {library.get_num_threads() for library in threads._blas()}
 
     entered, leave = threading.Event(), threading.Event()
 
@@ -50,10 +47,29 @@ def test_libraries_on_one_thread_are_left_alone(monkeypatch):
             self.set_to.append(count)
 
     one, three = Library(1), Library(3)
-    blas = types.SimpleNamespace(lib_controllers=[one, three])
-    monkeypatch.setattr("ehi.index.threads._blas", lambda: blas)
+    monkeypatch.setattr("ehi.index.threads._blas", lambda: [one, three])
     with one_blas_thread(), one_blas_thread():
         assert three.count == 1
     with pytest.raises(KeyError), one_blas_thread():
         raise KeyError
     assert one.set_to == [] and three.set_to == [1, 3, 1, 3]
+
+
+def test_an_exception_in_one_thread_ends_the_others():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise KeyError(item)
+
+    for count in (1, 3):
+        with pytest.raises(KeyError, match="3"):
+            map_threads(work, range(1000), count)
+    assert len(begun) < 1000
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_of_threads_keep_the_order_of_the_items(count):
+    assert map_threads(lambda x: -x, range(40), count) == [-x for x in range(40)]
+    assert map_threads(abs, [], count) == []
