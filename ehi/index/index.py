@@ -9,7 +9,7 @@ from ehi.index import search
 from ehi.index.folder import IndexCorruptError
 from ehi.index.hits import Hits
 from ehi.index.nodes import tree_shape
-from ehi.index.score import byte_codebooks
+from ehi.index.score import byte_codebooks, codeword_columns
 from ehi.index.segment import Contents
 
 PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
@@ -241,6 +241,11 @@ class Index:
     def byte_codebooks(self):
         """Codebooks of the bytes in `codes`: see `ehi.index.score`."""
         return byte_codebooks(self.codebooks)
+
+    @functools.cached_property
+    def codeword_columns(self):
+        """The same as columns: see `ehi.index.score`."""
+        return codeword_columns(self.byte_codebooks)
 
     @property
     def leaf_sizes(self):
