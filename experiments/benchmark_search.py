@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ehi.eval import plotting
 from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.eval.records import atomic_write
+from ehi.index.threads import blas_architecture
 from experiments.benchmark_data import (
     exact_top,
     gaussian_mixture,
@@ -86,6 +87,7 @@ def benchmark_search(args) -> dict:
         "not_run": not_run,
         "cpus": len(os.sched_getaffinity(0)),
         "hardware": hardware(),
+        "blas": blas_architecture(),  # whose kernels NumPy runs
         "git_commit": git_commit(Path(__file__).parent),
         "versions": versions(PACKAGES),
     }  # fmt: skip
