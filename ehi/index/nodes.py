@@ -61,7 +61,8 @@ def _per_node(x, tree, level, nodes):
     if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
         logits = x @ vectors.reshape(num_nodes * branching, width).T
         logits = logits.reshape(num, frontier, branching)
-        return (logits if biases is None else logits + biases) * scale
+        logits = logits if biases is None else logits + biases
+        return logits if scale == 1 else logits * scale
     logits = np.empty((num * frontier, branching), np.float32)
     for node, members in zip(*group_by(nodes.ravel()), strict=True):
         logits[members] = x[members // frontier] @ vectors[node].T
