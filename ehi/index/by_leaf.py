@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ehi.index.blocks import Blocks, Workspace
-from ehi.index.score import multiply, new_buffer, products_of, scores_order
+from ehi.index.products import multiply, new_buffer, products_of, scores_order
 from ehi.index.segment import Segment
 from ehi.index.threads import map_threads
 from ehi.index.topk import TopK, drop_duplicates, unpack

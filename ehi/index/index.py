@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index import search
+from ehi.index.codes import byte_codebooks, codeword_columns
 from ehi.index.folder import IndexCorruptError
 from ehi.index.hits import Hits
 from ehi.index.nodes import tree_shape
-from ehi.index.score import byte_codebooks, codeword_columns
 from ehi.index.segment import Contents
 
 PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
@@ -239,12 +239,12 @@ class Index:
 
     @functools.cached_property
     def byte_codebooks(self):
-        """Codebooks of the bytes in `codes`: see `ehi.index.score`."""
+        """Codebooks of the bytes in `codes`: see `ehi.index.codes`."""
         return byte_codebooks(self.codebooks)
 
     @functools.cached_property
     def codeword_columns(self):
-        """The same as columns: see `ehi.index.score`."""
+        """The same as columns: see `ehi.index.codes`."""
         return codeword_columns(self.byte_codebooks)
 
     @property

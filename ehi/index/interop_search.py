@@ -10,10 +10,10 @@ import numpy as np
 
 from ehi.index.atomic import sync_folder
 from ehi.index.check import check_queries, check_results
+from ehi.index.codes import decode
 from ehi.index.folder import IndexCorruptError
 from ehi.index.index import Index
 from ehi.index.route import route, rows_at_once
-from ehi.index.score import decode
 from ehi.index.search import check_beam
 from ehi.index.threads import one_blas_thread
 from ehi.index.topk import EMPTY, drop_duplicates, pack, smallest, unpack

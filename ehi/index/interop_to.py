@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ehi.index.codes import decode
 from ehi.index.interop_search import FaissIndex, import_faiss
-from ehi.index.score import decode
 
 
 def to_faiss(index, *, fastscan=False):

@@ -4,7 +4,7 @@ import numpy as np
 
 from ehi.index import check
 from ehi.index.aligned import aligned_empty
-from ehi.index.score import pack_codes
+from ehi.index.codes import pack_codes
 from ehi.index.threads import one_blas_thread
 
 _ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache

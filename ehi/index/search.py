@@ -19,8 +19,8 @@ from ehi.index.check import (
 from ehi.index.documents import as_ids
 from ehi.index.folder import IndexCorruptError
 from ehi.index.job import Job
+from ehi.index.products import scores_order
 from ehi.index.route import Routes, route, rows_at_once
-from ehi.index.score import scores_order
 from ehi.index.threads import map_threads, one_blas_thread
 from ehi.index.topk import EMPTY, pack, smallest, unpack
 
@@ -228,8 +228,11 @@ def _rescore(job, queries, rows):
     """
     step = max(1, _RERANK_VALUES // (rows.shape[1] * job.index.width))
     scores = np.empty(rows.shape, np.float32)
-    for start in range(0, len(rows), step):
+
+    def rescore(start):
         part = slice(start, start + step)
         vectors = job.contents.rerank_vectors(np.maximum(rows[part], 0))
         scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
+
+    map_threads(rescore, range(0, len(rows), step), job.threads)
     return unpack(smallest(np.where(rows < 0, EMPTY, pack(scores, rows)), job.k))

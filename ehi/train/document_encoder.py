@@ -9,9 +9,9 @@ from flax import nnx
 
 from ehi.data.tokens import tokenise
 from ehi.index.build import make_parameters
+from ehi.index.codes import pack_codes
 from ehi.index.leaves import encode_copies, half
 from ehi.index.route import assign_leaves
-from ehi.index.score import pack_codes
 from ehi.model.encoder import TextEncoder
 from ehi.model.params import has_tower, merge_model
 from ehi.train.encode import ACCELERATOR_COMPILE_TOKENS, COMPILE_TOKENS, encode

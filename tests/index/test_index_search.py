@@ -123,14 +123,14 @@ def test_small_blocks_and_either_order_change_nothing(leaf, order, monkeypatch):
     index, _, queries = make(leaf, height=1, num=500)
     batch = np.tile(queries, (3, 1))
     whole = index.search(batch, 6, beam=2)
-    for module in ("score", "by_leaf"):
+    for module in ("products", "by_leaf"):
         monkeypatch.setattr(f"ehi.index.{module}.scores_order", lambda: order)
     for name, value in (
-        ("_DECODED_ROWS", 48),
-        ("_GATHER_ROWS", 20),
-        ("_SMALL_PRODUCT", WIDTH * 27 * 40),
+        ("products._DECODED_ROWS", 48),
+        ("codes._GATHER_ROWS", 20),
+        ("products._SMALL_PRODUCT", WIDTH * 27 * 40),
     ):
-        monkeypatch.setattr(f"ehi.index.score.{name}", value)
+        monkeypatch.setattr(f"ehi.index.{name}", value)
     for part in (batch, queries[:1]):
         hits, expected = index.search(part, 6, beam=2), whole.ids[: len(part)]
         assert (np.sort(hits.ids) == np.sort(expected)).all()  # some scores are close
@@ -182,10 +182,13 @@ def test_equal_scores_go_to_the_smaller_row_also_at_the_cut(copies):
         assert (index.search(queries, k, beam=4).rows == order[:, :k]).all()
 
 
-def test_rerank_scores_the_candidates_with_stored_vectors():
+def test_rerank_scores_the_candidates_with_stored_vectors(monkeypatch):
     index, _, queries = make("pq16", rerank_vectors=True, spill=2)
     rough = index.search(queries, 20, beam=6)
     hits = index.search(queries, 3, beam=6, rerank=20)
+    monkeypatch.setattr("ehi.index.search._RERANK_VALUES", 20 * WIDTH * 2)
+    threads = index.search(queries, 3, beam=6, rerank=20, threads=3)
+    assert (threads.rows == hits.rows).all() and (threads.scores == hits.scores).all()
     vectors = index.segments[0].rerank_vectors.astype(np.float32)
     for query, x in enumerate(queries):
         exact = {row: float(vectors[row] @ x) for row in rough.rows[query].tolist()}

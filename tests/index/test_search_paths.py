@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ehi.index import build_index, leaf_log_probs, open_index, save_index
+from ehi.index.codes import _gathered, decode
 from ehi.index.route import route
-from ehi.index.score import _gathered, decode
 from ehi.index.search import route_queries
 from ehi.index.topk import best_of
 
