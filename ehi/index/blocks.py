@@ -62,18 +62,24 @@ class Blocks:
         # Runs of so many scores are compared at once, which longer ones do faster; of
         # document by document they are n times as long anyway.
         groups = max(64, 4 * k) if self.order == "C" else max(32, 2 * k)
-        shape = len(self.queries), groups
+        enough = self.num_documents >= k  # of others nothing is known, or stored
+        shape = self.num_queries[enough].sum(), groups
         maxima = np.full(shape, -np.inf, np.float32, order=self.order)
-        for part, scores in zip(self.parts, self.scores, strict=True):
+        done = 0
+        for leaf in enough.nonzero()[0].tolist():
+            scores = self.scores[leaf]
             num, documents = scores.shape
-            size = documents // groups
+            part, size = maxima[done : done + num], documents // groups
             if size:
                 dealt = scores[:, : size * groups].reshape(num, size, groups)
-                np.maximum.reduce(dealt, axis=1, out=maxima[part])
+                np.maximum.reduce(dealt, axis=1, out=part)
             else:
-                maxima[part, :documents] = scores
+                part[:, :documents] = scores
+            done += num
         maxima.partition(groups - k, axis=1)
-        return maxima[:, groups - k]
+        bounds = np.full(len(self.queries), -np.inf, np.float32)
+        bounds[np.repeat(enough, self.num_queries)] = maxima[:, groups - k]
+        return bounds
 
     def at_least(self, floor):
         """Positions in the buffer of scores of at least a floor (sum n,): (hits,)."""

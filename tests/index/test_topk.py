@@ -126,6 +126,7 @@ def test_bounds_of_blocks_are_below_the_kth_best(order):
             continue
         assert (bound <= np.sort(scores, axis=1)[:, -k]).all()
         assert ((scores >= bound[:, None]).sum(axis=1) <= 2 * k + 20).all()
+    assert (blocks.bounds(10**9) == -np.inf).all()  # in no memory
 
 
 def test_many_hits_raise_the_floor_and_stay_bounded():
