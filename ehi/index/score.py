@@ -57,9 +57,9 @@ def _rows_of(spans, positions=None):
     """Document rows of positions in spans (segment, starts, stops) of copies."""
     if positions is None or len(spans) > 1:
         rows = [
-            rows
+            segment.rows(*span)
             for segment, starts, stops in spans
-            for rows in segment.rows_of(starts.tolist(), stops.tolist())
+            for span in zip(starts.tolist(), stops.tolist(), strict=True)
         ]
         rows = np.concatenate(rows)
         return rows if positions is None else rows[positions]

@@ -57,16 +57,10 @@ class Segment:
 
     def rows(self, start, stop):
         """Rows in the index of the copies start .. stop: (m,)."""
-        return self.rows_of([start], [stop])[0]
-
-    def rows_of(self, starts, stops):
-        """`rows` of many ranges, in one call: a list."""
-        rows = [self.leaf_rows[i:j] for i, j in zip(starts, stops, strict=True)]
-        first = np.int64(self.first_row)
-        return [part + first for part in rows] if first else rows
+        return self.rows_at(slice(start, stop))
 
     def rows_at(self, copies):
-        """Rows in the index of copies (m,): (m,)."""
+        """Rows in the index of copies, a slice or numbers (m,): (m,)."""
         rows = self.leaf_rows[copies]
         return rows + np.int64(self.first_row) if self.first_row else rows
 

@@ -29,6 +29,16 @@ def test_round_trip_is_identical(tmp_path, leaf, kind, strings, mmap):
     assert (open_index(tmp_path / "flat").search(QUERIES, 1).rows[:, 0] >= 0).all()
 
 
+def test_vectors_start_at_a_cache_line_wherever_they_come_from(tmp_path):
+    index = make_index(leaf="raw")
+    save_index(index, tmp_path / "index")
+    read = [open_index(tmp_path / "index", mmap=mmap) for mmap in (True, False)]
+    merged = make_index(leaf="raw")
+    merged.compact()
+    for made in (index, *read, merged):
+        assert made.segments[0].vectors.ctypes.data % 64 == 0
+
+
 def test_documents_are_stored_and_kept(tmp_path):
     documents = [{"id": f"d{i}", "title": f"zwölf\n{i}"} for i in range(30)]
     save_index(make_index(), tmp_path / "index", documents=iter(documents))
