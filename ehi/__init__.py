@@ -4,17 +4,17 @@ The flow, and where each step lives::
 
     config      experiments/configs/*.py, experiments/systems.py
       -> data         ehi/data      text in, token arrays out           (no jax)
-      -> encoder      ehi/model/encoder.py, transformer.py, pretrained.py
+      -> encoder      ehi/model/tower.py, transformer.py, pretrained.py
       -> tree         ehi/model/tree.py, routers.py     soft routing to B^H leaves
       -> pq leaves    ehi/model/rotation.py, pq.py      straight-through codes
       -> model        ehi/model/joint.py    encoder + tree + leaves
       -> starts       ehi/train/kmeans.py, opq.py       fits before the first step
       -> losses       ehi/train/losses.py, tree_losses.py, vector_losses.py
-      -> objective    ehi/train/terms.py, objective.py  their weighted sum
+      -> objective    ehi/train/objective.py, objective.py  their weighted sum
       -> train step   ehi/train/step.py, optimizer.py   one jitted step, all the above
       -> loop         ehi/train/loop.py     phases, mining, checkpoints
       -> index        ehi/index     a folder of NumPy arrays            (NumPy only)
-      -> search       ehi/index/search.py   beam search, no jax
+      -> search       ehi/index/search/search.py   beam search, no jax
       -> eval         ehi/eval      metrics, records, significance
       -> tables       experiments/tables.py
 

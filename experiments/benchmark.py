@@ -1,6 +1,6 @@
 """Speed of the parts, against what others use for them, in one process.
 
-Each command is described in a module of its own, `experiments.benchmark_<name>`:
+Each command is described in a module of its own, `experiments.benchmarks.<name>`:
 
 python -m experiments.benchmark encode --dataset=pydocs --num-texts=300
 python -m experiments.benchmark train --batch=32
@@ -60,7 +60,7 @@ def main():
 def _add_arguments(name: str, command) -> None:
     """The command line of one benchmark, by its own module."""
     part = name.replace("-", "_")
-    module = importlib.import_module(f"experiments.benchmark_{part}")
+    module = importlib.import_module(f"experiments.benchmarks.{part}")
     module.add_arguments(command)
     if name != "search":  # which sets its own
         command.set_defaults(run=getattr(module, f"benchmark_{part}"))

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from absl import app, flags
 
+from ehi.encode.shards import encode_shards, unfinished_shards
+from ehi.encode.shards_ray import encode_shards_by_ray
 from ehi.index.ray_cluster import import_ray
-from ehi.train.shards import encode_shards, unfinished_shards
-from ehi.train.shards_ray import encode_shards_by_ray
-from experiments.checks import check_config
-from experiments.engines import build_from_shards, load_job, make_job, open_run
+from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
+from experiments.run.checks import check_config
+from experiments.run.finished import build_from_shards, load_job, make_job, open_run
 
 # A flag is defined once.
-from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
 
 ENGINES = ("local", "ray")
 

@@ -22,15 +22,15 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import ehi
-from ehi.train import preemption, processes
+from ehi.parallel import preemption, processes
 from ehi.train.logs import MetricLog
-from experiments.cells import Experiment, default_budgets, run_cells
-from experiments.checks import check_config, check_corpus
-from experiments.dry_run import dry_run, show_dry_run
-from experiments.inputs import load_inputs
-from experiments.showing import show
+from experiments.run.checks import check_config, check_corpus
+from experiments.run.dry_run import dry_run, show_dry_run
+from experiments.run.evaluate import Experiment, default_budgets, run_cells
+from experiments.run.prepare import load_inputs
+from experiments.run.report import show
+from experiments.run.workdir import claim, claim_inputs, with_tree_of, write_config
 from experiments.systems import fit_to_corpus
-from experiments.workdir import claim, claim_inputs, with_tree_of, write_config
 
 CONFIG_HELP = "the experiment: experiments/configs/<name>.py[:variant]"
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)

@@ -22,16 +22,16 @@ from pathlib import Path
 from ehi.data.datasets import RetrievalDataset, open_dataset
 from ehi.eval.provenance import config_hash
 from ehi.eval.records import Cell, read_records
-from ehi.train import preemption
+from ehi.parallel import preemption
 from ehi.train.logs import MetricLog
-from experiments.cells import Experiment, run_cells
-from experiments.checks import check_config, check_corpus
-from experiments.collecting import collect
-from experiments.inputs import load_inputs
-from experiments.paper_tables import TABLES, cells
+from experiments.ablations import apply_variant
+from experiments.paper.definitions import TABLES, cells
+from experiments.paper.results import collect
+from experiments.run.checks import check_config, check_corpus
+from experiments.run.evaluate import Experiment, run_cells
+from experiments.run.prepare import load_inputs
+from experiments.run.workdir import claim, claim_inputs, write_config
 from experiments.systems import SYSTEMS, Budget, fit_to_corpus, get_system
-from experiments.variants import apply_variant
-from experiments.workdir import claim, claim_inputs, write_config
 
 LOG = logging.getLogger("ehi")
 

@@ -14,11 +14,7 @@ import numpy as np
 
 from ehi.eval.answers import describe_hits, format_hits
 from ehi.index import Index, open_index
-from ehi.index.text.encoder import (
-    TextEncoder,
-    TowerNotFoundError,
-    load_text_encoder,
-)
+from ehi.index.text.encoder import TextEncoder, TowerNotFoundError, load_text_encoder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ class System:
         whose tree and codes are fitted to the parent's embeddings and left alone.
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
-      library: built and searched by Faiss or ScaNN; see `ehi.eval.baselines`.
+      library: built and searched by Faiss or ScaNN; see `ehi.eval.baselines.build`.
       recipe: `recipe` of the config when its numbers last changed: its records of
         older ones are made again.
     """

@@ -16,16 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ehi.eval.figures import figure_rows
-from ehi.eval.per_query import Values, aligned
-from ehi.eval.records import Record, atomic_write
+from ehi.eval.records import Record, Values, aligned, atomic_write
 from ehi.eval.report import HEADER, markdown_table, table_rows
 from ehi.eval.significance import compare
-from ehi.eval.table_formats import latex, markdown, means_only, to_csv
-from experiments.collecting import collect, read_results
-from experiments.layouts import Filled, fill
-from experiments.paper_tables import TABLES, PaperTable, budgets_of, cells
-from experiments.published import published_table
-from experiments.table_records import Results, group, missing
+from ehi.eval.tables import latex, markdown, means_only, to_csv
+from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
+from experiments.paper.fill import Filled, Results, fill, group, missing
+from experiments.paper.published import published_table
+from experiments.paper.results import collect, read_results
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"

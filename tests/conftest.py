@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from ehi.data import sources
+from ehi.data import download
 from ehi.eval.records import Record
 
 # Tiny shapes: compiling takes longer than running, so compile quickly, and each program
@@ -40,9 +40,12 @@ QRELS = {
 }
 
 
+SLOWEST = ("tests/parallel/", "tests/encode/", "tests/train/")
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first: no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: "tests/train/" not in item.nodeid)
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def real_data():
     """Function: name -> folder of a real data set, or a skip that says what to set."""
 
     def find(name):
-        path = sources.search_folders(name)
+        path = download.search_folders(name)
         if path is None:
             pytest.skip(f"EHI_DATA lists no folder that holds {name!r}")
         return path

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from ehi.index import build_index
+from ehi.model.export import index_arrays
 from ehi.model.joint import JointIndex
 from ehi.model.params import merge_model, split_model
-from ehi.train.export import index_arrays
 
 WIDTH, ROWS = 16, 200
 

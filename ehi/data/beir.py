@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ehi.data.prepared import Document, RetrievalBuilder
+from ehi.data.tfds_builder import Document, RetrievalBuilder
 
 QRELS_HEADER = "query-id"
 # Far beyond any document; a longer one is a file that lost its line breaks.

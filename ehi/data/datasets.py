@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.data import pydocs, ratings, sources
+from ehi.data import download, pydocs, ratings
 from ehi.data.beir import BeirFolder, source_sha256
 from ehi.data.groups import connected_components
-from ehi.data.interactions import Interactions
-from ehi.data.prepared import Document, Documents, cache_folder, prepare
+from ehi.data.ratings import Interactions
+from ehi.data.tfds_builder import Document, Documents, cache_folder, prepare
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_dataset(
     if rated is not None:
         return _open_ratings(*rated, cache)
     path, part, short_name = _find_beir(str(name), cache)
-    root = sources.find_root(path, part)
+    root = download.find_root(path, part)
     key = source_sha256(root)
     source = {"layout": "beir", "sha256": key}
     return _read(BeirFolder, root, cache, key, name=short_name, source=source)
@@ -101,14 +101,14 @@ def open_dataset(
 
 def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
     """Path, part of a collection, and short name of the data set called `name`."""
-    public = sources.public_sets()
+    public = download.public_sets()
     kind, _, rest = name.partition("/")
     base, _, part = rest.partition("/")
     if kind == "beir" and base:
-        path = sources.search_folders(base)
+        path = download.search_folders(base)
         if path is None and base in public:
             address, sha256 = public[base]
-            path = sources.download(address, sha256, cache / "zips" / f"{base}.zip")
+            path = download.download(address, sha256, cache / "zips" / f"{base}.zip")
         if path is not None:
             return path, part, f"{base}-{part}" if part else base
     path = Path(name).expanduser().resolve()

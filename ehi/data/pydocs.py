@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ehi.data.groups import connected_components
-from ehi.data.prepared import Document, RetrievalBuilder
+from ehi.data.tfds_builder import Document, RetrievalBuilder
 
 # Other people's packages, tests, and applications that nobody searches for.
 EXCLUDED_FOLDERS = frozenset(

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ehi.index.text.files import BPE_FILES, open_tokenizer
+from ehi.index.text.checkpoint import BPE_FILES, open_tokenizer
 
 CHUNK_TEXTS = 1024
 IDS, OFFSETS = "ids.npy", "offsets.npy"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ehi.eval.baselines_base import Baseline
+from ehi.eval.baselines.base import Baseline
 from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
 from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
-from ehi.index.route import leaf_log_probs
+from ehi.index.search.routing import leaf_log_probs
 
 # Results a user looks at; effectiveness is measured on `k` of `measure` instead.
 LATENCY_K = 10

@@ -18,11 +18,11 @@ documents in one leaf (a document spilled to s leaves has s copies), f frontier 
 """
 
 from ehi.index.build import build_index
-from ehi.index.hits import Hits
+from ehi.index.faiss_from import FaissIndex, from_faiss, to_faiss
+from ehi.index.folder import IndexLockedError
 from ehi.index.index import Index
-from ehi.index.interop import FaissIndex, from_faiss, to_faiss
-from ehi.index.lock import IndexLockedError
-from ehi.index.route import assign_leaves, leaf_log_probs
+from ehi.index.search.routing import assign_leaves, leaf_log_probs
+from ehi.index.search.search import Hits
 from ehi.index.store import IndexCorruptError, open_index, save_index
 from ehi.index.stream import Shard, build_folder
 

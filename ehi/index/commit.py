@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.index.atomic import sync_folder, write_array, write_file
 from ehi.index.folder import (
     FORMAT,
     MANIFEST,
     VERSION,
     IndexCorruptError,
     read_folder,
+    sync_folder,
+    write_array,
+    write_file,
+    writer_lock,
 )
-from ehi.index.lock import writer_lock
 
 
 def write_folder(path, header, arrays, texts, replaces=None):

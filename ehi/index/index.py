@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.index import search
-from ehi.index.codes import byte_codebooks, codeword_columns
+from ehi.index.contents import Contents
 from ehi.index.folder import IndexCorruptError
-from ehi.index.hits import Hits
-from ehi.index.nodes import tree_shape
-from ehi.index.segment import Contents
+from ehi.index.search import search
+from ehi.index.search.codes import byte_codebooks, codeword_columns
+from ehi.index.search.routing import tree_shape
+from ehi.index.search.search import Hits
 
 PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
 
@@ -25,7 +25,7 @@ class Index:
     Attributes:
         width: embedding width D.
         spill: leaves a document is stored in, s.
-        tree, query_tree: dicts as in `ehi.index.nodes`; tree is None in a flat index,
+        tree, query_tree: dicts as in `ehi.index.search.routing`; tree is None in a flat index,
             query_tree where queries route as documents do.
         codebooks: (M, K, S) float32, or None in raw leaves.
         assign_codebooks: (M, K, S) float32 that choose the codes, where these are
@@ -171,7 +171,7 @@ class Index:
         """Merges all segments leaf-major and drops deleted documents.
 
         Results stay the same; documents of equal codes may trade places, where their
-        scores differ by rounding. Rows are numbered anew. Memory: `ehi.index.merge`.
+        scores differ by rounding. Rows are numbered anew. Memory: `ehi.index.compact`.
 
         Raises:
             IndexLockedError, OSError: as in `add`.
@@ -239,12 +239,12 @@ class Index:
 
     @functools.cached_property
     def byte_codebooks(self):
-        """Codebooks of the bytes in `codes`: see `ehi.index.codes`."""
+        """Codebooks of the bytes in `codes`: see `ehi.index.search.codes`."""
         return byte_codebooks(self.codebooks)
 
     @functools.cached_property
     def codeword_columns(self):
-        """The same as columns: see `ehi.index.codes`."""
+        """The same as columns: see `ehi.index.search.codes`."""
         return codeword_columns(self.byte_codebooks)
 
     @property

@@ -1,30 +1,174 @@
-"""An Index to a folder and back.
-
-Every array is one .npy file that can be memory-mapped, never a pickle. The rest, small
-and plain, is in manifest.json. Documents added later stand in `segments/`, numbered by
-the generation of the manifest that brought them; deleted ones are bits, by row.
-"""
+"""What of an index stands under which name in the manifest of a folder."""
 
 import threading
 from pathlib import Path
 
 import numpy as np
 
-from ehi.index.check import check_count, check_tree
+from ehi.index.check import check_codebooks, check_count, check_tree
 from ehi.index.commit import replace_files, write_folder
-from ehi.index.documents import Documents, StringIds
-from ehi.index.fit import check_fit, check_segment
+from ehi.index.compact import merged_arrays, merged_text
+from ehi.index.contents import SEGMENT_ARRAYS, Contents, Documents, Segment, StringIds
 from ehi.index.folder import IndexCorruptError, open_folder
 from ehi.index.index import PARAMETER_ARRAYS, Index
-from ehi.index.layout import (
-    OF_SEGMENT,
-    is_content,
-    manifest_header,
-    parameters_of,
-    take_tree,
-)
-from ehi.index.merge import merged_arrays, merged_text
-from ehi.index.segment import Contents, Segment
+from ehi.index.search.routing import tree_shape
+
+# Files of one segment, after its prefix.
+OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
+
+
+def manifest_header(index, segments):
+    """The entries of a manifest beside its files, of an index with these segments."""
+    return {
+        "width": index.width,
+        "spill": index.spill,
+        "segments": [
+            {"prefix": prefix, "num_documents": num} for prefix, num in segments
+        ],
+        "tree": _tree_header(index.tree),
+        "query_tree": _tree_header(index.query_tree),
+        "encoder": index.encoder,
+        "config": index.config,
+    }
+
+
+def is_content(name):
+    """Whether a file is of the documents, not of the parameters."""
+    return name in (*OF_SEGMENT, "deleted") or name.startswith("segments.")
+
+
+def parameters_of(manifest):
+    """What no update changes."""
+    header = {key: manifest[key] for key in ("width", "spill", "tree", "query_tree")}
+    sums = {
+        name: entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if not is_content(name)
+    }
+    return header, sums
+
+
+def _tree_header(tree):
+    """What of a tree is not an array, and how many arrays each of its lists has."""
+    if tree is None:
+        return None
+    lists = {key: len(value) for key, value in tree.items() if isinstance(value, list)}
+    plain = {key: tree[key] for key in ("kind", "scale") if key in tree}
+    return {**plain, "lists": lists}
+
+
+def take_tree(name, header, arrays):
+    """Moves the arrays of a tree out of `arrays` and into a tree dict."""
+    if header is None:
+        return None
+    tree = {key: header[key] for key in ("kind", "scale") if key in header}
+    for key, height in header["lists"].items():
+        if not 1 <= height <= len(arrays):
+            raise ValueError(f"{name}.{key} has {height} levels")
+        tree[key] = [arrays.pop(f"{name}.{key}.{h}") for h in range(height)]
+    for key in ("w_in", "w_out"):
+        if f"{name}.{key}" in arrays:
+            tree[key] = arrays.pop(f"{name}.{key}")
+    return tree
+
+
+# MERGED ehi_index_fit: Refuses arrays of a folder whose shapes, dtypes or offsets do not fit each other.
+
+
+def check_fit(index):
+    """Checks the parameters of an Index, its documents apart.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    if index.query_tree is not None:
+        shapes = tree_shape(index.tree), tree_shape(index.query_tree)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"tree and query_tree have the shapes {shapes}")
+    if index.spill > index.num_leaves:
+        raise ValueError(f"spill {index.spill} of {index.num_leaves} leaves")
+    names = ("assign_codebooks", "rotation", "leaf_centroids")
+    if index.codebooks is None:
+        for name in names:
+            if getattr(index, name) is not None:
+                raise ValueError(f"{name} without codebooks")
+        return
+    codebooks = check_codebooks(index.codebooks, index.width)
+    square = (index.width, index.width)
+    leaves = (index.num_leaves, index.width)
+    _expect("codebooks", index.codebooks, codebooks.shape, "float32")
+    for name, shape in zip(names, (codebooks.shape, square, leaves), strict=True):
+        if getattr(index, name) is not None:
+            _expect(name, getattr(index, name), shape, "float32")
+
+
+def check_segment(index, segment, num, first):
+    """Checks the arrays of a segment of `num` documents.
+
+    Args:
+        index: the Index whose parameters it has to fit.
+        segment: the Segment.
+        num: its documents, as the manifest says.
+        first: the first segment, which all have to be like, or None.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    if isinstance(segment.ids, StringIds):
+        offsets = segment.ids.offsets
+        _expect("id_offsets", offsets, (num + 1,), "int64")
+        if offsets[0]:
+            raise ValueError(f"id_offsets start at {offsets[0]}, not 0")
+        _expect("id_text", segment.ids.text, (offsets[-1],), "uint8")
+    else:
+        _expect("ids", segment.ids, (num,), "int64")
+    copies, offsets = num * index.spill, segment.leaf_offsets
+    _expect("leaf_rows", segment.leaf_rows, (copies,), "uint32")
+    _expect("leaf_offsets", offsets, (index.num_leaves + 1,), "int64")
+    descend = (offsets[1:] < offsets[:-1]).any()  # a difference may overflow
+    if offsets[0] or offsets[-1] != copies or descend:
+        raise ValueError(f"leaf_offsets do not ascend from 0 to {copies}")
+    if (segment.vectors is None) == (segment.codes is None):
+        raise ValueError("leaves hold either vectors or codes")
+    if (segment.codes is None) != (index.codebooks is None):
+        raise ValueError("codes need codebooks, and vectors have none")
+    if segment.codes is None:
+        shape = (copies, index.width)
+        _expect("vectors", segment.vectors, shape, "float32", "float16")
+    else:
+        num_subspaces, num_codewords, _ = index.codebooks.shape
+        code_bytes = num_subspaces if num_codewords == 256 else num_subspaces // 2
+        _expect("codes", segment.codes, (copies, code_bytes), "uint8")
+    if segment.rerank_vectors is not None:
+        shape = (num, index.width)
+        _expect("rerank_vectors", segment.rerank_vectors, shape, "float16")
+    if first is not None and _kind(segment) != _kind(first):
+        raise ValueError(f"segments differ: {_kind(first)} and {_kind(segment)}")
+
+
+def _kind(segment):
+    """What all segments of an index have in common."""
+    return {
+        "string ids": isinstance(segment.ids, StringIds),
+        "vectors": None if segment.vectors is None else segment.vectors.dtype.name,
+        "rerank_vectors": segment.rerank_vectors is not None,
+        "documents": segment.documents is not None,
+    }
+
+
+def _expect(name, array, shape, *dtypes):
+    if array.shape != shape or array.dtype.name not in dtypes:
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}, expected {dtypes[0]} {shape}"
+        )
+
+
+# MERGED ehi_index_store: An Index to a folder and back.
+#
+# Every array is one .npy file that can be memory-mapped, never a pickle. The rest, small
+# and plain, is in manifest.json. Documents added later stand in `segments/`, numbered by
+# the generation of the manifest that brought them; deleted ones are bits, by row.
+#
 
 __all__ = ["IndexCorruptError", "open_index", "save_index"]
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from ehi.index import check, store
 from ehi.index.build import make_segment
-from ehi.index.documents import Documents, as_ids, check_ids
-from ehi.index.lock import writer_lock
-from ehi.index.merge import merged_segment
-from ehi.index.segment import Contents
-from ehi.index.topk import MAX_NUMBER
+from ehi.index.compact import merged_segment
+from ehi.index.contents import Contents, Documents, as_ids, check_ids
+from ehi.index.folder import writer_lock
+from ehi.index.search.topk import MAX_NUMBER
 
 _IN_MEMORY = threading.Lock()  # of all indexes that no folder's lock protects
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from ehi.index.text.files import FIRST_POSITION, ROBERTAS
+from ehi.index.text.checkpoint import FIRST_POSITION, ROBERTAS
 
 # Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
 # and classifiers.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ehi.model.transformer import gelu, unit_rows
+from ehi.model.tower import gelu, unit_rows
 
 
 class Head(nnx.Module):

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ehi.model.balanced import balanced_codes
-from ehi.model.encoder import TextEncoder
 from ehi.model.head import Head
 from ehi.model.pq import ProductQuantiser
 from ehi.model.rotation import make_rotation
-from ehi.model.routers import make_router
-from ehi.model.tree import assign
+from ehi.model.sinkhorn import balanced_codes
+from ehi.model.tower import TextEncoder
+from ehi.model.tree import assign, make_router
 
 # The groups of parameters, in flow order: each may have its own learning rate.
 GROUPS = (

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ehi.train.processes import is_loss, said_by_first
+from ehi.parallel.processes import is_loss, said_by_first
 
 
 class Writer:

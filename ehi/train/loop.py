@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ehi.train import checkpoint, preemption, processes
-from ehi.train.logs import MetricLog
-from ehi.train.mesh import (
+from ehi.parallel import preemption, processes
+from ehi.parallel.mesh import (
     check_batch,
     join_batch,
     make_mesh,
@@ -25,9 +24,11 @@ from ehi.train.mesh import (
     state_sharding,
     table_sharding,
 )
+from ehi.train import checkpoint
+from ehi.train.batch import TrainingSet, make_batch
+from ehi.train.logs import MetricLog
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
-from ehi.train.pool import TrainingSet, make_batch
 from ehi.train.step import make_train_step, start_state
 
 

@@ -1,6 +1,6 @@
 """The losses of scores: queries against candidate documents.
 
-All losses, here and in `ehi.train.tree_losses` and `ehi.train.vector_losses`, are pure
+All losses, here and in `ehi.train.tree_losses` and `ehi.train.losses`, are pure
 functions of arrays that return a float32 scalar. The formulas are those of one row; the
 loss is the weighted mean over the rows, ``sum_n w_n loss_n / sum_n w_n`` (0 if all
 weights are). Arguments in common:
@@ -12,8 +12,6 @@ weights are). Arguments in common:
 
 import jax
 import jax.numpy as jnp
-
-from ehi.train.masking import as_float32, masked, row_mean
 
 
 def softmax_contrastive(
@@ -181,3 +179,98 @@ def _is_target(scores: jax.Array, target: jax.Array) -> jax.Array:
             f"scores (N, C) and target (N,) have shapes {scores.shape}, {target.shape}"
         )
     return jnp.arange(scores.shape[1]) == target[:, None]  # (N, C)
+
+
+# MERGED ehi_train_masking: What all losses share: masks, and weighted means over the rows.
+
+# Stands for minus infinity, of which differences and products would be NaN.
+NEVER = -1e30
+# Keeps logarithms and quotients finite where there is nothing to count.
+TINY = jnp.finfo(jnp.float32).tiny
+
+
+def as_float32(x: jax.Array) -> jax.Array:
+    """Losses are computed in float32, whatever the model is in."""
+    return x.astype(jnp.float32)
+
+
+def masked(scores: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Scores, those that do not count as good as minus infinity."""
+    return scores if where is None else jnp.where(where, scores, NEVER)
+
+
+def row_mean(rows: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean of a loss (N,), weighted by rows; 0 if all weights are."""
+    if weights is None:
+        return rows.mean()
+    rows, weights = as_float32(rows), as_float32(weights)
+    # 0 * inf would be NaN, and a row of padding must not spoil the mean.
+    rows = jnp.where(weights > 0, rows * weights, 0.0)
+    return rows.sum() / jnp.maximum(weights.sum(), TINY)
+
+
+# MERGED ehi_train_vector_losses: The losses of embeddings: how far they are from their codewords, and their start.
+#
+# What `ehi.train.losses` says of `weights` and the mean over the rows holds here as well.
+#
+
+
+def codebook_distortion(
+    z: jax.Array, z_hat: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    r"""Draws the chosen codewords to the embeddings, which stay.
+
+    .. math:: \| \mathrm{sg}(z_n) - \hat z_n \|^2
+
+    Args:
+      z: (N, D), embeddings before quantisation.
+      z_hat: (N, D), their reconstructions with a gradient to the codewords, from
+        `ProductQuantiser.decode` (not the straight-through ones).
+      weights: (N,).
+
+    References:
+      VQ-VAE: van den Oord et al. 2017, arXiv 1711.00937, eq. 3, second term.
+    """
+    return row_mean(_squared_distance(jax.lax.stop_gradient(z), z_hat), weights)
+
+
+def commitment_distortion(
+    z: jax.Array, z_hat: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    r"""Draws the embeddings to their codewords, which stay.
+
+    .. math:: \| z_n - \mathrm{sg}(\hat z_n) \|^2
+
+    Args: as `codebook_distortion`, to which it is equal in value.
+
+    References:
+      VQ-VAE: van den Oord et al. 2017, arXiv 1711.00937, eq. 3, third term.
+    """
+    return row_mean(_squared_distance(z, jax.lax.stop_gradient(z_hat)), weights)
+
+
+def anchor(
+    embeddings: jax.Array, origin: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    r"""Keeps embeddings near the pretrained encoder's, whose neighbours are good.
+
+    .. math:: 1 - \langle d_n, o_n \rangle
+
+    What is learned from labelled pairs is pulled back on everything else, so that it
+    does not undo what the encoder knew of it. Of documents this is loss `anchor`, of
+    queries `query_anchor`.
+
+    Args:
+      embeddings: (N, D), unit rows.
+      origin: (N, D), unit rows.
+      weights: (N,).
+
+    Returns:
+      the mean, from 0 to 2.
+    """
+    cosine = jnp.sum(as_float32(embeddings) * as_float32(origin), -1)  # (N,)
+    return row_mean(1.0 - cosine, weights)
+
+
+def _squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(as_float32(a) - as_float32(b)), -1)

@@ -8,8 +8,8 @@ import os
 import numpy as np
 
 from ehi.index import Index, build_index
-from ehi.train.pool import TrainingSet
-from ehi.train.shares import all_rows, own_share
+from ehi.parallel.processes import all_rows, own_share
+from ehi.train.batch import TrainingSet
 
 
 def mine_from_teacher(

@@ -7,7 +7,7 @@ as well.
 import jax
 import jax.numpy as jnp
 
-from ehi.train.masking import NEVER, TINY, as_float32, masked, row_mean
+from ehi.train.losses import NEVER, TINY, as_float32, masked, row_mean
 
 
 def path_agreement(

@@ -19,12 +19,12 @@ otherwise; from about a million documents on, --config.tree.height=2 routes fast
 
 import ml_collections
 
+from experiments.ablations import apply_variant
 from experiments.configs import base
-from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; `variant` is '' or of `experiments.variants`."""
+    """The experiment; `variant` is '' or of `experiments.ablations`."""
     c = base.get_config()
     # nDCG@10 on 20,000 functions of Python packages (a folder that is not in the
     # repository; 3,176 dev queries, seed 0): dense 400 steps .600, 1,600 steps .608;

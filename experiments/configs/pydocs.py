@@ -15,12 +15,12 @@ Expected nDCG@10 on test (seeds 0-2): dense .625; at 2 / 5 / 10% visited ehi .57
 
 import ml_collections
 
+from experiments.ablations import apply_variant
 from experiments.configs import base
-from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The main experiment; `variant` is '', 'smoke' or of `experiments.variants`."""
+    """The main experiment; `variant` is '', 'smoke' or of `experiments.ablations`."""
     c = base.get_config()
     c.dataset = "pydocs"
     c.tower.document_length = 128  # better on dev, zero-shot, than 192: .537, .524

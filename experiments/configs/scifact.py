@@ -7,7 +7,7 @@ its test asks for documents seen in training. Choices are made with
 `--config.split=dev`, which carves a dev split out of train by document; the rows of
 `test` train on all of train.
 
-`:finetune` (of `experiments.variants`) trains the tower, the tree and the leaves
+`:finetune` (of `experiments.ablations`) trains the tower, the tree and the leaves
 together in the one jitted step, 300 and 150 steps of which the tower reads 32 queries
 and their documents, 32 and 128 tokens.
 
@@ -20,12 +20,12 @@ row.
 
 import ml_collections
 
+from experiments.ablations import apply_variant
 from experiments.configs import base
-from experiments.variants import apply_variant
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; `variant` is '' or of `experiments.variants`."""
+    """The experiment; `variant` is '' or of `experiments.ablations`."""
     c = base.get_config()
     c.dataset = "beir/scifact"
     # The positives themselves, beside the distilled ranking: most of test asks for

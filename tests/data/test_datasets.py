@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from ehi.data import prepared, sources
+from ehi.data import download, tfds_builder
 from ehi.data.datasets import carve_dev, open_dataset
 
 
@@ -18,7 +18,7 @@ def zipped(folder, top=""):
     root = folder.parent / "to-zip"
     shutil.copytree(folder, root / top)
     path = shutil.make_archive(folder.parent / "archive" / folder.name, "zip", root)
-    return sources.Path(path)
+    return download.Path(path)
 
 
 def contents(dataset):
@@ -90,7 +90,7 @@ def test_edited_corpus_is_prepared_again(beir_folder, tmp_path):
 def test_prepared_copy_is_reused(beir_folder, tmp_path, monkeypatch):
     first = open_dataset(beir_folder, data_dir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared.RetrievalBuilder, "download_and_prepare", None)
+        patch.setattr(tfds_builder.RetrievalBuilder, "download_and_prepare", None)
         assert contents(open_dataset(beir_folder, data_dir=tmp_path)) == contents(first)
 
 
@@ -104,9 +104,9 @@ def test_failed_preparation_leaves_nothing(beir_folder, tmp_path):
 def test_ehi_data_is_searched_first(beir_folder, tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
-    folders = sources.os.pathsep.join([str(empty), str(beir_folder.parent)])
+    folders = download.os.pathsep.join([str(empty), str(beir_folder.parent)])
     monkeypatch.setenv("EHI_DATA", folders)
-    monkeypatch.setattr(sources, "download", None)
+    monkeypatch.setattr(download, "download", None)
     beir_folder.rename(beir_folder.with_name("scifact"))
     dataset = open_dataset("beir/scifact", data_dir=tmp_path)
     assert dataset.name == "scifact"
@@ -119,10 +119,10 @@ def test_unknown_name_lists_the_known(tmp_path):
 
 
 def test_public_sets_come_from_tfds():
-    url, sha256 = sources.public_sets()["scifact"]
+    url, sha256 = download.public_sets()["scifact"]
     assert url.endswith("/scifact.zip")
     assert len(sha256) == 64
-    assert {"fiqa", "nfcorpus", "nq", "msmarco"} <= set(sources.public_sets())
+    assert {"fiqa", "nfcorpus", "nq", "msmarco"} <= set(download.public_sets())
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 def test_public_set_is_downloaded_once(beir_folder, tmp_path, server, monkeypatch):
     archive = zipped(beir_folder, "scifact")
-    sha256 = sources.hashlib.sha256(archive.read_bytes()).hexdigest()
+    sha256 = download.hashlib.sha256(archive.read_bytes()).hexdigest()
     address = f"{server}/archive/tiny.zip"
-    monkeypatch.setattr(sources, "public_sets", lambda: {"scifact": (address, sha256)})
+    monkeypatch.setattr(download, "public_sets", lambda: {"scifact": (address, sha256)})
     monkeypatch.delenv("EHI_DATA", raising=False)
     dataset = open_dataset("beir/scifact", data_dir=tmp_path / "cache")
     assert dataset.name == "scifact"
@@ -158,9 +158,9 @@ def test_altered_download_is_refused(tmp_path, server):
     (tmp_path / "bad.zip").write_bytes(b"altered")
     target = tmp_path / "cache" / "bad.zip"
     with pytest.raises(ValueError, match="has sha256 .*, expected 00"):
-        sources.download(f"{server}/bad.zip", "00", target)
+        download.download(f"{server}/bad.zip", "00", target)
     with pytest.raises(ConnectionError, match="cannot download .*404"):
-        sources.download(f"{server}/missing.zip", "00", target)
+        download.download(f"{server}/missing.zip", "00", target)
     assert list(target.parent.iterdir()) == []
 
 

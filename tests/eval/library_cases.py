@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ehi.eval.baselines import build_baseline
+from ehi.eval.baselines.build import build_baseline
 
 NUM_DOCS, WIDTH, LISTS = 1000, 64, 16
 SIZES = {

@@ -18,7 +18,7 @@ from library_cases import (
     skip_without_library,
 )
 
-from ehi.eval.baselines import BASELINES, build_baseline
+from ehi.eval.baselines.build import BASELINES, build_baseline
 from ehi.eval.measure import beam_for_budget, measure
 
 pytestmark = pytest.mark.faiss

@@ -5,7 +5,7 @@ import builtins
 import pytest
 from library_cases import DOCUMENTS, LISTS, QUERIES, SIZES, built
 
-from ehi.eval.baselines import build_baseline
+from ehi.eval.baselines.build import build_baseline
 
 pytestmark = pytest.mark.faiss
 

@@ -13,7 +13,7 @@ from ehi.eval.measure import (
 from ehi.eval.metrics import evaluate, read_run
 from ehi.eval.records import Record
 from ehi.index import build_index
-from ehi.index.route import leaf_log_probs
+from ehi.index.search.routing import leaf_log_probs
 
 NUM_DOCS, WIDTH = 300, 8
 

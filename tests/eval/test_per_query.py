@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ehi.eval.metrics import evaluate
-from ehi.eval.per_query import aligned, read_run_values, read_values, write_values
+from ehi.eval.records import aligned, read_run_values, read_values, write_values
 
 
 def test_run_values_are_those_of_evaluate(tmp_path, make_record):

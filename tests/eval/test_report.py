@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ehi.eval.figures import figure_bytes, figure_visited
-from ehi.eval.plotting import spread
+from ehi.eval.figures import figure_bytes, figure_visited, spread
 from ehi.eval.report import HEADER, print_table, table_rows, write_report
 from ehi.eval.significance import Comparison, row_of
 

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from ehi.eval.table_formats import Number, Table, latex, markdown, means_only, to_csv
+from ehi.eval.tables import Number, Table, latex, markdown, means_only, to_csv
 
 TABLE = Table(
     "100% of a_b",

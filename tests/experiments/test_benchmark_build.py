@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_build
+from experiments import benchmark
+from experiments.benchmarks import build
 
 SMALL = (
     "--n=3000", "--dim=16", "--branching=8", "--subspaces=4", "--shards=3", "--beam=2",
@@ -41,10 +42,10 @@ def test_build_is_measured_and_removed(run):
 
 
 def test_shards_make_the_same_documents_again():
-    tree = benchmark_build.make_tree(3, 8, np.random.default_rng(0))
-    shard = benchmark_build.Synthetic(tree, 0).shard(2, 9000)
+    tree = build.make_tree(3, 8, np.random.default_rng(0))
+    shard = build.Synthetic(tree, 0).shard(2, 9000)
     first, second = (np.concatenate(list(shard())) for _ in range(2))
     assert first.shape == (9000, 8) and (first == second).all()
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
-    other = benchmark_build.Synthetic(tree, 0).shard(1, 9000)
+    other = build.Synthetic(tree, 0).shard(1, 9000)
     assert (next(iter(other())) != first[:8192]).any()

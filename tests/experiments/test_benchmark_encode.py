@@ -11,9 +11,10 @@ import pytest
 from topics import FIXTURES
 
 from ehi.model.pretrained import load_tower, resolve
-from experiments import benchmark, benchmark_encode
-from experiments.benchmark_memory import peak_memory
-from experiments.flops import text_flops
+from experiments import benchmark
+from experiments.benchmarks import encode
+from experiments.benchmarks.measure import peak_memory
+from experiments.run.flops import text_flops
 
 TOWER = FIXTURES / "minilm_tiny"
 OURS, PADDED, PEER = "ours", "ours, a text a row", "sentence-transformers, batch 8"
@@ -29,8 +30,8 @@ def test_what_is_timed_counted_and_written(
         asked.append((pretrained.name, len(texts), max_length, dtype))
         return lambda size: np.ones((len(texts), pretrained.config["width"]))
 
-    monkeypatch.setattr(benchmark_encode, "installed", lambda: True)
-    monkeypatch.setattr(benchmark_encode, "peer_encoder", peer_encoder)
+    monkeypatch.setattr(encode, "installed", lambda: True)
+    monkeypatch.setattr(encode, "peer_encoder", peer_encoder)
     path = tmp_path / "encode.json"
     command = [
         "encode", f"--model={TOWER}", f"--dataset={corpus}", "--num-texts=20",
@@ -75,16 +76,16 @@ def test_the_peer_encodes_what_ours_does(dtype, apart):
     pytest.importorskip("sentence_transformers")
     texts, pretrained = ["a b c", "d e", "a a b f g h"] * 2, resolve(TOWER)
     tower = load_tower(pretrained, dtype=jnp.dtype(dtype))
-    ours, _ = benchmark_encode.our_encoder(pretrained, tower, texts, 16)
-    peer = benchmark_encode.peer_encoder(pretrained, texts, 16, dtype)(4)
-    assert benchmark_encode.lowest_cosine(ours(), peer) > 1 - apart
+    ours, _ = encode.our_encoder(pretrained, tower, texts, 16)
+    peer = encode.peer_encoder(pretrained, texts, 16, dtype)(4)
+    assert encode.lowest_cosine(ours(), peer) > 1 - apart
 
 
 def test_host_time_is_of_the_same_shapes_without_the_tower():
     pretrained = resolve(TOWER)
     tower = load_tower(pretrained)
-    ours, tokens = benchmark_encode.our_encoder(pretrained, tower, ["a b", "c"], 16)
-    zeros = benchmark_encode.zeros_of_width(tower.width)
+    ours, tokens = encode.our_encoder(pretrained, tower, ["a b", "c"], 16)
+    zeros = encode.zeros_of_width(tower.width)
     for share_rows in (True, False):
         found = ours(share_rows=share_rows, tower=zeros)
         assert found.shape == ours(share_rows=share_rows).shape == (2, tower.width)
@@ -105,5 +106,5 @@ def test_memory_of_the_host_and_of_the_device(monkeypatch):
 
 def test_lowest_cosine_by_hand():
     a = np.array([[1.0, 0.0], [0.0, 2.0]])
-    assert benchmark_encode.lowest_cosine(a, a[:, ::-1]) == 0
-    assert benchmark_encode.lowest_cosine(a, 3 * a) == pytest.approx(1)
+    assert encode.lowest_cosine(a, a[:, ::-1]) == 0
+    assert encode.lowest_cosine(a, 3 * a) == pytest.approx(1)

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_data, benchmark_growth, benchmark_peers
-from experiments.benchmark_data import exact_top, gaussian_mixture, overlap
-from experiments.benchmark_timing import ratios, summary
+from experiments import benchmark
+from experiments.benchmarks import data, growth, peers
+from experiments.benchmarks.data import exact_top, gaussian_mixture, overlap
+from experiments.benchmarks.measure import ratios, summary
 
 SMALL = (
     "--n=600", "--dim=16", "--lists=8", "--subspaces=4", "--probes", "2", "4",
@@ -33,9 +34,9 @@ def run(tmp_path, monkeypatch, capsys):
 
 def without(monkeypatch, *modules):
     """Pretend that modules are not installed."""
-    find = benchmark_peers.importlib.util.find_spec
+    find = peers.importlib.util.find_spec
     monkeypatch.setattr(
-        benchmark_peers.importlib.util,
+        peers.importlib.util,
         "find_spec",
         lambda name: None if name in modules else find(name),
     )
@@ -111,9 +112,9 @@ def test_real_data_is_added_beside_the_mixture(run, monkeypatch, tmp_path):
     texts = {"documents": 50, "queries": 40}
 
     def embed(name, side):
-        return benchmark_data.unit(rng.normal(size=(texts[side], 16)).astype("f4"))
+        return data.unit(rng.normal(size=(texts[side], 16)).astype("f4"))
 
-    monkeypatch.setattr(benchmark_data, "_embed", embed)
+    monkeypatch.setattr(data, "_embed", embed)
     _, written, _ = run("--peers=", "--data=real")
     assert written["real"]["documents"] == 600
     assert (tmp_path / "results-real.png").exists()
@@ -121,9 +122,9 @@ def test_real_data_is_added_beside_the_mixture(run, monkeypatch, tmp_path):
 
 def test_real_copies_start_exact_and_stay_close(monkeypatch):
     rng = np.random.default_rng(0)
-    rows = benchmark_data.unit(rng.normal(size=(50, 16)).astype("f4"))
-    monkeypatch.setattr(benchmark_data, "_embed", lambda name, side: rows)
-    documents = benchmark_data.real_embeddings(350, num_queries=10).documents
+    rows = data.unit(rng.normal(size=(50, 16)).astype("f4"))
+    monkeypatch.setattr(data, "_embed", lambda name, side: rows)
+    documents = data.real_embeddings(350, num_queries=10).documents
     assert np.array_equal(documents[:100], np.concatenate([rows, rows]))
     cosine = (documents[100:] * documents[np.arange(100, 350) % 100]).sum(1)
     assert 0.85 < cosine.mean() < 0.97
@@ -153,12 +154,12 @@ def test_smallest_beam_is_the_first_that_reaches_the_recall():
             return argparse.Namespace(ids=np.tile(found, (len(queries), 1)))
 
     args = argparse.Namespace(k=10, growth_recall=0.9)
-    beam, recall = benchmark_growth.smallest_beam(Stub(), np.zeros((2, 3)), args)
+    beam, recall = growth.smallest_beam(Stub(), np.zeros((2, 3)), args)
     assert (beam, recall) == (27, 0.9)
 
 
 def test_exact_top_is_exact_over_blocks(monkeypatch):
-    monkeypatch.setattr(benchmark_data, "_CHUNK", 64)  # blocks of 16 documents
+    monkeypatch.setattr(data, "_CHUNK", 64)  # blocks of 16 documents
     rng = np.random.default_rng(0)
     documents, queries = rng.normal(size=(100, 8)), rng.normal(size=(7, 8))
     best = np.argsort(-(queries @ documents.T), axis=1)[:, :5]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import benchmark
-from experiments.benchmark_step_search import predict
+from experiments.benchmarks.step_search import predict
 
 SMALL = ("--documents=300", "--bytes=4", "--dim=16", "--batch=3", "--top-k=10",
          "--chunk=64", "--repeats=2")  # fmt: skip

@@ -6,7 +6,8 @@ import sys
 import pytest
 from topics import FIXTURES
 
-from experiments import benchmark, benchmark_text
+from experiments import benchmark
+from experiments.benchmarks import text
 
 
 def test_what_is_asked_timed_and_written(corpus, tmp_path, monkeypatch, capsys):
@@ -16,7 +17,7 @@ def test_what_is_asked_timed_and_written(corpus, tmp_path, monkeypatch, capsys):
         "--words=6", "--queries=5", "--documents=50", "--leaves=4", "--beam=2",
         f"--json={path}",
     ]  # fmt: skip
-    monkeypatch.setattr(benchmark_text.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["benchmark", *command])
     benchmark.main()
     captured = capsys.readouterr()
@@ -30,8 +31,8 @@ def test_what_is_asked_timed_and_written(corpus, tmp_path, monkeypatch, capsys):
 
 
 def test_questions_are_as_long_as_asked(corpus):
-    questions = benchmark_text.questions_of(str(corpus), 6, 7)
+    questions = text.questions_of(str(corpus), 6, 7)
     assert len(questions) == 7 and {len(text.split()) for text in questions} == {6}
-    assert len(benchmark_text.questions_of(str(corpus), 6, 10**6)) == 48
+    assert len(text.questions_of(str(corpus), 6, 10**6)) == 48
     with pytest.raises(ValueError, match=r"no query of .*topics has --words=99"):
-        benchmark_text.questions_of(str(corpus), 99, 7)
+        text.questions_of(str(corpus), 99, 7)

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_step, benchmark_train_peer, flops
-from experiments.benchmark_train import summary, take_turns
+from experiments import benchmark
+from experiments.benchmarks import train
+from experiments.benchmarks.train import summary, take_turns
+from experiments.run import flops
 
 TOWER = Path(__file__).parent.parent / "fixtures" / "minilm_tiny"
 SMALL = (
@@ -26,8 +28,8 @@ def test_what_is_timed_counted_and_shown(monkeypatch, capsys):
         assert (Path(folder), dtype, device) == (TOWER, "float32", "cpu")
         return lambda batch: float(len(batches.append(batch) or batches))
 
-    monkeypatch.setattr(benchmark_train_peer, "installed", lambda: True)
-    monkeypatch.setattr(benchmark_train_peer, "make_peer", make_peer)
+    monkeypatch.setattr(train, "installed", lambda: True)
+    monkeypatch.setattr(train, "make_peer", make_peer)
     monkeypatch.setattr(sys, "argv", ["benchmark", *SMALL])
     benchmark.main()
     captured = capsys.readouterr()
@@ -57,17 +59,17 @@ def test_what_is_timed_counted_and_shown(monkeypatch, capsys):
 def test_the_peer_computes_the_loss_of_ours():
     pytest.importorskip("sentence_transformers")
     from ehi.model.pretrained import resolve
-    from ehi.train.mesh import make_mesh
-    from experiments.benchmark_train import Step
+    from ehi.parallel.mesh import make_mesh
+    from experiments.benchmarks.train import Step
 
     args = SimpleNamespace(
         model=str(TOWER), batch=4, pool=0, query_length=8, document_length=12,
         dtype="float32",
     )  # fmt: skip
     pretrained = resolve(args.model)
-    make = benchmark_step.batch_maker(args, pretrained)
+    make = train.batch_maker(args, pretrained)
     ours = Step(args, pretrained, False, make_mesh())
-    peer = benchmark_train_peer.make_peer(TOWER, dtype="float32", rate=1e-3)
+    peer = train.make_peer(TOWER, dtype="float32", rate=1e-3)
     ours.compile(make(0))
     batch = make(0)
     first = peer(batch)

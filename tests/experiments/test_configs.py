@@ -9,21 +9,13 @@ from shrunken import shrunk
 from ehi.model.params import split_model
 from ehi.train.optimizer import trained_names
 from experiments import configs
-from experiments import dry_run as dry_run_module
-from experiments.abstract import abstract_model, data_sizes, tower_shape
-from experiments.checks import check_config
-from experiments.configs import (
-    base,
-    own,
-    paper_ehi,
-    paper_jpq,
-    paper_poeem,
-    pydocs,
-    scifact,
-)
-from experiments.dry_run import dry_run
+from experiments.ablations import VARIANTS
+from experiments.configs import base, own, pydocs, scifact
+from experiments.configs.papers import ehi, jpq, poeem
+from experiments.run import dry_run as dry_run_module
+from experiments.run.checks import check_config
+from experiments.run.dry_run import abstract_model, data_sizes, dry_run, tower_shape
 from experiments.systems import SYSTEMS, config_of, fit_to_corpus
-from experiments.variants import VARIANTS
 
 ABLATIONS = tuple(name for name in VARIANTS if name)
 # Config file -> its arguments besides the names of ablations.
@@ -31,11 +23,11 @@ FILES = {
     own: ("",),
     pydocs: ("", "smoke"),
     scifact: ("", "finetune"),
-    paper_ehi: [name + c for name in paper_ehi.DATA_SETS for c in ("", "-encoder")],
-    paper_jpq: paper_jpq.ARGUMENTS,
-    paper_poeem: tuple(paper_poeem.DATA_SETS),
+    ehi: [name + c for name in ehi.DATA_SETS for c in ("", "-encoder")],
+    jpq: jpq.ARGUMENTS,
+    poeem: tuple(poeem.DATA_SETS),
 }
-PAPERS = (paper_ehi, paper_jpq, paper_poeem)
+PAPERS = (ehi, jpq, poeem)
 ALL = [(file, name) for file, names in FILES.items() for name in names]
 PARTS = {"base", "peers", "phases"}  # of the files above, not experiments themselves
 COMPILED = {}  # outline of a step -> its report
@@ -132,7 +124,7 @@ def test_every_system_dry_runs(name):
 
 
 def test_published_jpq_trains_the_query_tower_and_leaves_the_documents():
-    c = shrunk(paper_jpq.get_config("passage-48"))
+    c = shrunk(jpq.get_config("passage-48"))
     sizes, shape = data_sizes(c), tower_shape(c)
     resolved = config_of(fit_to_corpus(c, sizes.documents), "jpq")
     model = abstract_model(resolved, SYSTEMS["jpq"], 8, sizes, shape)
@@ -151,7 +143,7 @@ def test_every_ablation_dry_runs(name):
 
 @pytest.mark.parametrize(
     ("file", "allowed"),
-    [(paper_ehi, "scifact"), (paper_jpq, "passage-16-star"), (paper_poeem, "amazon")],
+    [(ehi, "scifact"), (jpq, "passage-16-star"), (poeem, "amazon")],
     ids=label,
 )
 def test_unknown_arguments_name_the_known_ones(file, allowed):

@@ -10,22 +10,26 @@ from flax import nnx
 from rich.console import Console
 from shrunken import TOWER, shrunk
 
-from ehi.model.encoder import TextEncoder
 from ehi.model.params import split_model
+from ehi.model.tower import TextEncoder
+from ehi.train.batch import TrainingSet, make_batch
 from ehi.train.phase import Phase
-from ehi.train.pool import TrainingSet, make_batch
-from experiments import dry_run as dry_run_module
-from experiments.abstract import (
+from experiments.configs import pydocs
+from experiments.run import dry_run as dry_run_module
+from experiments.run.dry_run import (
+    GIB,
+    Report,
     Sizes,
     abstract_batch,
     abstract_model,
     abstract_tables,
+    check_memory,
     data_sizes,
+    dry_run,
+    show_dry_run,
     tower_shape,
 )
-from experiments.configs import pydocs
-from experiments.dry_run import GIB, Report, check_memory, dry_run, show_dry_run
-from experiments.flops import count_flops
+from experiments.run.flops import count_flops
 from experiments.systems import get_system
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from topics import tiny
 
+from ehi.encode.documents import DocumentEncoder
 from ehi.index import open_index
-from ehi.train.document_encoder import DocumentEncoder
 from experiments import encode, main
 
 ROOT = Path(__file__).parents[2]

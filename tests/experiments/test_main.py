@@ -10,9 +10,10 @@ from topics import tiny
 
 from ehi.eval.records import read_records
 from ehi.index import open_index
-from ehi.index.text.head import apply_head
-from experiments import cells, main, outputs, search, workdir
+from ehi.index.text.encoder import apply_head
+from experiments import main, search
 from experiments.configs import own, pydocs, scifact
+from experiments.run import evaluate, prepare, workdir
 
 
 def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch):
@@ -37,12 +38,12 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
         assert (tmp_path / name).stat().st_size
 
     # Again: nothing is trained, nothing measured, the same table is shown.
-    from experiments import training
+    from experiments.run import train
 
     before = (tmp_path / "results.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "run_phase", None)
-        patch.setattr(cells, "evaluate_budget", None)
+        patch.setattr(train, "run_phase", None)
+        patch.setattr(evaluate, "evaluate_budget", None)
         main.run(config, tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("ehi-pq") == shown.count("ehi-pq")
@@ -96,7 +97,7 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, monkeypatch):
 
     # Scored again, nothing is encoded again.
     (tmp_path / "results.jsonl").unlink()
-    monkeypatch.setattr(outputs, "_encode", None)
+    monkeypatch.setattr(prepare, "_encode", None)
     main.run(config, tmp_path)
     assert len(read_records(tmp_path / "results.jsonl")) == 1
 

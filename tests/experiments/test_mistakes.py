@@ -11,7 +11,8 @@ from topics import FIXTURES, tiny
 
 from ehi.data.datasets import open_dataset
 from ehi.eval.records import read_records
-from experiments import main, reproduce, workdir
+from experiments import main, reproduce
+from experiments.run import workdir
 
 CHEAP = {"systems": ("dense",), "budgets": ("flat",)}
 
@@ -113,7 +114,7 @@ def test_no_leaf_may_hold_a_document_that_queries_find_first(
     import numpy as np
 
     from ehi.index import build_index
-    from experiments.evaluation import visited_curve
+    from experiments.run.evaluate import visited_curve
 
     nodes = np.eye(4, dtype=np.float32)[None]
     tree = {"kind": "per_node", "nodes": [nodes], "scale": 1.0}

@@ -6,11 +6,10 @@ import pytest
 
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record
-from experiments.layouts import fill
-from experiments.paper_tables import TABLES, Row, cells, rows_of
-from experiments.published import published
+from experiments.paper.definitions import TABLES, Row, cells, rows_of
+from experiments.paper.fill import fill, group, missing
+from experiments.paper.published import published
 from experiments.systems import SYSTEMS, Budget
-from experiments.table_records import group, missing
 
 QUERIES = 12
 
@@ -36,17 +35,17 @@ def make_results(make_record):
 
 @pytest.fixture
 def variants(monkeypatch):
-    """`experiments.variants` with an ablation of ehi-pq, and one of another system"""
+    """`experiments.ablations` with an ablation of ehi-pq, and one of another system"""
 
     def variant(systems, note):
         return types.SimpleNamespace(systems=systems, note=note)
 
-    module = types.ModuleType("experiments.variants")
+    module = types.ModuleType("experiments.ablations")
     module.VARIANTS = {
         "no-path": variant(("ehi", "ehi-pq"), "path loss off"),
         "paper": variant(("ehi",), "as published"),
     }
-    monkeypatch.setitem(sys.modules, "experiments.variants", module)
+    monkeypatch.setitem(sys.modules, "experiments.ablations", module)
 
 
 def shown(table):
@@ -174,11 +173,11 @@ def test_ablations_are_compared_with_the_default(make_results, variants):
 
 
 def test_ablations_may_not_be_defined_yet(make_results, monkeypatch):
-    monkeypatch.setitem(sys.modules, "experiments.variants", None)
+    monkeypatch.setitem(sys.modules, "experiments.ablations", None)
     results = make_results({("ehi-pq", "", "visit-10-64x"): (0.5, 0.6, 0.7)})
     filled = fill(TABLES["T4"], results)
     assert len(filled.tables[0].rows) == 1
-    assert "experiments.variants names no ablation." in filled.notes
+    assert "experiments.ablations names no ablation." in filled.notes
     assert missing(TABLES["T4"], results) is None
 
 

@@ -9,9 +9,9 @@ import pytest
 from topics import tiny
 
 from ehi.eval.records import read_records
-from ehi.train import preemption
-from experiments import cells, reproduce
-from experiments.variants import apply_variant
+from ehi.parallel import preemption
+from experiments import reproduce
+from experiments.ablations import apply_variant
 
 # Cheap cells: none of them trains more than `dense`.
 CELLS = [
@@ -152,7 +152,7 @@ def test_a_cell_that_was_evaluated_and_not_added_is_added(
     def evaluate(*_):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(cells, "evaluate_budget", evaluate)
+    monkeypatch.setattr(evaluate, "evaluate_budget", evaluate)
     resumed(CELLS)
     assert found(tmp_path / "results") == before
 

@@ -8,16 +8,10 @@ from ehi.eval.records import read_records
 from ehi.index import open_index
 from ehi.train.phase import Phase
 from experiments import main
-from experiments.checks import check_config
+from experiments.ablations import VARIANTS, apply_variant, get_variant
 from experiments.configs import own
-from experiments.systems import (
-    SYSTEMS,
-    Budget,
-    config_of,
-    get_system,
-    phase_of,
-)
-from experiments.variants import VARIANTS, apply_variant, get_variant
+from experiments.run.checks import check_config
+from experiments.systems import SYSTEMS, Budget, config_of, get_system, phase_of
 
 TRAINED = [name for name, system in SYSTEMS.items() if system.phases]
 

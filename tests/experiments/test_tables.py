@@ -8,8 +8,8 @@ from ehi.eval import significance
 from ehi.eval.metrics import evaluate
 from ehi.eval.records import read_records, write_records
 from experiments import tables
-from experiments.collecting import collect, read_results
-from experiments.paper_tables import TABLES
+from experiments.paper.definitions import TABLES
+from experiments.paper.results import collect, read_results
 
 
 @pytest.fixture

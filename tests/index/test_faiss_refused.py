@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faiss_cases import NUM, PRODUCT, WIDTH, X, make, trained
 
-from ehi.index.interop import from_faiss, to_faiss
+from ehi.index.faiss_from import from_faiss, to_faiss
 
 faiss = pytest.importorskip("faiss")
 pytestmark = pytest.mark.faiss
@@ -119,6 +119,6 @@ def test_without_faiss_the_install_line_is_named(monkeypatch):
 
 
 def test_importing_the_functions_does_not_import_faiss():
-    code = "import sys, ehi.index.interop; print('faiss' in sys.modules)"
+    code = "import sys, ehi.index.faiss_from; print('faiss' in sys.modules)"
     run = [sys.executable, "-c", code]
     assert subprocess.check_output(run, text=True) == "False\n"

@@ -19,7 +19,7 @@ from faiss_cases import (
 )
 
 from ehi.index import open_index, save_index
-from ehi.index.interop import from_faiss, to_faiss
+from ehi.index.faiss_from import from_faiss, to_faiss
 
 faiss = pytest.importorskip("faiss")
 pytestmark = pytest.mark.faiss

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from index_cases import all_arrays
 
 from ehi.index import build_index
-from ehi.index.codes import byte_codebooks, decode, look_up, pack_codes
-from ehi.index.leaves import encode_pq
+from ehi.index.build import encode_pq
+from ehi.index.search.codes import byte_codebooks, decode, look_up, pack_codes
 
 WIDTH = 4
 RNG = np.random.default_rng(5)

@@ -95,7 +95,7 @@ def test_full_beam_gives_the_exhaustive_ids(leaf):
 @pytest.mark.parametrize("spill", [1, 2])
 def test_batches_threads_and_single_queries_agree(leaf, spill, monkeypatch):
     index, _, queries = make(leaf, spill=spill)
-    monkeypatch.setattr("ehi.index.by_leaf._BLOCK_SCORES", 4)
+    monkeypatch.setattr("ehi.index.search.batch._BLOCK_SCORES", 4)
     queries = np.tile(queries, (30, 1))  # grouped by leaf
     batch = index.search(queries, 4, beam=5)
     threads = index.search(queries, 4, beam=5, threads=2)
@@ -163,7 +163,7 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("ehi.index.by_leaf.multiply", fail)
+    monkeypatch.setattr("ehi.index.search.batch.multiply", fail)
     for count in (1, 2):
         with pytest.raises(MemoryError, match="no room"):
             index.search(np.tile(queries, (9, 1)), 3, beam=4, threads=count)
@@ -186,7 +186,7 @@ def test_rerank_scores_the_candidates_with_stored_vectors(monkeypatch):
     index, _, queries = make("pq16", rerank_vectors=True, spill=2)
     rough = index.search(queries, 20, beam=6)
     hits = index.search(queries, 3, beam=6, rerank=20)
-    monkeypatch.setattr("ehi.index.search._RERANK_VALUES", 20 * WIDTH * 2)
+    monkeypatch.setattr("ehi.index.search.search._RERANK_VALUES", 20 * WIDTH * 2)
     threads = index.search(queries, 3, beam=6, rerank=20, threads=3)
     assert (threads.rows == hits.rows).all() and (threads.scores == hits.scores).all()
     vectors = index.segments[0].rerank_vectors.astype(np.float32)
@@ -200,7 +200,7 @@ def test_rerank_scores_the_candidates_with_stored_vectors(monkeypatch):
 def test_a_large_batch_is_cut_into_parts_without_a_seam(monkeypatch):
     index, _, queries = make("raw", spill=2)
     whole = index.search(queries, 4, beam=3)
-    monkeypatch.setattr("ehi.index.search.rows_at_once", lambda *_: 2)
+    monkeypatch.setattr("ehi.index.search.search.rows_at_once", lambda *_: 2)
     parts = index.search(queries, 4, beam=3)
     assert (whole.ids == parts.ids).all() and (whole.visited == parts.visited).all()
     assert (index.count_visited(queries, 3) == whole.visited).all()

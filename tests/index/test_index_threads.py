@@ -5,14 +5,14 @@ import threading
 import pytest
 import threadpoolctl
 
-from ehi.index import threads
-from ehi.index.threads import map_threads, one_blas_thread
+from ehi.index.search import blas
+from ehi.index.search.blas import map_threads, one_blas_thread
 
 
 def test_blas_threads_are_restored_after_overlapping_searches():
     def blas_threads():
         # Of NumPy; SciPy and Faiss, if a test before has loaded them, have their own.
-        return {library.get_num_threads() for library in threads._blas()}
+        return {library.get_num_threads() for library in blas._blas()}
 
     entered, leave = threading.Event(), threading.Event()
 
@@ -47,7 +47,7 @@ def test_libraries_on_one_thread_are_left_alone(monkeypatch):
             self.set_to.append(count)
 
     one, three = Library(1), Library(3)
-    monkeypatch.setattr("ehi.index.threads._blas", lambda: [one, three])
+    monkeypatch.setattr("ehi.index.search.blas._blas", lambda: [one, three])
     with one_blas_thread(), one_blas_thread():
         assert three.count == 1
     with pytest.raises(KeyError), one_blas_thread():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ehi.index
-from ehi.index.route import leaf_log_probs, route
+from ehi.index.search.routing import leaf_log_probs, route
 
 NUM, WIDTH, BRANCHING = 200, 6, 4
 
@@ -68,7 +68,7 @@ def test_batches_threads_and_single_queries_agree(spill, deleted, monkeypatch):
     assert (index.count_visited(queries, **setting) == batch.visited).all()
     threads = index.search(queries, 7, threads=2, **setting)
     assert (threads.ids == batch.ids).all() and (threads.leaves == batch.leaves).all()
-    monkeypatch.setattr("ehi.index.search.rows_at_once", lambda *_: 3)
+    monkeypatch.setattr("ehi.index.search.search.rows_at_once", lambda *_: 3)
     parts = index.search(queries, 7, **setting)  # of which each may be narrower
     assert (parts.ids == batch.ids).all() and (parts.visited == batch.visited).all()
     for query in range(len(queries)):

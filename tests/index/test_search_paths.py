@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ehi.index import build_index, leaf_log_probs, open_index, save_index
-from ehi.index.codes import _gathered, decode
-from ehi.index.route import route
-from ehi.index.search import route_queries
-from ehi.index.topk import best_of
+from ehi.index.search.codes import _gathered, decode
+from ehi.index.search.routing import route
+from ehi.index.search.search import route_queries
+from ehi.index.search.topk import best_of
 
 WIDTH, HEIGHT, BRANCHING = 4, 3, 3  # 27 leaves, some of them empty
 LEAVES = ["raw", "half", "pq", "pq16", "residual"]
@@ -77,7 +77,7 @@ def test_every_path_is_the_sort_of_all_scores(
 ):
     if product == "vecdot":  # as over many wide vectors
         for name in ("_STREAMED_WIDTH", "_STREAMED_BYTES"):
-            monkeypatch.setattr(f"ehi.index.score.{name}", 0)
+            monkeypatch.setattr(f"ehi.index.search.one_query.{name}", 0)
     index, queries = make(leaf, spill, tmp_path / "index" if mapped else None)
     assert len(index.segments) == 2  # and neither has documents in every leaf
     assert all((np.diff(part.leaf_offsets) == 0).any() for part in index.segments)
@@ -133,14 +133,14 @@ def test_one_query_is_routed_as_in_a_batch(height, beam):
 def test_threads_share_the_routing_without_a_seam(monkeypatch):
     index, queries = make("raw", 1)
     whole_batch = index.search(queries, 3, beam=4)
-    monkeypatch.setattr("ehi.index.search._ROUTED_QUERIES", 1)
+    monkeypatch.setattr("ehi.index.search.search._ROUTED_QUERIES", 1)
     parts = []
 
     def counted(x, *arguments):
         parts.append(len(x))
         return route(x, *arguments)
 
-    monkeypatch.setattr("ehi.index.search.route", counted)
+    monkeypatch.setattr("ehi.index.search.search.route", counted)
     hits = index.search(queries, 3, beam=4, threads=3)
     assert sorted(parts) == [5, 5, 6]
     assert (hits.leaves == whole_batch.leaves).all()

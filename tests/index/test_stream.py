@@ -19,7 +19,7 @@ from stream_cases import (
 )
 
 from ehi.index import IndexLockedError, open_index
-from ehi.index.lock import writer_lock
+from ehi.index.folder import writer_lock
 from ehi.index.stream import build_folder
 
 

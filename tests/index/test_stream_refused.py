@@ -167,7 +167,7 @@ def test_repeated_ids_are_found_wherever_they_stand(tmp_path, strings):
 
 
 def test_equal_hashes_of_different_strings_are_no_repetition(tmp_path, monkeypatch):
-    hashes = "ehi.index.stream.ids._hash"
+    hashes = "ehi.index.stream.sorting._hash"
     monkeypatch.setattr(hashes, lambda ids: np.full(len(ids), 7, np.uint64))
     build_folder(tmp_path / "new", make_shards(), tree=TREE)
     with pytest.raises(ValueError, match="repeat: 'dök/3' stands in row 3 of shard 0"):

@@ -22,16 +22,16 @@ from text_cases import (
 )
 
 from ehi.index import save_index
-from ehi.index.text import transformer
+from ehi.index.text import tower
+from ehi.index.text.checkpoint import load_tower
 from ehi.index.text.encoder import (
     KNOWN_SHA256,
     TowerNotFoundError,
+    apply_head,
     find_folder,
     load_text_encoder,
 )
-from ehi.index.text.gelu import gelu
-from ehi.index.text.head import apply_head
-from ehi.index.text.pretrained import load_tower
+from ehi.index.text.tower import gelu
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_tower_equals_transformers(name, pooling):
     changed = vars(tower) | {"pooling": pooling, "normalise": False}
     with np.load(FIXTURES / name / "reference.npz") as reference:
         rows = zip(reference["ids"], reference["mask"].astype(bool), strict=True)
-        found = transformer.Tower(**changed)([ids[mask] for ids, mask in rows])
+        found = tower.Tower(**changed)([ids[mask] for ids, mask in rows])
         np.testing.assert_allclose(found, reference[pooling], atol=2e-5)
 
 
@@ -122,7 +122,7 @@ def test_no_head_only_normalises():
 @pytest.mark.parametrize("name", ["bert_tiny", "minilm_tiny"])  # mean, cls
 @pytest.mark.parametrize("chunk", [1, 20, 512])
 def test_batches_equal_singles(name, chunk, monkeypatch):
-    monkeypatch.setattr(transformer, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(tower, "CHUNK_TOKENS", chunk)
     encode = load_text_encoder(make_index(FIXTURES / name))
     rng = np.random.default_rng(0)
     texts = TEXTS + [" ".join(rng.choice(list("abcxyz"), size=n)) for n in range(30)]

@@ -18,13 +18,8 @@ from text_cases import (
 )
 
 from ehi.index import build_index, open_index, save_index
-from ehi.index.text.encoder import (
-    KNOWN_SHA256,
-    TowerNotFoundError,
-    load_text_encoder,
-)
-from ehi.index.text.files import weights_sha256
-from ehi.index.text.pretrained import load_tower
+from ehi.index.text.checkpoint import load_tower, weights_sha256
+from ehi.index.text.encoder import KNOWN_SHA256, TowerNotFoundError, load_text_encoder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehi.index import IndexCorruptError, build_index, open_index, save_index
-from ehi.index.interop import FaissIndex, to_faiss
+from ehi.index.faiss_from import FaissIndex, to_faiss
 
 pytestmark = pytest.mark.faiss
 
@@ -73,7 +73,7 @@ def test_a_large_batch_is_cut_into_parts_without_a_seam(monkeypatch):
     index, _, _, queries = make("8-bit rotated residual", spill=2)
     exported = to_faiss(index)
     whole = exported.search(queries, 5, beam=4, rerank=9)
-    monkeypatch.setattr("ehi.index.interop_search._VALUES", 2 * 18 * WIDTH)
+    monkeypatch.setattr("ehi.index.faiss_to._VALUES", 2 * 18 * WIDTH)
     parts = exported.search(queries, 5, beam=4, rerank=9)
     assert (whole[0] == parts[0]).all()
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)

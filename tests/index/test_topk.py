@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ehi.index.blocks import Blocks, Workspace
-from ehi.index.topk import (
+from ehi.index.search.batch import Blocks, Workspace
+from ehi.index.search.topk import (
     EMPTY,
     TopK,
     drop_duplicates,

@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from update_cases import (
-    KINDS,
-    NUM,
-    QUERIES,
-    TREE,
-    X,
-    assert_same_hits,
-    built,
-    name_of,
-)
+from update_cases import KINDS, NUM, QUERIES, TREE, X, assert_same_hits, built, name_of
 
 from ehi.index import build_index, open_index, save_index
 

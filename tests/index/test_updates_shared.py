@@ -5,19 +5,10 @@ import threading
 
 import index_reference as reference
 import pytest
-from update_cases import (
-    BRANCHING,
-    NUM,
-    QUERIES,
-    RNG,
-    WIDTH,
-    X,
-    assert_same_hits,
-    built,
-)
+from update_cases import BRANCHING, NUM, QUERIES, RNG, WIDTH, X, assert_same_hits, built
 
 from ehi.index import IndexLockedError, build_index, open_index, save_index, store
-from ehi.index.lock import writer_lock
+from ehi.index.folder import writer_lock
 
 
 def test_an_opened_index_is_a_snapshot_until_refreshed(tmp_path):

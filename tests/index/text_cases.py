@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ehi.index import build_index
-from ehi.index.text.files import find_tokenizer, open_tokenizer
+from ehi.index.text.checkpoint import find_tokenizer, open_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]
@@ -52,7 +52,7 @@ def jax_embeddings(folder, texts, length, head=None):
 
     from ehi.model import pretrained
     from ehi.model.head import Head
-    from ehi.model.transformer import unit_rows
+    from ehi.model.tower import unit_rows
 
     tokenizer = open_tokenizer(find_tokenizer(folder))
     tokenizer.enable_truncation(length)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ehi.model.routers import make_router
+from ehi.model.tree import make_router
 
 D, N = 8, 5
 

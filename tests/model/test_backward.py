@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ehi.model.attention import attention
-from ehi.model.encoder import TextEncoder
-from ehi.model.layer_norm import layer_norm, normed
-from ehi.model.recompute import recomputed
-from ehi.model.transformer import gelu
+from ehi.model.tower import TextEncoder, gelu
+from ehi.model.tower_ops import attention, layer_norm, normed, recomputed
 
 HEADS, LENGTH = 3, 7
 LOWEST = jnp.finfo(jnp.float32).min

@@ -7,13 +7,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from ehi.model.pq import (
-    ProductQuantiser,
-    decode,
-    encode,
-    revive,
-    update_usage,
-)
+from ehi.model.pq import ProductQuantiser, decode, encode, revive, update_usage
 
 D, M, K, N = 12, 3, 16, 7
 

@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 from routing import D, N, embeddings, router_of, with_random_residual
 
-from ehi.model.beam import beam_search
-from ehi.model.routers import PerLevelRouter, PerNodeRouter
-from ehi.model.tree import assign, to_numpy
+from ehi.model.tree import PerLevelRouter, PerNodeRouter, assign, to_numpy
+from tests.model.beam import beam_search
 
 KINDS = ("per_node", "per_level")
 CASES = [*itertools.product(KINDS, (1, 2, 3)), ("nearest", 1)]

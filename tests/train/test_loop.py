@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ehi.encode.embed import embed
 from ehi.index import build_index
+from ehi.model.export import index_arrays
 from ehi.train import checkpoint
-from ehi.train.embed import embed
-from ehi.train.export import index_arrays
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves
@@ -134,7 +134,7 @@ def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
 
 CHILD = """
 import functools, pathlib, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import numpy as np, test_loop, tiny
 folder = pathlib.Path(sys.argv[1])
 data = tiny.make_tiny()
@@ -146,7 +146,8 @@ np.savez(folder / "end.npz", **{n.replace("/", "|"): v for n, v in params.items(
 
 def _child(folder: Path):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", CHILD, str(folder), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", CHILD, str(folder), str(here), str(here.parent)]
     return subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
 

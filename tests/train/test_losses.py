@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from ehi.train import losses, tree_losses, vector_losses
+from ehi.train import losses, tree_losses
 
 N, C, P, D = 4, 6, 5, 3
 
@@ -42,8 +42,8 @@ ROW_LOSSES = {
     "path": (tree_losses.path_agreement, (LOG_Q, LOG_D)),
     "leaf": (tree_losses.leaf_likelihood, (LOG_Q, jnp.array([4, 0, 0, 2]))),
     "entropy": (tree_losses.leaf_entropy, (LOG_Q,)),
-    "codebook": (vector_losses.codebook_distortion, (Z, Z_HAT)),
-    "commitment": (vector_losses.commitment_distortion, (Z, Z_HAT)),
+    "codebook": (losses.codebook_distortion, (Z, Z_HAT)),
+    "commitment": (losses.commitment_distortion, (Z, Z_HAT)),
     "distill": (
         lambda t, s, m, w: losses.distillation(
             t, s, m, teacher_temperature=0.5, temperature=2.0, weights=w

@@ -1,10 +1,10 @@
 import numpy as np
 
+from ehi.encode.embed import embed
 from ehi.index import build_index
-from ehi.train.embed import embed
-from ehi.train.export import index_arrays
+from ehi.model.export import index_arrays
+from ehi.train.batch import drawn_queries, make_batch
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
-from ehi.train.pool import drawn_queries, make_batch
 
 
 def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_model):

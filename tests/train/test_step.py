@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from ehi.model.export import index_arrays
 from ehi.model.params import merge_model
-from ehi.train.export import index_arrays
-from ehi.train.mesh import check_batch, make_mesh, own_rows, shard_batch
+from ehi.parallel.mesh import check_batch, make_mesh, own_rows, shard_batch
+from ehi.train.batch import make_batch
 from ehi.train.objective import TERMS, objective
 from ehi.train.optimizer import make_optimizer, trained_names
-from ehi.train.pool import make_batch
 from ehi.train.step import make_train_step, start_state
 
 ALL_RATES = {

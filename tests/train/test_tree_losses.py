@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ehi.model.routers import make_router
-from ehi.model.tree import assign
+from ehi.model.tree import assign, make_router
 from ehi.train import tree_losses
 
 N, C, P = 4, 6, 5

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ehi.train import vector_losses
-from ehi.train.terms import raw_terms
+from ehi.train import losses
+from ehi.train.objective import raw_terms
 
 N, D = 4, 3
 Z, Z_HAT = (jax.random.normal(jax.random.key(seed), (N, D)) for seed in (0, 1))
@@ -14,8 +14,8 @@ Z, Z_HAT = (jax.random.normal(jax.random.key(seed), (N, D)) for seed in (0, 1))
 
 def test_distortions_have_one_value_and_opposite_gradients():
     for loss, moves, stays in (
-        (vector_losses.codebook_distortion, 1, 0),
-        (vector_losses.commitment_distortion, 0, 1),
+        (losses.codebook_distortion, 1, 0),
+        (losses.commitment_distortion, 0, 1),
     ):
         value = np.square(np.asarray(Z - Z_HAT)).sum(-1).mean()
         np.testing.assert_allclose(loss(Z, Z_HAT), value, rtol=1e-6)
@@ -27,11 +27,11 @@ def test_distortions_have_one_value_and_opposite_gradients():
 
 def test_anchor_is_zero_at_the_origin_and_two_opposite_to_it():
     rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    assert vector_losses.anchor(rows, rows) == 0
-    assert vector_losses.anchor(rows, -rows) == 2
-    assert vector_losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
+    assert losses.anchor(rows, rows) == 0
+    assert losses.anchor(rows, -rows) == 2
+    assert losses.anchor(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
     weights = jnp.array([1.0, 0.0])
-    assert vector_losses.anchor(rows, -rows[::-1], weights) == 1
+    assert losses.anchor(rows, -rows[::-1], weights) == 1
 
 
 def test_anchors_of_both_sides_are_to_the_outputs_of_the_same_rows():

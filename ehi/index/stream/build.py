@@ -35,15 +35,12 @@ from pathlib import Path
 import numpy as np
 
 from ehi.index import check
-from ehi.index.atomic import Stream
-from ehi.index.build import make_parameters
+from ehi.index.build import make_leaves, make_parameters
 from ehi.index.commit import check_replaceable, is_free, write_folder
-from ehi.index.layout import manifest_header
-from ehi.index.leaves import make_leaves
-from ehi.index.lock import writer_lock
-from ehi.index.route import assign_leaves, check_beam_of_documents
-from ehi.index.stream.ids import stored_ids, stored_texts
-from ehi.index.stream.scratch import Copies, read_blocks
+from ehi.index.folder import Stream, writer_lock
+from ehi.index.search.blas import one_blas_thread
+from ehi.index.search.routing import assign_leaves, check_beam_of_documents
+from ehi.index.store import manifest_header
 from ehi.index.stream.shards import (
     block_rows,
     changed,
@@ -52,7 +49,7 @@ from ehi.index.stream.shards import (
     readings,
     width_and_dtype,
 )
-from ehi.index.threads import one_blas_thread
+from ehi.index.stream.sorting import Copies, read_blocks, stored_ids, stored_texts
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

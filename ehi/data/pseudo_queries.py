@@ -1,0 +1,124 @@
+"""Self-supervised pairs: pseudo-queries made of the documents themselves."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ehi.data.tfds_builder import Document
+
+KINDS = ("title", "sentence", "span")
+SPAN_WORDS = (8, 16)
+# Shorter ones say nothing; longer ones are code or tables, not sentences.
+SENTENCE_WORDS = range(4, 65)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+# 'parse_iso', 'os.path', 'HTTPServer', 'fromISODate': where a name has its words.
+_NAME_BREAK = re.compile(r"[\W_]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def pseudo_queries(
+    documents: Iterable[Document],
+    *,
+    kinds: Sequence[str] = KINDS,
+    per_document: int = 2,
+    seed: int = 0,
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Texts that ask for the document they are taken from.
+
+    'title' is the title, a name such as 'os.path.isfile' split into its words;
+    'sentence' a random sentence of the text; 'span' 8 to 16 words in a row. What is
+    drawn for a document depends on `seed` and its row only. A document of which no kind
+    in `kinds` can be had (no title, no sentence) gives its whole content.
+
+    Args:
+        documents: the corpus.
+        kinds: of `KINDS`.
+        per_document: at most so many different pseudo-queries of a document, of as many
+            different kinds as it has.
+        seed: of the draws.
+
+    Returns:
+        texts (R), their document rows (R,) and their kinds (R,).
+
+    Raises:
+        ValueError: an unknown kind, or `per_document` below 1.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise ValueError(f"kinds must be some of {KINDS}, got {tuple(kinds)}")
+    if per_document < 1:
+        raise ValueError(f"per_document must be at least 1, got {per_document}")
+    texts, rows, chosen = [], [], []
+    for row, document in enumerate(documents):
+        rng = np.random.default_rng((seed, row))
+        drawn = {}
+        for turn in range(per_document):
+            if turn % len(kinds) == 0:
+                order = rng.permutation(kinds).tolist()
+            kind = order[turn % len(kinds)]
+            drawn.setdefault(_draw(document, kind, rng), kind)
+        drawn.pop("", None)
+        for text, kind in (drawn or {document.content: kinds[0]}).items():
+            texts.append(text)
+            rows.append(row)
+            chosen.append(kind)
+    return texts, np.array(rows, np.int64), np.array(chosen, np.str_)
+
+
+def split_name(title: str) -> str:
+    """'datetime.fromISODate' -> 'datetime from iso date'; other titles stay."""
+    if " " in title.strip() or not re.search(r"[._]|[a-z][A-Z]", title):
+        return title.strip()
+    return " ".join(filter(None, _NAME_BREAK.split(title))).lower()
+
+
+def _draw(document: Document, kind: str, rng: np.random.Generator) -> str:
+    """One pseudo-query, or '' where the document has none of this kind."""
+    if kind == "title":
+        return split_name(document.title)
+    if kind == "sentence":
+        sentences = [" ".join(s.split()) for s in _SENTENCE_END.split(document.text)]
+        sentences = [s for s in sentences if len(s.split()) in SENTENCE_WORDS]
+        return sentences[rng.integers(len(sentences))] if sentences else ""
+    words = document.text.split()
+    length = int(rng.integers(SPAN_WORDS[0], SPAN_WORDS[1], endpoint=True))
+    start = int(rng.integers(max(len(words) - length, 0), endpoint=True))
+    return " ".join(words[start : start + length])
+
+
+def moved_documents(
+    documents: np.ndarray,
+    queries: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    *,
+    per_document: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Synthetic queries: documents moved as a real query lies from its document.
+
+    ``x = unit(d + q_j - d_j)`` for a random pair j. No words are made up: a document
+    that nobody asked for is asked for in the way that others are.
+
+    Args:
+        documents: (rows, T) tower outputs.
+        queries: (rows, T) tower outputs.
+        pairs: query rows (R,) and document rows (R,) of known pairs.
+        per_document: synthetic queries of each document.
+        seed: of the draws.
+
+    Returns:
+        unit vectors (documents * per_document, T) float32, and their document rows.
+    """
+    if per_document and not len(pairs[0]):
+        raise ValueError(
+            "synthetic queries are moved as known ones lie from their documents, and "
+            "there are neither train labels nor pseudo-queries: pseudo.synthetic=0, or "
+            "pseudo.per_document above 0"
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.tile(np.arange(len(documents)), per_document)
+    drawn = rng.integers(len(pairs[0]), size=len(rows))
+    away = queries[pairs[0][drawn]] - documents[pairs[1][drawn]]
+    moved = documents[rows] + away
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    return (moved / np.maximum(norms, 1e-12)).astype(np.float32), rows

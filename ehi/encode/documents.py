@@ -1,0 +1,91 @@
+"""Texts of documents to embeddings, leaves and codes, by one model."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ehi.data.tokens import tokenise
+from ehi.encode.encode import ACCELERATOR_COMPILE_TOKENS, COMPILE_TOKENS, encode
+from ehi.encode.packing import choose_buckets
+from ehi.index.build import encode_copies, half, make_parameters
+from ehi.index.search.codes import pack_codes
+from ehi.index.search.routing import assign_leaves
+from ehi.model.export import index_arrays
+from ehi.model.params import has_tower, merge_model
+from ehi.model.tower import TextEncoder
+
+BUCKET = 16  # tokens that padded lengths are multiples of
+
+
+class DocumentEncoder:
+    """Texts -> embeddings, leaves and codes by the parameters of one model.
+
+    Args:
+      graphdef, params: of a `JointIndex`, from `split_model`.
+      tower: the frozen text encoder, or None where `params` have one.
+      tokenizer_file: of the tower, as `open_tokenizer` takes it.
+      length: most tokens of a document, L.
+      num_documents: of the corpus, at least as many as there are leaves.
+      spill: leaves of a document, s.
+    """
+
+    def __init__(
+        self, graphdef, params, *, tower: TextEncoder | None, tokenizer_file,
+        length: int, num_documents: int, spill: int = 1,
+    ):  # fmt: skip
+        if (tower is None) != has_tower(params):
+            raise ValueError("a tower is needed where the parameters have none")
+        frozen = (None, None) if tower is None else nnx.split(tower)
+        self.apply = functools.partial(_embed, graphdef=graphdef, tower=frozen[0])
+        self.params = params, frozen[1]
+        self.tokenizer_file, self.length = tokenizer_file, length
+        self.index = make_parameters(
+            params["head/projection"].shape[1], num_documents, spill=spill,
+            **index_arrays(graphdef, params),
+        )  # fmt: skip
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """'embeddings' (n, D), 'leaves' (n, s) and, of PQ leaves, 'codes' (n, s, M').
+
+        Raises:
+          ValueError: an embedding is not finite, or too large for float16.
+        """
+        tokens = tokenise(
+            texts, tokenizer_file=self.tokenizer_file, max_length=self.length,
+            cache_dir=None, name="documents",
+        )  # fmt: skip
+        vectors = encode(
+            self.apply, self.params, tokens, buckets=self._buckets(tokens.lengths),
+            desc="encode documents",
+        )  # fmt: skip
+        return self.place(half("embeddings", vectors))
+
+    def place(self, embeddings: np.ndarray) -> dict[str, np.ndarray]:
+        """Leaves and codes of embeddings (n, D) float16, beside these."""
+        index, x = self.index, embeddings.astype(np.float32)
+        leaves = assign_leaves(x, index.tree, index.spill)  # (n, s)
+        placed = {"embeddings": embeddings, "leaves": leaves.astype(np.uint32)}
+        if index.codebooks is not None:
+            rows = np.repeat(np.arange(len(x)), index.spill)
+            codes = encode_copies(index, x, rows, leaves.ravel())
+            stored = pack_codes(codes, index.codebooks.shape[1])
+            placed["codes"] = stored.reshape(*leaves.shape, -1)
+        return placed
+
+    def _buckets(self, lengths) -> tuple[int, ...]:
+        """Padded lengths of a block: multiples of 16, so that blocks share them."""
+        rounded = np.minimum(-(-lengths // BUCKET) * BUCKET, self.length)
+        device = jax.default_backend()
+        cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
+        return choose_buckets(rounded, compile_tokens=cost, step=BUCKET)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "tower"))
+def _embed(params, ids, mask, *, graphdef, tower):
+    """Embeddings of tokenised documents; one compilation a shape."""
+    params, frozen = params
+    inputs = (ids, mask) if tower is None else nnx.merge(tower, frozen)(ids, mask)
+    return merge_model(graphdef, params).embed_documents(inputs)

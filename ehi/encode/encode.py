@@ -1,0 +1,211 @@
+"""Encoding a corpus: sorted by length, in rows of a few lengths, cached."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from ehi.encode.packing import (
+    choose_buckets,
+    choose_shared_rows,
+    plan_batches,
+    share_batches,
+    shares_rows,
+)
+from ehi.eval.records import atomic_write_npy
+from ehi.model.hub import default_cache_dir
+from ehi.model.pretrained import Pretrained
+from ehi.model.tower import TextEncoder
+from ehi.parallel.mesh import over_local_devices
+
+# On a CPU the activations of about 1,024 tokens stay in its caches: 1.4 times as fast
+# as 4,096. An accelerator wants its many units filled.
+BATCH_TOKENS = {"cpu": 1024}
+ACCELERATOR_BATCH_TOKENS = 65_536
+# What compiling one more shape costs, in tokens encoded meanwhile (about 1 s).
+COMPILE_TOKENS = {"cpu": 5_000}
+ACCELERATOR_COMPILE_TOKENS = 1_000_000
+
+
+def encode(
+    apply: Callable,
+    params,
+    tokens,
+    *,
+    batch_tokens: int | None = None,
+    buckets: Sequence[int] | None = None,
+    share_rows: bool = False,
+    desc: str = "encode",
+) -> np.ndarray:
+    """Encode tokenised texts, longest first, in few shapes.
+
+    The rows of a batch lie over the devices of this process.
+
+    Args:
+        apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
+            whose rows do not depend on each other. With `share_rows` its mask is int32
+            and says which text of the row a token belongs to, and its result is
+            (N, G, T), as of `TextEncoder`.
+        params: its first argument.
+        tokens: token array: `len`, `lengths` and `pad(rows, length) -> ids, mask`.
+        batch_tokens: tokens of a batch, padding included; None = what suits the
+            devices.
+        buckets: padded lengths, ascending; the longest text is added where it exceeds
+            them. None = `choose_buckets`, or `choose_shared_rows`.
+        share_rows: fill rows up with shorter texts, so that hardly anything is padding.
+        desc: label of the progress bar, which shows only on a terminal.
+
+    Returns:
+        float32 array (len(tokens), T), in the order of `tokens`.
+
+    Raises:
+        ValueError: there is no text, or batch_tokens is not positive.
+    """
+    lengths = np.asarray(tokens.lengths)
+    batches = _batches(tokens, lengths, buckets, batch_tokens, share_rows)
+    result = None
+    bar = tqdm(
+        total=int(lengths.sum()), desc=desc, unit="token", unit_scale=True, disable=None
+    )
+
+    def collect(texts, places, vectors):
+        nonlocal result
+        vectors = np.asarray(vectors, np.float32)[places]
+        if result is None:
+            result = np.empty((len(lengths), vectors.shape[1]), np.float32)
+        result[texts] = vectors
+        bar.update(int(lengths[texts].sum()))
+
+    apply = over_local_devices(apply, params)
+    with bar:
+        waiting = None
+        for texts, places, ids, mask in batches:
+            vectors = apply(ids, mask)
+            # Fetch the batch before only now: the device never waits for the host.
+            if waiting:
+                collect(*waiting)
+            waiting = texts, places, vectors
+        collect(*waiting)
+    return result
+
+
+def _batches(tokens, lengths, buckets, batch_tokens, share_rows):
+    """Texts of every batch, where their vectors will be, token ids and mask."""
+    if not len(lengths):
+        raise ValueError("no texts to encode")
+    device = jax.default_backend()
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
+        batch_tokens *= jax.local_device_count()
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens {batch_tokens} is not positive")
+    if buckets is None and share_rows:
+        buckets = choose_shared_rows(lengths)
+    elif buckets is None:
+        cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
+        buckets = choose_buckets(lengths, compile_tokens=cost)
+    longest = int(np.max(lengths))
+    buckets = buckets if longest <= buckets[-1] else [*buckets, longest]
+    if share_rows:
+        for rows, length, padded in share_batches(lengths, buckets, batch_tokens):
+            yield _fill_rows(tokens, lengths, rows, (padded, length))
+    else:
+        for texts, length, padded in plan_batches(lengths, buckets, batch_tokens):
+            ids, mask = tokens.pad(texts, length)  # (N, L)
+            extra = ((0, padded - len(texts)), (0, 0))
+            places = slice(len(texts))
+            yield texts, places, np.pad(ids, extra), np.pad(mask, extra)
+
+
+def _fill_rows(tokens, lengths, rows, shape):
+    """One batch of rows that texts share; see `_batches`."""
+    texts = np.concatenate(rows)
+    counts = [len(row) for row in rows]
+    row = np.repeat(np.arange(len(rows)), counts)  # of every text
+    place = np.concatenate([np.arange(count) for count in counts])
+    total = np.zeros(shape[0], int)  # tokens of every row
+    np.add.at(total, row, lengths[texts])
+    used = np.arange(shape[1]) < total[:, None]  # (N, L)
+    ids, mask = tokens.pad(texts, int(lengths[texts].max()))
+    filled, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    filled[used] = ids[mask]
+    segments[used] = np.repeat(place + 1, lengths[texts])
+    return texts, (row, place), filled, segments
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def apply_module(params, ids, mask, *, graphdef):
+    """Call the module (graphdef, params); one compilation a shape, whoever asks."""
+    return nnx.merge(graphdef, params)(ids, mask)
+
+
+def cached_encode(
+    pretrained: Pretrained,
+    tower: TextEncoder,
+    tokens,
+    *,
+    cache_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
+    desc: str = "encode",
+) -> np.ndarray:
+    """Outputs of a frozen pretrained tower, encoded once and then memory-mapped.
+
+    The file's name holds a hash of everything the numbers depend on: weights, layers,
+    pooling, normalisation, dtype, and the tokens with their length.
+
+    Args:
+        pretrained: the checkpoint that `tower` was loaded from, unchanged since.
+        tower: `TextEncoder`.
+        tokens: token array as for `encode`, with a string `key` that names its texts,
+            tokeniser and length.
+        cache_dir: folder of the arrays; default 'encoded' in our cache folder.
+        batch_tokens: as for `encode`.
+        desc: label of the progress bar.
+
+    Returns:
+        read-only float32 memory map (len(tokens), T).
+    """
+    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir() / "encoded"
+    parts = (
+        pretrained.sha256,
+        tokens.key,
+        len(tower.layers),
+        tower.pooling,
+        tower.normalise,
+        np.dtype(tower.dtype).name,
+    )
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    path = cache_dir / f"{key[:32]}.npy"
+    if not path.is_file():
+        check_positions(tower, tokens)
+        graphdef, params = nnx.split(tower)
+        apply = functools.partial(apply_module, graphdef=graphdef)
+        vectors = encode(
+            apply, params, tokens, batch_tokens=batch_tokens, desc=desc,
+            share_rows=shares_rows(),
+        )  # fmt: skip
+        atomic_write_npy(path, vectors)
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: delete it, and it is encoded again ({error})"
+        ) from None
+
+
+def check_positions(tower: TextEncoder, tokens) -> None:
+    """Refuse texts that are longer than a tower can read.
+
+    Rows that texts share are longer than the texts, so the tower cannot know.
+    """
+    longest = int(np.max(tokens.lengths, initial=0))
+    if longest > tower.max_positions:
+        raise ValueError(
+            f"{longest} tokens exceed the {tower.max_positions} positions of the "
+            f"encoder: tokenise with max_length <= {tower.max_positions}"
+        )

@@ -1,0 +1,135 @@
+"""Texts of many lengths in rows of a few: one to a row, or as many as fit into it."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from ehi.model.tower import texts_of_row
+
+# The shortest row that texts share: attention costs little below it.
+SHARED_ROW = 128
+
+
+def choose_buckets(
+    lengths: np.ndarray, *, compile_tokens: int, step: int = 16
+) -> tuple[int, ...]:
+    r"""Padded lengths with the least padding plus compilation, by dynamic programming.
+
+    .. math:: \min_{b_1 < \dots < b_n} \sum_i \min\{b_j \ge l_i\} + n \cdot c
+
+    Args:
+        lengths: tokens of each text (N,).
+        compile_tokens: c, price of one more bucket, in tokens.
+        step: buckets are multiples of it, so that data sets share compilations; the
+            last one is the longest length.
+
+    Returns:
+        ascending tuple of lengths.
+    """
+    longest = int(np.max(lengths))
+    ends = np.append(np.arange(step, longest, step), longest)
+    count = np.searchsorted(np.sort(lengths), ends, side="right")  # texts that fit
+    # best[j]: least cost of all texts of at most ends[j - 1] tokens.
+    best, previous = np.zeros(len(ends) + 1), np.zeros(len(ends) + 1, int)
+    before = np.append(0, count)
+    for j in range(1, len(ends) + 1):
+        cost = best[:j] + (count[j - 1] - before[:j]) * ends[j - 1] + compile_tokens
+        previous[j] = np.argmin(cost)
+        best[j] = cost[previous[j]]
+    chosen, j = [], len(ends)
+    while j:
+        chosen.append(int(ends[j - 1]))
+        j = previous[j]
+    return tuple(reversed(chosen))
+
+
+def plan_batches(
+    lengths: np.ndarray, buckets: Sequence[int], batch_tokens: int
+) -> list[tuple[np.ndarray, int, int]]:
+    """Batches of a length-sorted corpus, longest first.
+
+    A batch that a bucket cannot fill takes texts of the next shorter one, so that only
+    the last batch is partial; its rows are padded to a power of two.
+
+    Args:
+        lengths: tokens of each text (N,).
+        buckets: padded lengths, ascending.
+        batch_tokens: rows of a batch = batch_tokens // its length, at least 1.
+
+    Returns:
+        list of (rows, padded length, padded number of rows).
+    """
+    longest = int(np.max(lengths))
+    buckets = np.array(buckets if longest <= buckets[-1] else [*buckets, longest])
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        first = lengths[order[start]]
+        length = int(buckets[np.searchsorted(buckets, first)])
+        full = max(1, batch_tokens // length)
+        rows = order[start : start + full]
+        padded_rows = min(full, 1 << (len(rows) - 1).bit_length())
+        batches.append((rows, length, padded_rows))
+        start += len(rows)
+    return batches
+
+
+def shares_rows() -> bool:
+    """Whether sharing rows pays on this device: on a CPU, the more texts differ.
+
+    Not measured on an accelerator, where attention over long rows weighs more.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def choose_shared_rows(lengths: np.ndarray) -> tuple[int, ...]:
+    """Lengths of rows that texts share: `SHARED_ROW`, doubled, and the longest text."""
+    longest, rows = int(np.max(lengths)), [SHARED_ROW]
+    while 3 * rows[-1] <= longest:  # the next one well below the longest
+        rows.append(2 * rows[-1])
+    return (*(row for row in rows if 1.5 * row <= longest), max(longest, SHARED_ROW))
+
+
+def share_batches(
+    lengths: np.ndarray, row_lengths: Sequence[int], batch_tokens: int
+) -> Iterator[tuple[list[list[int]], int, int]]:
+    """Batches of rows, each the longest text left and the longest that still fit.
+
+    Args:
+        lengths: tokens of each text (N,).
+        row_lengths: ascending, the last one at least the longest text.
+        batch_tokens: rows of a batch = batch_tokens // their length, at least 1.
+
+    Yields:
+        texts of every row, length of the rows, padded number of rows.
+    """
+    order = np.argsort(lengths, kind="stable")
+    found, first = np.unique(lengths[order], return_index=True)
+    # Of every length with texts left: where they stand in `order`.
+    ascending, starts = found.tolist(), first.tolist()
+    ends = [*starts[1:], len(order)]
+
+    def take(room: int) -> int | None:
+        at = bisect.bisect_right(ascending, room) - 1
+        if at < 0:
+            return None
+        ends[at] -= 1
+        text = int(order[ends[at]])
+        if ends[at] == starts[at]:
+            for of_lengths in (ascending, starts, ends):
+                of_lengths.pop(at)
+        return text
+
+    while ascending:
+        length = int(row_lengths[bisect.bisect_left(row_lengths, ascending[-1])])
+        full, most = max(1, batch_tokens // length), texts_of_row(length)
+        rows = []
+        while ascending and len(rows) < full:
+            row, room = [], length
+            while len(row) < most and (text := take(room)) is not None:
+                row.append(text)
+                room -= int(lengths[text])
+            rows.append(row)
+        yield rows, length, min(full, 1 << (len(rows) - 1).bit_length())

@@ -1,0 +1,99 @@
+"""The cluster engine of `ehi.encode.shards`: Ray Data drives the same function.
+
+Needs the extra `ray`. A worker is an actor that holds one job, the jitted encoder in
+it, and encodes one shard after the other; it only says how that ended. All machines of
+the cluster need this package, the files that a job reads, and the folder of the shards.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from ehi.encode.shards import ShardJob, attempt_shard, write_failure
+from ehi.index.ray_cluster import start_ray
+
+
+def encode_shards_by_ray(
+    make_job: Callable[[], ShardJob], numbers: Sequence[int], retries: int = 2,
+    *, workers: int = 0, address: str = "local",
+) -> dict[int, str]:  # fmt: skip
+    """The shards `numbers`, encoded by actors; those that die are started again.
+
+    Args:
+      make_job: function that a worker calls once, importable there.
+      numbers: of the shards.
+      retries: of a shard that fails, or whose worker dies.
+      workers: actors; 0 for one a GPU of the cluster, or else one a machine.
+      address: of a Ray cluster, or 'local' for a new one on this machine.
+
+    Returns:
+      number of each shard that failed -> what it failed of.
+
+    Raises:
+      ImportError: Ray is not installed.
+      RuntimeError: the job cannot be made, or the cluster is gone.
+    """
+    if not numbers:
+        return {}
+    # One processor more than workers: for what Ray Data does itself.
+    ray, owns_ray = start_ray(address, num_cpus=max(workers, 1) + 1)
+    try:
+        import ray.data
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        size = workers or gpus or len(ray.nodes())
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        shards = ray.data.from_items(
+            [{"shard": n} for n in numbers], override_num_blocks=len(numbers)
+        )
+        results = shards.map_batches(
+            _Worker, fn_constructor_args=(make_job, retries), batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=1, num_gpus=1 if gpus else 0,
+        )  # fmt: skip
+        failed = {}
+        with tqdm(total=len(numbers), desc="shards", unit="", disable=None) as bar:
+            for row in results.iter_rows():
+                failed[row["shard"]] = row["error"]
+                bar.update()
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise RuntimeError(f"Ray gave up; finished shards are kept: {why}") from error
+    finally:
+        if owns_ray:
+            ray.shutdown()
+    return {number: error for number, error in failed.items() if error}
+
+
+class _Worker:
+    """An actor: the job, made once."""
+
+    def __init__(self, make_job, retries):
+        self.job, self.retries = make_job(), retries
+
+    def __call__(self, batch):
+        errors = [self.attempt(number) or "" for number in batch["shard"].tolist()]
+        return {"shard": batch["shard"], "error": np.array(errors, object)}
+
+    def attempt(self, number):
+        """`attempt_shard`, unless that has killed too many workers.
+
+        Ray would give the shard of a dead worker to another one for ever. So every
+        worker leaves a mark, a folder, and takes all of them away where it lives on.
+        """
+        prefix = f".{self.job.path(number).name}.tried."
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        if len(list(self.job.folder.glob(f"{prefix}*"))) > self.retries:
+            error = "its workers died, time and again"
+            write_failure(self.job, number, error)
+        else:
+            tempfile.mkdtemp(prefix=prefix, dir=self.job.folder)
+            try:
+                error = attempt_shard(self.job, number, self.retries)
+            except OSError as full:
+                error = str(full)
+        for mark in self.job.folder.glob(f"{prefix}*"):
+            mark.rmdir()
+        return error

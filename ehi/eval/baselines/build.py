@@ -1,0 +1,107 @@
+"""The traditional pipeline by the libraries people use, measured as an Index is."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ehi.eval.baselines.base import Baseline
+from ehi.index.check import check_count, check_embeddings
+
+BASELINES = (
+    "faiss-flat",
+    "faiss-ivf",
+    "faiss-pq",
+    "faiss-opq",
+    "faiss-ivfpq",
+    "faiss-opq-ivfpq",
+    "lsh",
+    "itq-lsh",
+    "faiss-hnsw",
+    "faiss-fastscan",
+    "scann",
+)
+# ScaNN can do without lists, and without codes.
+WITH_LISTS = {"faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq", "scann"}
+_BYTE_CODES = {"faiss-pq", "faiss-opq", "faiss-ivfpq", "faiss-opq-ivfpq"}
+_CODES = _BYTE_CODES | {"lsh", "itq-lsh", "faiss-fastscan"}
+
+
+def build_baseline(
+    name: str,
+    documents: np.ndarray,
+    *,
+    num_leaves: int | None = None,
+    code_bytes: int | None = None,
+    seed: int = 0,
+    doc_ids: Sequence[str] | None = None,
+    rerank_vectors: bool = False,
+) -> Baseline:
+    """Train one library's index on document embeddings and fill it with them.
+
+    Args:
+        name: one of `BASELINES`.
+        documents: (N, D) float32 unit rows; the score is the inner product.
+        num_leaves: P, inverted lists of an IVF or ScaNN; None where there are none.
+        code_bytes: bytes of a document's code; None for raw vectors.
+        seed: of every random choice; ScaNN takes none, its builds are all alike.
+        doc_ids: external ids of the N documents; None for their row numbers.
+        rerank_vectors: keep 2-byte vectors for `rerank`.
+
+    Raises:
+        ValueError: an unknown name, or sizes that do not fit each other.
+        ImportError: the library is not installed; says how to install it.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
+    documents = check_embeddings(documents)
+    if doc_ids is not None and len(doc_ids) != len(documents):
+        raise ValueError(f"{len(doc_ids)} doc_ids for {len(documents)} documents")
+    _check_sizes(name, documents.shape, num_leaves, code_bytes)
+    sizes = {"num_leaves": num_leaves, "code_bytes": code_bytes}
+    kept = {"doc_ids": doc_ids, "rerank_vectors": rerank_vectors}
+    # Faiss and ScaNN are extras: their modules are read only when one is asked for.
+    if name == "scann":
+        from ehi.eval.baselines.scann import build_scann
+
+        return build_scann(documents, **sizes, **kept)
+    from ehi.eval.baselines.faiss import build_faiss
+
+    return build_faiss(
+        name, documents, seed=check_count("seed", seed, 0), **sizes, **kept
+    )
+
+
+def _check_sizes(name, shape, num_leaves, code_bytes):
+    rows, width = shape
+    for label, value, needed in (
+        ("num_leaves", num_leaves, name in WITH_LISTS),
+        ("code_bytes", code_bytes, name in _CODES),
+    ):
+        if value is not None:
+            check_count(label, value)
+        if name != "scann" and (value is not None) != needed:
+            wants = f"needs {label}" if needed else f"has no {label}: it must be None"
+            raise ValueError(f"{name} {wants}, got {label}={value}")
+    if num_leaves is not None and num_leaves > rows:
+        raise ValueError(f"num_leaves={num_leaves} of only {rows} documents")
+    if code_bytes is None or name == "lsh":
+        return
+    if name == "itq-lsh":
+        # Its bits are rotated principal axes, of which there are D. ITQ after a random
+        # expansion to 2 D took 50 s at D = 384 and had less recall than `lsh`.
+        if 8 * code_bytes > width:
+            raise ValueError(
+                f"itq-lsh has at most one bit a dimension: code_bytes={code_bytes} are "
+                f"{8 * code_bytes} bits of {width} dimensions; use 'lsh'"
+            )
+        return
+    codewords, blocks = 16, 2 * code_bytes
+    if name in _BYTE_CODES:
+        codewords, blocks = 256, code_bytes
+    if width % blocks:
+        raise ValueError(
+            f"{name} with code_bytes={code_bytes} has {blocks} subspaces, which do not "
+            f"divide the width {width}"
+        )
+    if rows < codewords:
+        raise ValueError(f"{rows} documents are fewer than {codewords} codewords")

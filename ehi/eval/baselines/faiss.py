@@ -1,0 +1,264 @@
+"""A filled index of Faiss: searched, its work counted, its bytes measured."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ehi.eval.baselines.base import Baseline, padded
+
+
+class FaissBaseline(Baseline):
+    """A Faiss index, whole (`_index`) and without the rotation before it (`_core`)."""
+
+    def __init__(
+        self,
+        index: Any,
+        shape: tuple[int, int],
+        doc_ids: Sequence[str] | None,
+        vectors: np.ndarray | None,
+    ):
+        super().__init__(shape, doc_ids, vectors is not None)
+        self._faiss = faiss = import_faiss()
+        self._index, self._core, self._transform = index, index, None
+        if isinstance(index, faiss.IndexPreTransform):
+            self._core = faiss.downcast_index(index.index)
+            self._transform = faiss.downcast_VectorTransform(index.chain.at(0))
+        self._vectors = vectors
+        self._is_ivf = isinstance(self._core, faiss.IndexIVF)
+        self._is_graph = isinstance(self._core, faiss.IndexHNSW)
+        self._is_hash = isinstance(self._core, faiss.IndexLSH)
+        self.num_leaves, self.num_centroids = 1, 0
+        self.leaf_sizes = np.array([self.num_documents])  # (1,)
+        if self._is_ivf:
+            self.num_leaves = self.num_centroids = self._core.nlist
+            lists = self._core.invlists
+            self.leaf_sizes = np.array(
+                [lists.list_size(p) for p in range(self.num_leaves)], np.int64
+            )  # (P,)
+        elif self._is_graph:
+            self.num_leaves, self.leaf_sizes = self.num_documents, None
+        rerank_bytes = 0 if vectors is None else vectors.nbytes
+        per_document = (self._code_bytes() + rerank_bytes) / self.num_documents
+        self.bytes_per_doc = per_document
+        self.index_bytes = faiss.serialize_index(index).nbytes + rerank_bytes
+
+    def _code_bytes(self) -> int:
+        """Bytes of codes or vectors and, of a graph, of levels, offsets and links."""
+        if not self._is_graph:
+            return self._core.code_size * self.num_documents
+        graph = self._core.hnsw
+        stored = (graph.neighbors, graph.offsets, graph.levels)
+        links = sum(self._faiss.vector_to_array(part).nbytes for part in stored)
+        return links + 4 * self.width * self.num_documents
+
+    def _find(self, queries, k, beam, rerank, threads):
+        # A graph widens its search to k: a beam that keeps its meaning finds no more
+        # than `beam` documents.
+        wanted = min(rerank or k, beam) if self._is_graph else rerank or k
+        with omp_threads(self._faiss, threads):
+            found = self._index.search(queries, wanted, params=self._settings(beam))
+        scores, rows = padded(-found[0] if self._is_hash else found[0], found[1])
+        if rerank:
+            scores, rows = self._rescore(queries, rows)
+        missing = max(0, k - rows.shape[1])
+        return (
+            np.pad(scores[:, :k], ((0, 0), (0, missing)), constant_values=-np.inf),
+            np.pad(rows[:, :k], ((0, 0), (0, missing)), constant_values=-1),
+        )
+
+    def _settings(self, beam):
+        """Parameters of one search: the index itself stays as it is."""
+        if self._is_ivf:
+            settings = self._faiss.SearchParametersIVF(nprobe=beam)
+            if self._transform is None:
+                return settings
+            return self._faiss.SearchParametersPreTransform(index_params=settings)
+        if self._is_graph:
+            return self._faiss.SearchParametersHNSW(efSearch=beam)
+        return None
+
+    def _rescore(self, queries, rows):
+        """The same candidates, ordered by their stored float16 vectors."""
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for query, candidates in enumerate(rows):
+            found = candidates >= 0
+            vectors = self._vectors[candidates[found]].astype(np.float32)
+            scores[query, found] = vectors @ queries[query]
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+    def _count(self, queries, beam):
+        if self._is_graph:
+            return self._count_in_graph(queries, beam)
+        if not self._is_ivf:
+            return np.full(len(queries), self.num_documents, np.int64)
+        if self._transform is not None:
+            queries = self._transform.apply(queries)
+        with omp_threads(self._faiss, 1):
+            _, lists = self._core.quantizer.search(queries, beam)  # (N, b)
+        return self.leaf_sizes[lists].sum(axis=1)
+
+    def _count_in_graph(self, queries, beam):
+        """Distances computed, by the statistics of Faiss, which add up over a batch."""
+        statistics, settings = self._faiss.cvar.hnsw_stats, self._settings(beam)
+        visited = np.empty(len(queries), np.int64)
+        with omp_threads(self._faiss, 1):
+            for query in range(len(queries)):
+                statistics.reset()
+                self._index.search(queries[query : query + 1], 1, params=settings)
+                visited[query] = statistics.ndis
+        return visited
+
+
+def import_faiss() -> ModuleType:
+    """The module `faiss`, or an ImportError that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "this baseline needs Faiss: pip install -e '.[faiss]'"
+        ) from error
+    return faiss
+
+
+@contextlib.contextmanager
+def omp_threads(faiss: ModuleType, threads: int) -> Iterator[None]:
+    """Lend Faiss so many threads, and take them back."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+# MERGED ehi_eval_baselines_faiss: Baselines by Faiss: flat, inverted lists, product codes, hashes and a graph.
+
+_KMEANS_ITERATIONS = 25
+# One iteration of k-means a round: 50 rounds of 1 and of 4 end at the same distortion
+# (0.190 and 0.191 on pydocs at 24 bytes, 0.107 and 0.108 on SciFact at 48), the latter
+# in up to 3 times the time. Codebooks fitted afresh to the rotation end at 0.198.
+_OPQ_ROUNDS = 50
+_HNSW_LINKS = 32
+_HNSW_BREADTH = 200
+
+
+def build_faiss(
+    name: str,
+    documents: np.ndarray,
+    *,
+    num_leaves: int | None,
+    code_bytes: int | None,
+    seed: int,
+    doc_ids: Sequence[str] | None,
+    rerank_vectors: bool,
+) -> Baseline:
+    """Train and fill the Faiss index that `name` stands for: see `build_baseline`.
+
+    Raises:
+        ImportError: Faiss is not installed.
+    """
+    faiss = import_faiss()
+    # Equal seeds shall give equal indexes: threads would race for places in the graph
+    # and for the order of sums.
+    with omp_threads(faiss, 1):
+        transform, rows = None, documents
+        if "opq" in name or name == "itq-lsh":
+            transform, codebooks = _transform(faiss, name, rows, code_bytes, seed)
+            rows = transform.apply(documents)
+        index = _new_index(faiss, name, rows.shape[1], num_leaves, code_bytes, seed)
+        for clustering in _clusterings(index):
+            _best_kmeans(clustering, len(rows), seed)
+        if name == "faiss-opq":
+            _start_from(faiss, index.pq, codebooks)
+        index.train(rows)
+        index.add(rows)
+        if transform is not None:
+            index = faiss.IndexPreTransform(transform, index)
+        kept = documents.astype(np.float16) if rerank_vectors else None
+        return FaissBaseline(index, documents.shape, doc_ids, kept)
+
+
+def _new_index(faiss, name, width, num_leaves, code_bytes, seed):
+    """The index, empty, of rows that are rotated already."""
+    product = faiss.METRIC_INNER_PRODUCT
+    if name in ("faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq"):
+        coarse = faiss.IndexFlatIP(width)
+        if name == "faiss-ivf":
+            return faiss.IndexIVFFlat(coarse, width, num_leaves, product)
+        return faiss.IndexIVFPQ(coarse, width, num_leaves, code_bytes, 8, product)
+    if name in ("faiss-pq", "faiss-opq"):
+        return faiss.IndexPQ(width, code_bytes, 8, product)
+    if name == "faiss-fastscan":
+        return faiss.IndexPQFastScan(width, 2 * code_bytes, 4, product)
+    if name == "itq-lsh":
+        return faiss.IndexLSH(width, width, False, False)
+    if name == "lsh":
+        # Thresholds at the medians of the documents lost recall on pydocs and SciFact,
+        # at every size: queries lie elsewhere.
+        index = faiss.IndexLSH(width, 8 * code_bytes, True, False)
+        index.rrot.init(seed)
+        return index
+    if name == "faiss-hnsw":
+        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, product)
+        index.hnsw.efConstruction = _HNSW_BREADTH
+        index.hnsw.rng = faiss.RandomGenerator(seed)
+        return index
+    return faiss.IndexFlatIP(width)
+
+
+def _clusterings(index) -> Iterator[Any]:
+    """Settings of every k-means that training will run."""
+    if hasattr(index, "nlist"):
+        # Lists of unit rows, searched by inner product.
+        index.cp.spherical = True
+        yield index.cp
+    if hasattr(index, "pq"):
+        yield index.pq.cp
+
+
+def _best_kmeans(clustering, num_rows, seed):
+    """All rows, silently also where there are fewer than Faiss would like."""
+    clustering.niter = _KMEANS_ITERATIONS
+    clustering.seed = seed
+    clustering.max_points_per_centroid = num_rows
+    clustering.min_points_per_centroid = 1
+
+
+def _transform(faiss, name, rows, code_bytes, seed):
+    """The fitted rotation and, of OPQ, its codebooks (M, K, S) as one flat array.
+
+    Raises:
+        ValueError: fewer rows than principal axes.
+    """
+    width = rows.shape[1]
+    if name == "itq-lsh":
+        bits = 8 * code_bytes
+        if len(rows) < bits:
+            raise ValueError(f"{len(rows)} documents are fewer than {bits} bits")
+        transform = faiss.ITQTransform(width, bits, bits < width)
+        transform.itq.seed = seed
+        transform.train(rows)
+        return transform, None
+    transform = faiss.OPQMatrix(width, code_bytes, width)
+    transform.niter, transform.niter_pq = _OPQ_ROUNDS, 1
+    transform.max_train_points = len(rows)
+    # Faiss draws its first rotation from a fixed seed unless there is one already.
+    random = np.random.default_rng(seed).standard_normal((width, width))
+    start = np.linalg.qr(random)[0].astype(np.float32)
+    faiss.copy_array_to_vector(start.ravel(), transform.A)
+    quantiser = faiss.ProductQuantizer(width, code_bytes, 8)
+    _best_kmeans(quantiser.cp, len(rows), seed)
+    transform.pq = quantiser
+    transform.train(rows)
+    transform.pq = None  # ours, and gone when this returns
+    return transform, faiss.vector_to_array(quantiser.centroids)
+
+
+def _start_from(faiss, quantiser, codebooks):
+    """Let training refine the codebooks that the rotation was fitted with."""
+    faiss.copy_array_to_vector(codebooks, quantiser.centroids)
+    quantiser.train_type = faiss.ProductQuantizer.Train_hot_start

@@ -1,0 +1,434 @@
+"""What belongs to document rows besides vectors: external ids, and lines to show."""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ehi.index.folder import Folder, IndexCorruptError
+
+_LARGEST = 2**63 - 1  # of integer ids
+
+
+@dataclass(frozen=True)
+class StringIds:
+    """Strings as one block of UTF-8 bytes: id i is text[offsets[i]:offsets[i + 1]].
+
+    Attributes:
+        offsets: (N + 1,) int64.
+        text: (bytes,) uint8.
+    """
+
+    offsets: np.ndarray
+    text: np.ndarray
+
+    @classmethod
+    def of(cls, strings):
+        encoded = [string.encode() for string in strings]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(string) for string in encoded], out=offsets[1:])
+        return cls(offsets, np.frombuffer(b"".join(encoded), np.uint8))
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def take(self, rows):
+        """Object array of the ids of `rows`, None where a row is negative."""
+        ids = np.full(rows.shape, None, object)
+        starts = self.offsets[np.maximum(rows, 0)].ravel()
+        stops = self.offsets[np.maximum(rows, 0) + 1].ravel()
+        for position in np.flatnonzero(rows >= 0):
+            text = self.text[starts[position] : stops[position]]
+            try:
+                ids.flat[position] = text.tobytes().decode()
+            except UnicodeDecodeError as error:
+                raise IndexCorruptError(f"an id is not UTF-8: {error}") from None
+        return ids
+
+    def tolist(self):
+        return self.take(np.arange(len(self))).tolist()
+
+    def row_of_string(self):
+        """{id in UTF-8: row} of all ids."""
+        text, offsets = self.text.tobytes(), self.offsets.tolist()
+        return {
+            text[a:b]: row for row, (a, b) in enumerate(itertools.pairwise(offsets))
+        }
+
+    def keep(self, mask):
+        """The lengths and the bytes of the ids that a mask (N,) keeps."""
+        lengths = np.diff(self.offsets)
+        return lengths[mask], self.text[np.repeat(mask, lengths)]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """JSON lines, one object for each document row, read on demand.
+
+    Attributes:
+        text: (bytes,) uint8, usually a memory-mapped file.
+    """
+
+    text: np.ndarray
+
+    @classmethod
+    def of(cls, values):
+        lines = [json.dumps(value).encode() + b"\n" for value in values]
+        return cls(np.frombuffer(b"".join(lines), np.uint8))
+
+    @functools.cached_property
+    def _line_ends(self):
+        return np.flatnonzero(self.text == ord("\n"))
+
+    def __len__(self):
+        return len(self._line_ends)
+
+    def __getitem__(self, row):
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside the {len(self)} stored documents")
+        start = self._line_ends[row - 1] + 1 if row else 0
+        return json.loads(self.text[start : self._line_ends[row]].tobytes())
+
+    def keep(self, mask):
+        """The bytes of the lines that a mask (N,) keeps."""
+        lengths = np.diff(self._line_ends, prepend=-1)
+        return self.text[np.repeat(mask, lengths)]
+
+
+def check_ids(doc_ids, num):
+    """External ids as (N,) int64 or StringIds, all distinct.
+
+    Raises:
+        ValueError: another number of ids, ids of mixed or other kinds, ids that repeat.
+    """
+    ids = doc_ids if isinstance(doc_ids, np.ndarray) else _listed(doc_ids)
+    kept = as_ids(ids)
+    if len(kept) != num:
+        raise ValueError(f"{len(kept)} doc_ids for {num} embeddings")
+    if len(set(ids)) < num:
+        seen = set()
+        twice = next(value for value in ids if value in seen or seen.add(value))
+        raise ValueError(f"doc_ids repeat: {twice!r} stands twice")
+    return kept
+
+
+def as_ids(ids):
+    """Ids as (N,) int64 or StringIds.
+
+    Raises:
+        ValueError: one id instead of several, ids that are neither all strings nor all
+            integers from 0 to 2^63 - 1.
+    """
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
+        for value in (ids.min(), ids.max()) if ids.size else ():
+            if not 0 <= value <= _LARGEST:
+                raise ValueError(f"integer ids are from 0 to 2^63 - 1, got {value}")
+        return ids.astype(np.int64)
+    ids = _listed(ids)
+    if ids and all(isinstance(value, str) for value in ids):
+        return StringIds.of(ids)
+    for value in ids:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (whole and 0 <= value <= _LARGEST):
+            raise ValueError(
+                "ids must be all strings or all integers from 0 to 2^63 - 1, got "
+                f"{value!r} among {len(ids)}"
+            )
+    return np.array(ids, np.int64)
+
+
+def _listed(ids):
+    """A list of ids; one alone, even a string of several letters, is none."""
+    one = isinstance(ids, str | bytes) or not isinstance(ids, Iterable)
+    if one or getattr(ids, "ndim", 1) != 1:
+        raise ValueError(f"ids must be several in a row, as [1, 2]; got {ids!r}")
+    return list(ids)
+
+
+def rows_of(ids, order, wanted):
+    """Where each wanted id stands among `ids`: (n,) int64, -1 where it does not.
+
+    Args:
+        ids: (N,) int64 or StringIds.
+        order: their argsort, or `StringIds.row_of_string()`.
+        wanted: n ids of the same kind, as `as_ids` makes them.
+
+    Raises:
+        ValueError: ids of another kind.
+    """
+    strings = isinstance(ids, StringIds)
+    if len(wanted) and strings != isinstance(wanted, StringIds):
+        kinds = ("strings", "integers") if strings else ("integers", "strings")
+        raise ValueError(f"the ids of this index are {kinds[0]}, got {kinds[1]}")
+    if not len(wanted) or not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    if strings:
+        text, offsets = wanted.text.tobytes(), wanted.offsets.tolist()
+        rows = (order.get(text[a:b], -1) for a, b in itertools.pairwise(offsets))
+        return np.fromiter(rows, np.int64, len(wanted))
+    place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
+    rows = order[place]
+    return np.where(ids[rows] == wanted, rows, -1)
+
+
+# MERGED ehi_index_segment: What an index holds: documents, added together in segments, some of them deleted.
+
+# What a segment stores besides its ids and the documents to show.
+SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Documents added together, their copies leaf-major and within a leaf by row.
+
+    Copies of leaf p are leaf_offsets[p] .. leaf_offsets[p + 1]. There are C >= N
+    copies, more than N where documents are spilled to several leaves. Arrays may be
+    memory-mapped, none may be written to.
+
+    Attributes:
+        leaf_offsets: (P + 1,) int64.
+        leaf_rows: (C,) uint32 rows of documents, 0 is the segment's first.
+        ids: external ids by row, (N,) int64 or StringIds.
+        vectors: (C, D) float32 or float16 in raw leaves, else None.
+        codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
+        rerank_vectors: (N, D) float16 by row, or None.
+        documents: what to show of each document, or None.
+        first_row: row of its first document in the index.
+        source: the sha256 sums of its files, or None where it was never stored.
+    """
+
+    leaf_offsets: np.ndarray
+    leaf_rows: np.ndarray
+    ids: np.ndarray | StringIds
+    vectors: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    rerank_vectors: np.ndarray | None = None
+    documents: Documents | None = None
+    first_row: int = 0
+    source: tuple[str, ...] | None = None
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def num_copies(self):
+        return len(self.leaf_rows)
+
+    @property
+    def leaf_bytes(self):
+        """Bytes of codes or vectors, every copy, and of re-rank vectors."""
+        stored = (self.vectors, self.codes, self.rerank_vectors)
+        return sum(array.nbytes for array in stored if array is not None)
+
+    def rows(self, start, stop):
+        """Rows in the index of the copies start .. stop: (m,)."""
+        return self.rows_at(slice(start, stop))
+
+    def rows_at(self, copies):
+        """Rows in the index of copies, a slice or numbers (m,): (m,)."""
+        rows = self.leaf_rows[copies]
+        return rows + np.int64(self.first_row) if self.first_row else rows
+
+    def leaf_sizes(self, deleted=None):
+        """Copies in each leaf, of the documents that no mask (R,) deletes: (P,) int64.
+
+        Memory: 5 bytes a copy, where there is a mask.
+        """
+        if deleted is None:
+            return np.diff(self.leaf_offsets)
+        here = deleted[self.first_row : self.first_row + len(self)]
+        gone = np.zeros(self.num_copies + 1, np.uint32)  # before each copy
+        try:
+            np.cumsum(here[self.leaf_rows], dtype=np.uint32, out=gone[1:])
+        except IndexError as error:
+            raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
+        return np.diff(self.leaf_offsets - gone[self.leaf_offsets])
+
+    def arrays(self):
+        """Every array under the name the folder gives it."""
+        arrays = {name: getattr(self, name) for name in SEGMENT_ARRAYS}
+        if isinstance(self.ids, StringIds):
+            arrays |= {"id_offsets": self.ids.offsets, "id_text": self.ids.text}
+        else:
+            arrays["ids"] = self.ids
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @functools.cached_property
+    def order(self):
+        """How the ids are found: their order, or each string's row. Made once."""
+        if isinstance(self.ids, StringIds):
+            return self.ids.row_of_string()
+        return np.argsort(self.ids)
+
+    def check_layout(self):
+        """Checks that no array points outside another; reads all rows and lines.
+
+        Raises:
+            IndexCorruptError: naming the array.
+        """
+        num = len(self)
+        if self.num_copies and self.leaf_rows.max() >= num:
+            raise IndexCorruptError(
+                f"leaf_rows points at row {self.leaf_rows.max()} of {num} documents"
+            )
+        if isinstance(self.ids, StringIds):
+            offsets = self.ids.offsets
+            if (offsets[1:] < offsets[:-1]).any():  # a difference may overflow
+                raise IndexCorruptError("id_offsets descend")
+        if self.documents is not None and len(self.documents) != num:
+            raise IndexCorruptError(
+                f"{len(self.documents)} documents to show for {num} ids"
+            )
+
+    def check_addresses(self):
+        """`check_layout`, and that ids are not negative and do not repeat.
+
+        Raises:
+            IndexCorruptError: naming the array.
+        """
+        self.check_layout()
+        if isinstance(self.ids, StringIds):
+            repeat = len(self.order) < len(self)
+        else:
+            ids = self.ids[self.order]
+            _refuse_negative(ids[:1])
+            repeat = (ids[1:] == ids[:-1]).any()
+        if repeat:
+            raise IndexCorruptError("ids repeat within a segment")
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All documents of an index at one moment; updates replace it as a whole.
+
+    Rows number the documents of all segments in the order they were added, those
+    deleted since included, R in all.
+
+    Attributes:
+        segments: the first is never missing, but may be empty.
+        deleted: (R,) bool by row, or None where nothing is deleted.
+        folder: where it is stored, or None.
+    """
+
+    segments: tuple[Segment, ...]
+    deleted: np.ndarray | None = None
+    folder: Folder | None = None
+
+    @property
+    def num_rows(self):
+        return self.segments[-1].first_row + len(self.segments[-1])
+
+    @functools.cached_property
+    def num_documents(self):
+        """Documents that a search can find."""
+        dead = 0 if self.deleted is None else int(self.deleted.sum())
+        return self.num_rows - dead
+
+    @functools.cached_property
+    def leaf_sizes(self):
+        """Copies of documents not deleted in each leaf: (P,) int64."""
+        return sum(segment.leaf_sizes(self.deleted) for segment in self.segments)
+
+    def rows_in_leaf(self, leaf):
+        """Rows of the documents in a leaf, deleted ones left out, ascending."""
+        parts = [
+            segment.rows(*segment.leaf_offsets[leaf : leaf + 2])
+            for segment in self.segments
+        ]
+        rows = np.concatenate(parts)
+        return rows if self.deleted is None else rows[~self.deleted[rows]]
+
+    def external_ids(self, rows):
+        """External ids of rows, of any shape; row -1 gives -1 or None."""
+        first = self.segments[0]
+        strings = isinstance(first.ids, StringIds)
+        if len(self.segments) == 1 and len(first):
+            if strings:
+                return first.ids.take(rows)
+            ids = first.ids[rows]
+            _refuse_negative(ids)
+            if np.minimum.reduce(rows, axis=None, initial=0) < 0:
+                ids[rows < 0] = -1
+            return ids
+        found = np.full(rows.shape, None if strings else -1, object if strings else int)
+        for segment in self.segments:
+            here = rows - segment.first_row
+            inside = (here >= 0) & (here < len(segment)) & (rows >= 0)
+            if not inside.any():
+                continue
+            ids = segment.ids
+            chosen = here[inside]
+            found[inside] = ids.take(chosen) if strings else ids[chosen]
+            if not strings:
+                _refuse_negative(found[inside])
+        return found
+
+    def find(self, ids):
+        """Rows of the documents with these external ids, -1 where there is none.
+
+        Raises:
+            ValueError: ids of another kind than those of the index.
+        """
+        rows = np.full(len(ids), -1, np.int64)
+        for segment in self.segments:
+            here = rows_of(segment.ids, segment.order, ids)
+            inside = np.flatnonzero(here >= 0)
+            found = here[inside] + segment.first_row
+            if self.deleted is not None:
+                alive = ~self.deleted[found]
+                inside, found = inside[alive], found[alive]
+            rows[inside] = found
+        return rows
+
+    def rerank_vectors(self, rows):
+        """(..., D) float32 stored vectors of rows >= 0."""
+        first = self.segments[0].rerank_vectors
+        if len(self.segments) == 1 and len(first):
+            return first[rows].astype(np.float32)
+        found = np.zeros((*rows.shape, first.shape[1]), np.float32)
+        for segment in self.segments:
+            here = rows - segment.first_row
+            inside = (here >= 0) & (here < len(segment))
+            found[inside] = segment.rerank_vectors[here[inside]]
+        return found
+
+    def document(self, row):
+        """What was stored to show of a document: a dict.
+
+        Raises:
+            ValueError: the index was saved without documents.
+            IndexError: no such row.
+        """
+        if self.segments[0].documents is None:
+            raise ValueError("this index was saved without documents to show")
+        for segment in self.segments:
+            if 0 <= row - segment.first_row < len(segment):
+                return segment.documents[row - segment.first_row]
+        raise IndexError(f"row {row} is outside the {self.num_rows} stored documents")
+
+    def with_segment(self, segment):
+        """These documents and those of another segment."""
+        segment = replace(segment, first_row=self.num_rows)
+        deleted = self.deleted
+        if deleted is not None:
+            deleted = np.concatenate([deleted, np.zeros(len(segment), bool)])
+        return Contents((*self.segments, segment), deleted, self.folder)
+
+    def without(self, rows):
+        """These documents, those of `rows` deleted."""
+        if not len(rows):
+            return self
+        deleted = np.zeros(self.num_rows, bool)
+        if self.deleted is not None:
+            deleted[:] = self.deleted
+        deleted[rows] = True
+        return Contents(self.segments, deleted, self.folder)
+
+
+def _refuse_negative(ids):
+    """IndexCorruptError where integer ids are negative: -1 stands for none."""
+    if ids.size and np.minimum.reduce(ids, axis=None) < 0:
+        raise IndexCorruptError(f"ids hold {ids.min()}, integer ids start from 0")

@@ -1,0 +1,339 @@
+"""An Index as an index of Faiss.
+
+The leaves become the inverted lists of an IndexIVFFlat (raw leaves, float16 vectors as
+the float32 values they are) or an IndexIVFPQ (codes, byte for byte), by inner product;
+ids in the lists are document rows. A rotation stands before it, in an
+IndexPreTransform.
+"""
+
+import functools
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ehi.index.check import check_queries, check_results
+from ehi.index.folder import IndexCorruptError, sync_folder
+from ehi.index.index import Index
+from ehi.index.search.blas import one_blas_thread
+from ehi.index.search.codes import decode
+from ehi.index.search.routing import route, rows_at_once
+from ehi.index.search.search import check_beam
+from ehi.index.search.topk import EMPTY, drop_duplicates, pack, smallest, unpack
+
+
+def to_faiss(index, *, fastscan=False):
+    """Copies the documents of an index into an index of Faiss.
+
+    Deleted documents are left out; what is added or deleted later is not seen. The
+    coarse quantiser holds leaf centroids where codes are of residuals, the nodes of a
+    tree of height 1 without residual layer and biases, else the mean of each leaf.
+    Only with the nodes does Faiss's own `search` visit the leaves that ours does, so
+    search through the wrapper.
+
+    Args:
+        index: an Index.
+        fastscan: an IndexIVFPQFastScan, for 4-bit codes: several times faster, with
+            scores rounded by its 8-bit tables; see `rerank` of `FaissIndex.search`.
+
+    Returns:
+        FaissIndex.
+
+    Raises:
+        ImportError: Faiss is not installed.
+        ValueError: fastscan of leaves other than 4-bit codes.
+        IndexCorruptError: leaves point at rows that are not there.
+    """
+    faiss = import_faiss()
+    source = replace(index)
+    for segment in source.segments:
+        segment.check_layout()
+    width, codebooks = index.width, index.codebooks
+    if fastscan and (codebooks is None or codebooks.shape[1] != 16):
+        leaves = "raw vectors" if codebooks is None else f"K = {codebooks.shape[1]}"
+        raise ValueError(f"fastscan needs codes of K = 16 codewords, got {leaves}")
+    shape = (faiss.IndexFlatIP(width), width, index.num_leaves)
+    if codebooks is None:
+        lists = faiss.IndexIVFFlat(*shape, faiss.METRIC_INNER_PRODUCT)
+    else:
+        num_subspaces, num_codewords, _ = codebooks.shape
+        bits = num_codewords.bit_length() - 1
+        lists = faiss.IndexIVFPQ(
+            *shape, num_subspaces, bits, faiss.METRIC_INNER_PRODUCT
+        )
+        faiss.copy_array_to_vector(codebooks.ravel(), lists.pq.centroids)
+        lists.by_residual = index.leaf_centroids is not None
+    shape[0].add(_fill(faiss, lists, source))
+    lists.is_trained = True
+    if fastscan:
+        lists = faiss.IndexIVFPQFastScan(lists)
+    if index.rotation is None:
+        return FaissIndex(lists, source)
+    rotation = faiss.LinearTransform(width, width, False)
+    faiss.copy_array_to_vector(index.rotation.T.ravel(), rotation.A)
+    rotation.is_trained = rotation.is_orthonormal = True
+    return FaissIndex(faiss.IndexPreTransform(rotation, lists), source)
+
+
+def _fill(faiss, lists, index):
+    """Fills the inverted lists; returns the coarse centroids (P, D), rotated."""
+    coarse = np.zeros((index.num_leaves, index.width), np.float32)
+    given = _given_centroids(index)
+    if given is not None:
+        coarse[:] = given if index.rotation is None else given @ index.rotation
+    for leaf in range(index.num_leaves):
+        rows = np.ascontiguousarray(index.contents.rows_in_leaf(leaf), np.int64)
+        if not len(rows):
+            continue
+        stored, vectors = _stored(index, leaf)
+        lists.invlists.add_entries(
+            leaf, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(stored)
+        )
+        lists.ntotal += len(rows)
+        if given is None:
+            coarse[leaf] = vectors().mean(axis=0)
+    return coarse
+
+
+def _given_centroids(index):
+    """(P, D) vectors of the leaves that the index itself has, or None."""
+    if index.leaf_centroids is not None:
+        return index.leaf_centroids
+    tree = index.routing_tree
+    plain = tree is not None and tree.keys() == {"kind", "nodes", "scale"}
+    if plain and len(tree["nodes"]) == 1 and tree["scale"] > 0:
+        return tree["nodes"][0][0]
+    return None
+
+
+def _stored(index, leaf):
+    """The bytes of a leaf as Faiss holds them, and a function giving their vectors."""
+    deleted = index.contents.deleted
+    parts = []
+    for segment in index.segments:
+        start, stop = segment.leaf_offsets[leaf : leaf + 2].tolist()
+        part = (segment.vectors if segment.codes is None else segment.codes)[start:stop]
+        if deleted is not None:
+            part = part[~deleted[segment.rows(start, stop)]]
+        parts.append(part)
+    stored = np.concatenate(parts)
+    if index.codebooks is None:
+        stored = stored.astype(np.float32, copy=False)
+        return stored.view(np.uint8), lambda: stored
+    return stored, lambda: decode(stored, index.byte_codebooks)
+
+
+# MERGED ehi_index_interop_search: An exported index, searched by Faiss in the leaves that our routing chooses.
+
+_VALUES = 2**22  # of the largest temporary array of a search
+
+
+def import_faiss():
+    """The module `faiss`, or an ImportError that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("this needs Faiss: pip install 'ehi[faiss]'") from error
+    return faiss
+
+
+@dataclass(frozen=True, eq=False)
+class FaissIndex:
+    """An index of Faiss, and the Index that routes its queries and names its results.
+
+    Made by `to_faiss` or `read`.
+
+    Attributes:
+        index: the faiss index; its ids are rows of `source`.
+        source: the Index as it was when exported. Its leaves are read by `rerank` only,
+            so one that is mapped into memory costs little.
+    """
+
+    index: Any
+    source: Index
+
+    def search(self, queries, k=10, *, beam=1, rerank=0):
+        """The k best documents in the `beam` best leaves of each query.
+
+        The same ids, and scores to within 1e-4, as `source.search` found when exported,
+        but for documents of equal scores, and those of fast-scan. A fast-scan score is
+        rounded: `rerank` candidates by it are scored again with the exact codes.
+
+        Args:
+            queries: (N, D) floats.
+            k: results of a query.
+            beam: leaves visited, 1 .. P.
+            rerank: 0, or how many candidates to score again.
+
+        Returns:
+            ids (N, k), external ones, padded with -1 or None; scores (N, k) float32,
+            padded with -inf.
+
+        Raises:
+            ValueError: queries of another width or dtype or not finite; k, beam or
+                rerank out of range.
+        """
+        source = self.source
+        queries = check_queries(queries, source.width)
+        k = check_results("k", k, source.num_documents)
+        beam = check_beam(source, beam)
+        rerank = check_results("rerank", rerank, source.num_documents, least=0)
+        if 0 < rerank < k:
+            raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
+        most = max(beam, rerank * source.spill) * source.width
+        step = max(1, _VALUES // most)
+        step = min(step, rows_at_once(source.routing_tree, beam))
+        parts = [
+            self._search_part(queries[start : start + step], k, beam, rerank)
+            for start in range(0, max(len(queries), 1), step)
+        ]
+        scores, rows = unpack(np.concatenate(parts))
+        return source.external_ids(rows), scores
+
+    def write(self, path):
+        """Writes the faiss index to a file, which it replaces whole.
+
+        Raises:
+            OSError: it cannot be written; a file that was there is as it was.
+        """
+        faiss, path = import_faiss(), Path(path)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                writer = faiss.PyCallbackIOWriter(file.write)
+                faiss.write_index(self.index, writer)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        os.replace(part, path)
+        sync_folder(path.parent)
+
+    @classmethod
+    def read(cls, path, source):
+        """Reads a file of `write`.
+
+        Args:
+            path: the file.
+            source: the Index it was exported from, of the same documents.
+
+        Raises:
+            FileNotFoundError: there is none.
+            IndexCorruptError: Faiss cannot read it.
+            ValueError: `source` holds other documents, or has other leaves.
+        """
+        faiss = import_faiss()
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is no file of Faiss: it does not exist")
+        try:
+            found = faiss.read_index(os.fspath(path))
+        except RuntimeError as error:  # of which the last line says why
+            reason = str(error).strip().splitlines()[-1]
+            raise IndexCorruptError(f"Faiss cannot read {path}: {reason}") from None
+        read = cls(found, replace(source))
+        lists = read._lists
+        if (lists.d, lists.nlist) != (source.width, source.num_leaves):
+            raise ValueError(
+                f"{path} has {lists.nlist} lists of width {lists.d}, the index "
+                f"{source.num_leaves} leaves of width {source.width}"
+            )
+        for leaf in range(lists.nlist):
+            ids = list_ids(faiss, lists.invlists, leaf)
+            if not np.array_equal(ids, source.contents.rows_in_leaf(leaf)):
+                raise ValueError(
+                    f"{path} holds other documents than the index in leaf {leaf}: "
+                    "export it again"
+                )
+        return read
+
+    @functools.cached_property
+    def _lists(self):
+        """The faiss index without the rotation before it."""
+        faiss = import_faiss()
+        if isinstance(self.index, faiss.IndexPreTransform):
+            return faiss.downcast_index(self.index.index)
+        return self.index
+
+    @functools.cached_property
+    def _copies(self):
+        """Of each segment, the copies of every document: (N, s)."""
+        spill = self.source.spill
+        return [
+            np.argsort(segment.leaf_rows, kind="stable").reshape(-1, spill)
+            for segment in self.source.segments
+        ]
+
+    def _search_part(self, queries, k, beam, rerank):
+        """(N, k) ascending keys: see `ehi.index.search.topk`."""
+        source = self.source
+        with one_blas_thread():
+            leaves = route(queries, source.routing_tree, beam).leaves
+            rotated = queries if source.rotation is None else queries @ source.rotation
+            offsets = np.zeros(leaves.shape, np.float32)  # (N, b), q . centroid
+            if source.leaf_centroids is not None:
+                centroids = source.leaf_centroids[leaves]  # (N, b, D)
+                offsets = np.matmul(centroids, queries[:, :, None])[:, :, 0]
+        wanted = (rerank or k) * source.spill
+        scores, rows = self._search_leaves(rotated, wanted, leaves, offsets)
+        keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+        keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
+        if rerank:
+            rows = unpack(keys)[1]
+            scores = self._exact(queries, rotated, leaves, rows)
+            keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+        return smallest(keys, k)
+
+    def _search_leaves(self, rotated, wanted, leaves, offsets):
+        """Scores and rows (N, wanted) of the best copies in the leaves (N, b)."""
+        faiss = import_faiss()
+        num, beam = leaves.shape
+        scores = np.empty((num, wanted), np.float32)
+        rows = np.empty((num, wanted), np.int64)
+        rotated, leaves, offsets = map(np.ascontiguousarray, (rotated, leaves, offsets))
+        # The method without `_c` takes the number of leaves from the index, where
+        # setting it would disturb other threads.
+        self._lists.search_preassigned_c(
+            num, faiss.swig_ptr(rotated), wanted, faiss.swig_ptr(leaves),
+            faiss.swig_ptr(offsets), faiss.swig_ptr(scores), faiss.swig_ptr(rows),
+            False, faiss.SearchParametersIVF(nprobe=beam),
+        )  # fmt: skip
+        return scores, rows
+
+    def _exact(self, queries, rotated, leaves, rows):
+        """Scores (N, r) of documents by their best copy in the leaves (N, b)."""
+        source = self.source
+        scores = np.full((*rows.shape, source.spill), -np.inf, np.float32)
+        for segment, copies_of in zip(source.segments, self._copies, strict=True):
+            here = rows - segment.first_row
+            inside = (rows >= 0) & (here >= 0) & (here < len(segment))
+            query, place = np.nonzero(inside)
+            copies = copies_of[here[inside]]  # (m, s)
+            found = np.searchsorted(segment.leaf_offsets, copies, side="right") - 1
+            visited = (found[:, :, None] == leaves[query][:, None]).any(axis=2)
+            item, twin = np.nonzero(visited)
+            query, place, found = query[item], place[item], found[visited]
+            vectors = _vectors(source, segment, copies[visited])
+            exact = np.einsum("md,md->m", rotated[query], vectors)
+            if source.leaf_centroids is not None:
+                centroids = source.leaf_centroids[found]
+                exact += np.einsum("md,md->m", queries[query], centroids)
+            scores[query, place, twin] = exact
+        return scores.max(axis=2)
+
+
+def list_ids(faiss, invlists, number):
+    """The ids in one inverted list, a copy: (m,) int64."""
+    pointer = invlists.get_ids(number)
+    ids = faiss.rev_swig_ptr(pointer, invlists.list_size(number)).copy()
+    invlists.release_ids(number, pointer)
+    return ids
+
+
+def _vectors(index, segment, copies):
+    """What is known of copies of documents, without their centroids: (m, D)."""
+    if segment.codes is None:
+        return segment.vectors[copies].astype(np.float32)
+    return decode(segment.codes[copies], index.byte_codebooks)

@@ -1,0 +1,318 @@
+"""A tree as the index stores it, and the scores of its nodes.
+
+A tree is a dict of arrays, made by `ehi.model.tree` and read by nobody's framework:
+
+    {'kind': 'per_node', 'nodes': [(1, B, D), (B, B, D), ...], 'scale': float,
+     'biases': [(1, B), (B, B), ...],                    absent: zeros
+     'w_in': (D, hidden), 'w_out': (hidden, D)}          w_in and w_out may be absent
+    {'kind': 'per_level', 'u': [(E, E), ...], 'w': [(E, B), ...]}, E = (h - 1) B + D
+
+None is the flat index of one leaf.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ehi.index.check import check_count
+from ehi.index.folder import IndexCorruptError
+from ehi.index.search.blas import map_threads, one_blas_thread
+from ehi.index.search.topk import best_of, pack, smallest, unpack
+
+
+def tree_shape(tree):
+    """(height, branching) of a tree; (0, 1) for None."""
+    if tree is None:
+        return 0, 1
+    if tree["kind"] == "per_node":
+        return len(tree["nodes"]), tree["nodes"][0].shape[1]
+    return len(tree["w"]), tree["w"][0].shape[1]
+
+
+def group_by(values):
+    """Distinct values of a 1-D array, and for each the positions where it stands."""
+    if not len(values):
+        return values, []
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
+
+
+def node_input(x, tree):
+    """What the nodes see: x, behind the residual layer where the tree has one."""
+    if tree is None or tree.get("w_in") is None:
+        return x
+    return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]
+
+
+def child_logits(x, tree, level, nodes):
+    """Logits of the children of `nodes` (N, f): (N, f, B)."""
+    scores = _per_node if tree["kind"] == "per_node" else _per_level
+    return scores(x, tree, level, nodes)
+
+
+def log_softmax(logits):
+    """logits (..., B), overwritten by log p(child | node, x)."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits
+
+
+def _per_node(x, tree, level, nodes):
+    vectors = tree["nodes"][level]  # (B^level, B, D)
+    num_nodes, branching, width = vectors.shape
+    num, frontier = nodes.shape
+    scale = np.float32(tree["scale"])
+    biases = tree["biases"][level] if "biases" in tree else None  # (B^level, B)
+    if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
+        logits = x @ vectors.reshape(num_nodes * branching, width).T
+        logits = logits.reshape(num, frontier, branching)
+        logits = logits if biases is None else logits + biases
+        return logits if scale == 1 else logits * scale
+    logits = np.empty((num * frontier, branching), np.float32)
+    for node, members in zip(*group_by(nodes.ravel()), strict=True):
+        logits[members] = x[members // frontier] @ vectors[node].T
+    logits = logits.reshape(num, frontier, branching)
+    return (logits if biases is None else logits + biases[nodes]) * scale
+
+
+def _per_level(x, tree, level, nodes):
+    """F_h = x_h + relu(x_h u_h), logits F_h w_h, x_h = (one-hots of the path, x).
+
+    A one-hot times a matrix is one of its rows, so x_h is never formed.
+    """
+    u, w = tree["u"][level], tree["w"][level]  # (E, E), (E, B)
+    branching = w.shape[1]
+    first = level * branching
+    hidden = (x @ u[first:])[:, None, :]  # (N, 1, E)
+    logits = (x @ w[first:])[:, None, :]  # (N, 1, B)
+    for step in range(level):
+        digit = nodes // branching ** (level - 1 - step) % branching  # (N, f)
+        hidden = hidden + u[step * branching + digit]  # (N, f, E)
+        logits = logits + w[step * branching + digit]  # (N, f, B)
+    return logits + np.maximum(hidden, 0) @ w
+
+
+# MERGED ehi_index_route: Beam search over the tree: queries to leaves, documents to their top leaves.
+#
+# A leaf is the mixed-radix number of its path, level 1 most significant. Softmax routing
+# as in EHI (arXiv:2310.08891, section 3.2).
+#
+
+_ROOT = np.zeros((1, 1), np.int64)  # the nodes above the first level
+
+
+class Routes(NamedTuple):
+    """Where queries go: the b best leaves found, best first.
+
+    Attributes:
+        leaves: (N, b) int64 leaf numbers, padded with -1.
+        log_probs: (N, b) float32 log p(leaf | query), padded with -inf.
+        nodes_scored: (N,) int64 tree nodes whose score was computed.
+    """
+
+    leaves: np.ndarray
+    log_probs: np.ndarray
+    nodes_scored: np.ndarray
+
+
+def route(x, tree, beam, min_prob=0.0, normalise=True):
+    """Beam search: a level keeps its min(beam, nodes of the level) best nodes.
+
+    Leaves with p(leaf | x) < min_prob are dropped, all but the best, and nothing is
+    looked for below nodes as improbable: no leaf is more probable than a node above it.
+
+    Args:
+        x: (N, D) float32.
+        tree: dict as in `ehi.index.search.routing`.
+        beam: nodes kept at each level, b; equal scores go to the smaller node.
+        min_prob: 0 .. 1, from which on leaves are kept.
+        normalise: False where only leaves matter: without a min_prob, a tree of one
+            level then spares its softmax, as a constant of a row changes no order, and
+            log_probs are logits.
+
+    Returns:
+        Routes with b = min(beam, P), or less where all rows keep less.
+    """
+    if min_prob <= 0:
+        return _descend(x, tree, beam, beam, normalise=normalise)
+    floor = np.log(min_prob)
+    found = _descend(x, tree, beam, beam, floor)
+    unsure = np.flatnonzero(found.log_probs[:, 0] < floor)
+    if len(unsure) and tree_shape(tree)[0] > 1:  # the best may be below a dropped node
+        best = _descend(x[unsure], tree, beam, 1)
+        found.leaves[unsure, 0] = best.leaves[:, 0]
+        found.log_probs[unsure, 0] = best.log_probs[:, 0]
+        found.nodes_scored[unsure] += best.nodes_scored
+    return found
+
+
+def leaf_log_probs(x, tree):
+    """log p(leaf | x), the sum of the levels' log softmaxes, of every leaf: (N, P).
+
+    Args:
+        x: (N, D) float32.
+    """
+    height, branching = tree_shape(tree)
+    hidden = node_input(x, tree)
+    log_probs = np.zeros((len(x), 1), np.float32)
+    for level in range(height):
+        nodes = np.broadcast_to(np.arange(branching**level), log_probs.shape)
+        joint = log_probs[:, :, None] + log_softmax(
+            child_logits(hidden, tree, level, nodes)
+        )
+        log_probs = joint.reshape(len(x), branching ** (level + 1))
+    return log_probs
+
+
+def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
+    """The top leaves of documents, best first, in chunks of documents.
+
+    Exact by default, which scores all P leaves. With a beam, a level of the tree keeps
+    its `beam` best nodes, and the leaves are the best below those of the last but one:
+    beam x B nodes a level are scored. A beam of all nodes of that level is exact.
+
+    Args:
+        x: (N, D) float32.
+        tree: dict as in `ehi.index.search.routing`.
+        spill: leaves a document is stored in, s.
+        beam: nodes kept at each level, at least s, or None for all of them.
+        threads: Python threads over chunks of documents, one BLAS thread each.
+
+    Returns:
+        (N, s) int64; equal probabilities go to the smaller leaf.
+
+    Raises:
+        ValueError: a beam narrower than s, threads out of range.
+    """
+    height, branching = tree_shape(tree)
+    beam = check_beam_of_documents(beam, spill)
+    threads = check_count("threads", threads)
+    leaves = np.zeros((len(x), spill), np.int64)
+    if not height:
+        return leaves
+    beam = branching**height if beam is None else beam
+    # Twice the rows of a search: more documents share each pruned node's product.
+    rows = rows_at_once(tree, beam, most=2**13)
+
+    def assign(start):
+        part = slice(start, start + rows)
+        leaves[part] = _descend(x[part], tree, beam, spill, normalise=False).leaves
+
+    starts = range(0, len(x), rows)
+    with one_blas_thread() if threads > 1 else contextlib.nullcontext():
+        map_threads(assign, starts, threads)
+    return leaves
+
+
+def check_beam_of_documents(beam, spill):
+    """`beam` as `assign_leaves` takes it: None, or an int that finds s leaves."""
+    if beam is None:
+        return None
+    beam = check_count("beam", beam)
+    if beam < spill:
+        raise ValueError(f"beam {beam} is narrower than the {spill} leaves a document")
+    return beam
+
+
+def rows_at_once(tree, beam, entries=2**23, most=4096):
+    """How many rows can be routed together in temporaries of about `entries`."""
+    height, branching = tree_shape(tree)
+    if not height:
+        return most
+    frontier = min(beam, branching ** (height - 1))
+    width = branching
+    if tree["kind"] == "per_level":
+        width = max(branching, len(tree["w"][-1]))
+    return max(1, min(most, entries // (frontier * width)))
+
+
+def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
+    """`route` that returns the best `leaves` <= beam of the leaves it scores.
+
+    A level keeps as many nodes of every row as the row needs that has most above the
+    floor, a log probability; what others keep too many is dropped at the end.
+    """
+    height, branching = tree_shape(tree)
+    num = len(x)
+    hidden = node_input(x, tree)
+    if num == height == 1 and not normalise and floor == -np.inf:
+        return _best_of_one_level(hidden, tree, min(leaves, branching))
+    nodes = np.zeros((num, 1), np.int64)
+    log_probs = np.zeros((num, 1), np.float32)
+    scored = 0
+    for level in range(height):
+        joint = child_logits(hidden, tree, level, nodes)  # (N, f, B)
+        if normalise or height > 1:
+            log_softmax(joint)
+            joint += log_probs[:, :, None]
+        scored += nodes.shape[1] * branching
+        last = level == height - 1
+        keep = min(leaves if last else beam, branching ** (level + 1))
+        if floor > -np.inf:
+            above = np.count_nonzero(joint >= floor, axis=(1, 2))
+            keep = min(keep, max(1, above.max(initial=1)))
+        if last or keep < nodes.shape[1] * branching:
+            log_probs, nodes = _best_children(joint, nodes, keep)
+        else:
+            log_probs = _per_row(joint)
+            nodes = _children(nodes, branching)
+    if floor > -np.inf:
+        below = log_probs < floor
+        below[:, :1] = False
+        nodes[below], log_probs[below] = -1, -np.inf
+    return Routes(nodes, log_probs, np.full(num, scored, np.int64))
+
+
+def _best_of_one_level(hidden, tree, keep):
+    """`_descend` of one row (1, D) in a tree of height 1, in half as many calls."""
+    logits = child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
+    scores, leaves = best_of(logits, _as_they_are, keep)
+    return Routes(leaves[None], scores[None], np.array([len(logits)]))
+
+
+def _as_they_are(positions):
+    return positions
+
+
+def _best_children(joint, nodes, keep):
+    """The best children of nodes (N, f): their scores and numbers, (N, keep) each.
+
+    Children below a row's keep-th score are dropped first: sorting all of them takes
+    ten times as long.
+    """
+    branching = joint.shape[2]
+    joint = _per_row(joint)  # (N, f B)
+    num, width = joint.shape
+    if num == 1:  # half the calls, each of which costs more than its work on one row
+        best = best_of(joint[0], _children(nodes, branching)[0], keep)
+        return best[0][None], best[1][None]
+    if keep < width:
+        if keep == 1:
+            floor = joint.max(axis=1)
+        else:
+            floor = np.partition(joint, width - keep, axis=1)[:, width - keep]
+        kept = np.flatnonzero(joint >= floor[:, None])
+        if len(kept) < num * keep:
+            raise IndexCorruptError("the tree gives scores that are not numbers")
+        if len(kept) <= 2 * num * keep:  # not many have the score of the keep-th
+            parent, digit = np.divmod(kept, branching)
+            numbers = nodes.ravel()[parent] * branching + digit
+            scores, rows = joint.ravel()[kept], kept // width
+            order = np.lexsort((numbers, -scores, rows))
+            first = np.searchsorted(rows, np.arange(num))
+            best = order[first[:, None] + np.arange(keep)]
+            return scores[best], numbers[best]
+    return unpack(smallest(pack(joint, _children(nodes, branching)), keep))
+
+
+def _children(nodes, branching):
+    """Numbers of the children of nodes (N, f): (N, f B)."""
+    return _per_row(nodes[:, :, None] * branching + np.arange(branching))
+
+
+def _per_row(values):
+    num, frontier, branching = values.shape
+    return values.reshape(num, frontier * branching)

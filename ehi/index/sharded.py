@@ -1,0 +1,366 @@
+"""An index divided by document into several, and what these find merged again.
+
+The whole index and its parts give the same answers: a document stands in one part with
+all its copies, queries go to the same leaves of every part, and rows of the parts, one
+after the other, are in the order of the whole, so that ties are broken as there. Scores
+are equal but for rounding: a leaf cut into parts is multiplied in other shapes.
+"""
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ehi.index.check import check_count, check_queries
+from ehi.index.folder import read_folder
+from ehi.index.ray_cluster import start_ray
+from ehi.index.search.search import Hits, route_queries, row_mask, search
+from ehi.index.search.topk import EMPTY, pack, unpack
+from ehi.index.store import open_index, save_index
+
+SHARD = "shard"  # the entry of `Index.config` that says which part it is
+_RERANK_VALUES = 2**22  # of stored vectors, read at once
+
+
+def split_index(path, out_dir, shards):
+    """Divides an index by document into folders with the same parameters and ids.
+
+    Documents stay in their order: shard k of S has those numbered k N // S up to
+    (k + 1) N // S, deleted ones not counted. Memory: that of `Index.compact`.
+
+    Args:
+        path: folder of the index, which stays as it is.
+        out_dir: where `shard-00000-of-00004` and so on are written.
+        shards: how many, 1 .. N.
+
+    Returns:
+        The folders, in order: list of Path.
+
+    Raises:
+        ValueError: more shards than documents.
+        FileExistsError, OSError: as of `save_index`.
+    """
+    index, shards = open_index(path), check_count("shards", shards)
+    contents = index.contents
+    live = np.arange(contents.num_rows)
+    if contents.deleted is not None:
+        live = live[~contents.deleted]
+    if shards > len(live):
+        raise ValueError(f"{shards} shards of {len(live)} documents")
+    sums = [entry["sha256"] for entry in contents.folder.files.values()]
+    whole = hashlib.sha256("".join(sums).encode()).hexdigest()
+    folders = []
+    for number in range(shards):
+        start, stop = (len(live) * k // shards for k in (number, number + 1))
+        others = np.concatenate([live[:start], live[stop:]])
+        shard = {"number": number, "count": shards, "of": whole}
+        config = (index.config or {}) | {SHARD: shard}
+        part = dataclasses.replace(
+            index, config=config, contents=contents.without(others)
+        )
+        folder = Path(out_dir) / f"shard-{number:05d}-of-{shards:05d}"
+        save_index(part, folder)
+        folders.append(folder)
+    return folders
+
+
+def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
+    """What one shard finds, for `merge_answers`: name -> array.
+
+    With `rerank`, that is as many candidates with both scores: which of them are
+    scored again is known only when all shards have answered.
+
+    Args:
+        index: the Index of the shard.
+        leaves: (N, b) where the queries go, of `route_queries`.
+        queries, k, rerank, allow, deny, settings: as of `Index.search`.
+
+    Returns:
+        ids, scores, rows and visited, as in Hits, and 'rescored' (N, rerank) float32
+        with `rerank`.
+
+    Raises:
+        ValueError: what `Index.search` refuses.
+    """
+    settings["mask"] = row_mask(index.contents, allow, deny)
+    # Of no queries: refuses what an index refuses.
+    search(index, index.contents, queries[:0], k, rerank=rerank, **settings)
+    hits = search(
+        index, index.contents, queries, rerank or k, leaves=leaves, **settings
+    )
+    names = ("scores", "rows", "visited")
+    found = {name: getattr(hits, name) for name in names}
+    found["ids"] = index.external_ids(hits.rows)
+    if rerank:
+        queries = check_queries(queries, index.width)
+        found["rescored"] = np.empty(hits.rows.shape, np.float32)
+        step = max(1, _RERANK_VALUES // (rerank * index.width))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            rows = np.maximum(hits.rows[part], 0)
+            vectors = index.contents.rerank_vectors(rows)  # (n, r, D)
+            scores = np.matmul(vectors, queries[part, :, None])[:, :, 0]
+            found["rescored"][part] = scores
+    return found
+
+
+def merge_answers(answers, first_rows, k):
+    """What all shards found together, best first, ties by row: fields of Hits.
+
+    Args:
+        answers: of `answer`, one a shard.
+        first_rows: (shards,) where the rows of each start.
+        k: results of a query.
+    """
+    rows = [
+        np.where(found["rows"] < 0, -1, found["rows"] + first)
+        for found, first in zip(answers, first_rows, strict=True)
+    ]
+    columns = {"rows": np.concatenate(rows, axis=1)}
+    for name in ("ids", "scores", "rescored"):
+        if name in answers[0]:
+            columns[name] = np.concatenate([a[name] for a in answers], axis=1)
+    candidates = answers[0]["rows"].shape[1]
+    columns = _best(columns, columns["scores"], candidates)
+    if "rescored" in columns:
+        columns = _best(columns, columns.pop("rescored"), k)
+    return columns | {"visited": sum(found["visited"] for found in answers)}
+
+
+def _best(columns, scores, k):
+    """The k best columns of every array (N, c) by score, then by row."""
+    rows = columns["rows"]
+    keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+    order = np.argsort(keys, axis=1)[:, :k]
+    best = {
+        name: np.take_along_axis(values, order, axis=1)
+        for name, values in columns.items()
+    }
+    best["scores"] = unpack(np.take_along_axis(keys, order, axis=1))[0]
+    return best
+
+
+# MERGED ehi_index_ray_shards: An index that no single machine holds: document shards as Ray actors, one router.
+#
+#     folders = split_index("runs/x/index", "parts", shards=4)
+#     with ShardedIndex.start(folders) as index:
+#         hits = index.search(queries, k=10, beam=8)
+#
+# The router has the parameters: it finds the leaves of the queries once, asks all shards
+# for what stands in them, and merges what they find. A document stands in one shard with
+# all its copies, and rows of all shards are in the order of the whole index, so merging
+# by score and then by row gives its answer, ties included. Scores are equal but for
+# rounding: a leaf cut into shards is multiplied in other shapes.
+#
+# Needs the extra `ray`, which is imported by the functions that use it.
+#
+
+_START_SECONDS = 300  # for all shards to open
+
+
+@dataclass(eq=False, slots=True)
+class ShardedHits(Hits):
+    """Results of N queries from the shards that answered: see `Hits`.
+
+    `visited` is summed over the shards, `nodes_scored` is of the router.
+
+    Attributes:
+        answered: documents of these shards / documents of all; 1.0 is everything.
+    """
+
+    answered: float
+
+
+class ShardedIndex:
+    """Document shards behind one router. Made by `start`; `close` ends its actors.
+
+    One thread at a time may search. Nobody may write to the folders meanwhile.
+    """
+
+    def __init__(self, ray, actors, sizes, owns_ray, router):
+        self._ray, self._actors, self._owns_ray = ray, actors, owns_ray
+        self._router = router  # one of the indexes, for its parameters
+        self._num_rows, self._num_documents = np.array(sizes).T
+        self._first_rows = np.cumsum(self._num_rows) - self._num_rows
+        self._down = {}  # shard that did not answer -> a call that shows it is back
+
+    @classmethod
+    def start(cls, folders, *, address="local", num_cpus=2):
+        """Opens every folder in an actor of its own, spread over the machines.
+
+        Args:
+            folders: of `split_index`, all parts of one index, in any order; where this
+                machine and those of the actors can read them.
+            address: of a Ray cluster, or 'local' for a new one on this machine, which
+                `close` ends. Where Ray is connected already, that is used instead.
+            num_cpus: of a new local one.
+
+        Raises:
+            ValueError: a shard is missing, there twice, or of another index.
+            FileNotFoundError: no index in a folder.
+            ImportError: Ray is not installed.
+        """
+        folders = _in_order(folders)
+        router = open_index(folders[0])
+        ray, owns_ray = start_ray(address, num_cpus)
+        actors = []
+        try:
+            server = ray.remote(_Server)
+            server = server.options(max_restarts=-1, scheduling_strategy="SPREAD")
+            actors += [server.remote(str(folder)) for folder in folders]
+            sizes = [actor.sizes.remote() for actor in actors]
+            sizes = ray.get(sizes, timeout=_START_SECONDS)
+        except BaseException:
+            _stop(ray, actors, owns_ray)
+            raise
+        return cls(ray, actors, sizes, owns_ray, router)
+
+    @property
+    def num_documents(self):
+        return int(self._num_documents.sum())
+
+    def search(
+        self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
+        deny=None, timeout=10.0,
+    ):  # fmt: skip
+        """The k best documents of all shards that answer: ShardedHits.
+
+        An actor that died is started again. Until it is up, the others answer.
+
+        Args:
+            queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
+            allow, deny: ids, or masks by row of all shards.
+            timeout: seconds to wait for the shards.
+
+        Raises:
+            ValueError: as `Index.search`, or after `close`.
+            TimeoutError: no shard answered.
+        """
+        shards = self._up(timeout)
+        leaves, nodes_scored = route_queries(self._router, queries, beam, min_prob)
+        settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
+        asked = {}
+        for shard in shards:
+            filters = {
+                "allow": self._part_of(shard, "allow", allow),
+                "deny": self._part_of(shard, "deny", deny),
+            }
+            asked[shard] = self._actors[shard].search.remote(
+                queries, leaves, k, threads=threads, **settings, **filters
+            )
+        answers = self._collect(asked, timeout)
+        if not answers:
+            num = len(self._actors)
+            raise TimeoutError(f"none of {num} shards answered within {timeout} s")
+        firsts = self._first_rows[list(answers)]
+        there = self._num_documents[list(answers)].sum()
+        hits = merge_answers(list(answers.values()), firsts, k)
+        return ShardedHits(
+            leaves=leaves, nodes_scored=nodes_scored,
+            answered=float(there / self.num_documents), **hits,
+        )  # fmt: skip
+
+    def close(self):
+        """Ends the actors, and Ray where `start` started it."""
+        actors, self._actors = self._actors, []
+        _stop(self._ray, actors, self._owns_ray)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _up(self, timeout):
+        """Shards to ask: all but those that failed and are not back yet."""
+        if not self._actors:
+            raise ValueError("this ShardedIndex is closed")
+        if len(self._down) == len(self._actors):
+            self._ray.wait(list(self._down.values()), timeout=timeout)
+        for shard, sign in list(self._down.items()):
+            if self._ray.wait([sign], timeout=0)[0]:
+                try:
+                    self._ray.get(sign)
+                    del self._down[shard]
+                except self._ray.exceptions.RayActorError:
+                    self._miss(shard)
+        return [n for n in range(len(self._actors)) if n not in self._down]
+
+    def _miss(self, shard):
+        self._down[shard] = self._actors[shard].sizes.remote()
+
+    def _part_of(self, shard, name, chosen):
+        """What of `allow` or `deny` a shard gets: all ids, its rows of a mask."""
+        if not (isinstance(chosen, np.ndarray) and chosen.dtype == bool):
+            return chosen
+        total = int(self._num_rows.sum())
+        if chosen.shape != (total,):
+            raise ValueError(
+                f"{name} is a mask of shape {chosen.shape}, these shards have {total} "
+                "rows (deleted documents included)"
+            )
+        first = self._first_rows[shard]
+        return chosen[first : first + self._num_rows[shard]]
+
+    def _collect(self, asked, timeout):
+        """Shard -> answer, of those that answered in time; the others are down."""
+        calls, answers = list(asked.values()), {}
+        if calls:
+            self._ray.wait(calls, num_returns=len(calls), timeout=timeout)
+        for shard, call in asked.items():
+            try:
+                answers[shard] = self._ray.get(call, timeout=0)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # what `Index.search` refused
+            except (self._ray.exceptions.RayActorError, TimeoutError):
+                self._miss(shard)
+        return answers
+
+
+class _Server:
+    """A shard in its actor."""
+
+    def __init__(self, folder):
+        self.index = open_index(folder)
+
+    def sizes(self):
+        return self.index.contents.num_rows, self.index.num_documents
+
+    def pid(self):
+        return os.getpid()
+
+    def search(self, queries, leaves, k, **settings):
+        return answer(self.index, queries, leaves, k, **settings)
+
+
+def _in_order(folders):
+    """Folders of all shards of one index, by their number."""
+    found, first = {}, None
+    for folder in folders:
+        part = (read_folder(folder).manifest["config"] or {}).get(SHARD)
+        if part is None:
+            raise ValueError(f"{folder} is no shard of an index: see split_index")
+        number = part.pop("number")
+        first = first or (part, folder)
+        if part != first[0]:
+            raise ValueError(f"{folder} and {first[1]} are of different indexes")
+        if number in found:
+            raise ValueError(f"{folder} and {found[number]} are the same shard")
+        found[number] = folder
+    if not found:
+        raise ValueError("there are no shards to open")
+    count = first[0]["count"]
+    for number in range(count):
+        if number not in found:
+            raise ValueError(f"shard {number} of {count} is missing")
+    return [found[number] for number in range(count)]
+
+
+def _stop(ray, actors, owns_ray):
+    for actor in actors:
+        ray.kill(actor)
+    if owns_ray:
+        ray.shutdown()

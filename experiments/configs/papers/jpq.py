@@ -1,0 +1,121 @@
+"""JPQ as published: query tower and codebooks by LambdaRank on the whole index.
+
+    python -m experiments.main --config=experiments/configs/papers/jpq.py:passage-48 \\
+        --workdir=runs/paper-jpq-passage-48
+
+Arguments: passage-M or document-M for M = 16, 24, 32, 48, 64, 96 bytes a document, and
+with `-star` behind it the paper's own encoder instead of TAS-B. Add --dry_run for
+memory, shapes and time without data or weights.
+
+Method: Zhan et al. 2021, arXiv 2108.00644. Rates, schedule, batch, epochs, cut and
+depth are those of the authors' code (github.com/jingtaozhan/JPQ: README and
+jpq/run_train.py); from memory are the fields of `c.from_memory`. One deviation:
+embeddings have unit length here, where the paper ranks by plain inner products.
+
+Encoder: TAS-B, a DistilBERT with CLS pooling, by hub id. STAR, the paper's, is a
+RoBERTa-base with a linear layer and a layer norm on top, and has no hub id that we
+know: `-star` has its shape for the dry run, and takes --config.tower.name=FOLDER,
+which holds
+    config.json and model.safetensors of STAR, as the authors' download has it (given
+        its pytorch_model.bin, the error says how to convert that);
+    vocab.json and merges.txt of roberta-base;
+    tokenizer_config.json, {"add_prefix_space": true}: STAR was trained on the tokens
+        of transformers 2, which puts a space before a text (star_tokenizer.py in
+        github.com/jingtaozhan/DRhard).
+Data: MS MARCO passage is the public BEIR set `msmarco`; documents are a BEIR folder
+`msmarco-document` in a folder of EHI_DATA.
+Hardware: one accelerator. Published: under 2 hours an epoch, on one GPU of 2021.
+Expected for M = 16, 24, 32, 48, 64, 96, with STAR, read off the authors' figures:
+MRR@10 on passage dev .273 .305 .317 .332 .338 .341, MRR@100 on document dev .336 .356
+.374 .384 .395 .401. With TAS-B on passages .320 at 48 and .331 at 64 (README of
+RepCONC, whose JPQ has a softmax loss).
+"""
+
+import ml_collections
+
+from experiments.configs import base
+from experiments.configs.papers.ehi import DISTILBERT
+
+# Bytes a document -> learning rate of the codebooks (README of the authors' code).
+RATES = {16: 5e-6, 24: 5e-6, 32: 2e-5, 48: 1e-4, 64: 1e-4, 96: 1e-4}
+# Data set, documents and train pairs (from memory), tokens of a document, lambda_cut.
+TASKS = {
+    "passage": ("beir/msmarco", 8_841_823, 532_761, 256, 200),
+    "document": ("beir/msmarco-document", 3_213_835, 367_013, 512, 10),
+}
+# Tower: name, shape. Both pool the first token.
+TOWERS = {
+    "": (
+        "sentence-transformers/msmarco-distilbert-base-tas-b",
+        DISTILBERT | {"pooling": "cls", "normalise": False},
+    ),
+    "-star": (
+        "star",
+        {
+            "vocab_size": 50265,
+            "width": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "mlp_width": 3072,
+            "max_positions": 512,  # of 514, two are no token's
+            "type_vocab_size": 1,
+            "norm_eps": 1e-5,
+            "pooling": "cls",
+            "normalise": False,
+            "projection": True,
+        },
+    ),
+}
+EPOCHS, BATCH = 6, 32
+FROM_MEMORY = ("sizes.documents", "sizes.train_queries")
+ARGUMENTS = tuple(
+    f"{task}-{m}{tower}" for task in TASKS for m in RATES for tower in TOWERS
+)
+
+
+def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
+    """JPQ on a task with M bytes a document: one of `ARGUMENTS`."""
+    if name not in ARGUMENTS:
+        raise ValueError(
+            f"unknown argument {name!r} of paper_jpq; allowed: {', '.join(ARGUMENTS)}"
+        )
+    task, m, *star = name.split("-")
+    m = int(m)
+    dataset, documents, pairs, length, cut = TASKS[task]
+    c = base.get_config()
+    c.dataset, c.split, c.variant = dataset, "dev", "paper"
+    c.sizes = ml_collections.ConfigDict(
+        {"documents": documents, "train_queries": pairs}
+    )
+    c.from_memory = FROM_MEMORY
+    c.tower.name, shape = TOWERS["-star" if star else ""]
+    c.tower.shape = ml_collections.ConfigDict(shape)
+    c.tower.trainable = "all"
+    c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
+    c.tower.query_length, c.tower.document_length = 32, length
+    c.pseudo.per_document = c.pseudo.synthetic = 0
+    c.head.hidden = 0
+    for name in c.joint.sources:  # not trained here, but checked
+        c.joint.sources[name] = float(name == "labelled")
+    c.dense.steps = 0  # documents are encoded by the checkpoint itself
+    _train(c.jpq, EPOCHS * (pairs // BATCH), RATES[m], cut)
+    c.systems = ("dense", "opq", "jpq")
+    c.budgets = ("flat", f"flat-{4 * shape['width'] // m}x")
+    return c
+
+
+def _train(p, steps: int, codebook_rate: float, cut: int) -> None:
+    """The section `jpq`: what `run_train.py` has, on labelled queries only."""
+    p.steps, p.batch_size, p.pool = steps, BATCH, BATCH
+    for fields, kept in (
+        (p.losses, {"lambda_rank": 1.0}),
+        (p.rates, {"query_tower": 5e-6, "quantiser": codebook_rate}),
+        (p.sources, {"labelled": 1.0}),
+    ):
+        for field in fields:
+            fields[field] = kept.get(field, 0.0)
+    p.warmup, p.decay = 2000, "linear"
+    p.weight_decay, p.clip = 0.01, 1.0
+    p.lambda_cut, p.top_k = cut, 200
+    p.temperature = 1.0  # plain scores
+    p.log_every, p.checkpoint_every = 50, 1000

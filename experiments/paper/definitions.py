@@ -1,0 +1,211 @@
+"""What tables T1-T5 contain.
+
+`cells` lists what `experiments.reproduce` runs; `experiments.paper.fill` makes a table of
+the records that came out.
+"""
+
+from dataclasses import dataclass
+
+_P = (
+    "p: paired randomisation test over queries, each query's value its mean over the "
+    "seeds, Holm-corrected over all tests of this table; signs: of each seed."
+)
+_GRID = (
+    "Mean ± sample standard deviation over the seeds. Italic: best separate row of the "
+    "column, of those that were run; bold: best joint row; † better, ‡ worse than the "
+    "best separate row with p < 0.05.",
+    _P,
+)
+_OVER_BUDGET = "Not run is also a budget that one leaf a query already exceeds."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a system and variant, and where it is measured.
+
+    Attributes:
+      kind: 'exact' (searches everything: a reference), 'separate' (no training phase
+        for the index), 'joint', or 'control' (a separate index on joint embeddings).
+      suffix: of its budgets, '-64x' for a row with PQ leaves among raw ones.
+      only: its single budget, where it is not measured at those of the table.
+      note: what an ablation changes.
+    """
+
+    system: str
+    variant: str = ""
+    kind: str = "joint"
+    suffix: str = ""
+    only: str = ""
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        name = ":".join(part for part in (self.system, self.variant) if part)
+        return f"{name} ({self.suffix[1:]})" if self.suffix else name
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of the paper.
+
+    Attributes:
+      budgets: its columns.
+      layout: 'grid' (rows by budgets), 'ablations' or 'cost'.
+      across: what its figure has on the x axis; '' for no figure.
+      reference: cell that every row is compared with.
+      datasets: those that it is made for; empty for all.
+      notes: said under it.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    budgets: tuple[str, ...]
+    layout: str = "grid"
+    across: str = ""
+    reference: tuple[str, str, str] | None = None
+    datasets: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _rows(kind: str, *systems: str) -> tuple[Row, ...]:
+    return tuple(Row(system, kind=kind) for system in systems)
+
+
+_DENSE = Row("dense", kind="exact", only="flat")
+_VISITED = tuple(f"visit-{percent}" for percent in (1, 2, 5, 10, 20, 50)) + ("flat",)
+_COMPRESSED = tuple(f"flat-{times}x" for times in (32, 64, 128))
+_BOTH = tuple(f"visit-{p}-{times}x" for p in (5, 10) for times in (32, 64, 128))
+
+_T1 = PaperTable(
+    "T1",
+    "nDCG@10 against documents visited",
+    (
+        Row("dense-zero-shot", kind="exact", only="flat"),
+        _DENSE,
+        *_rows("separate", "faiss-ivf", "scann", "faiss-hnsw", "kmeans-tree"),
+        Row("faiss-ivf", "on-ehi", kind="control"),
+        Row("faiss-hnsw", "on-ehi", kind="control"),
+        Row("jtr"),
+        Row("ehi", "paper"),
+        Row("ehi"),
+        Row("ehi-pq", suffix="-64x"),
+    ),
+    _VISITED,
+    across="docs_visited",
+    notes=(
+        *_GRID,
+        "Rows `on-ehi` index the embeddings of ehi: controls, neither separate nor "
+        "joint. ehi-pq visits as many documents as its column says, with 64x smaller "
+        "leaves than the rows it is compared with.",
+        _OVER_BUDGET,
+    ),
+)
+_T2 = PaperTable(
+    "T2",
+    "nDCG@10 against bytes per document",
+    (
+        _DENSE,
+        *_rows("separate", "opq", "faiss-pq", "faiss-opq", "faiss-fastscan"),
+        *_rows("separate", "lsh", "itq-lsh", "scann"),
+        *_rows("joint", "jpq", "poeem", "repconc", "distill-vq", "joint-pq", "ehi-pq"),
+    ),
+    _COMPRESSED,
+    across="bytes_per_doc",
+    reference=("dense", "", "flat"),
+    notes=(
+        *_GRID,
+        "loss %: 100 (1 - nDCG@10 / that of exact search with the separately trained "
+        "encoder), paired by seed; p of loss: of that difference, in the same "
+        "correction.",
+    ),
+)
+_T3 = PaperTable(
+    "T3",
+    "nDCG@10 at budgets of documents visited and bytes",
+    (
+        *_rows("separate", "kmeans-tree-opq", "faiss-ivfpq", "faiss-opq-ivfpq"),
+        *_rows("separate", "scann"),
+        *_rows("joint", "distill-vq", "poeem", "ehi-pq"),
+    ),
+    _BOTH,
+    notes=(*_GRID, _OVER_BUDGET),
+)
+_T4 = PaperTable(
+    "T4",
+    "ablations of ehi-pq at visit-10-64x",
+    (Row("ehi-pq", note="the default"),),
+    ("visit-10-64x",),
+    layout="ablations",
+    reference=("ehi-pq", "", "visit-10-64x"),
+    datasets=("pydocs",),
+    notes=("difference: to the default.", _P),
+)
+
+
+def _cost_rows() -> tuple[Row, ...]:
+    """Every row of T1-T3 once, at the first of these budgets that it has there."""
+    representative = ("visit-10-64x", "flat-64x", "visit-10", "flat")
+    budgets: dict[tuple[str, str, str], set[str]] = {}
+    for table in (_T1, _T2, _T3):
+        for row in table.rows:
+            if row.kind != "control":
+                key = (row.system, row.variant, row.kind)
+                budgets.setdefault(key, set()).update(budgets_of(table, row).values())
+    rows = [
+        Row(*key, only=next(b for b in representative if b in found))
+        for key, found in budgets.items()
+    ]
+    return tuple(
+        sorted(rows, key=lambda r: ("exact", "separate", "joint").index(r.kind))
+    )
+
+
+def budgets_of(table: PaperTable, row: Row) -> dict[str, str]:
+    """Column -> the budget that the row has there."""
+    columns = (row.only,) if row.only else table.budgets
+    return {column: column + row.suffix for column in columns}
+
+
+_T5 = PaperTable(
+    "T5",
+    "cost",
+    _cost_rows(),
+    (),
+    layout="cost",
+    notes=(
+        "train s: of all training, that of the starting point included. examples/s: "
+        "where the records have it.",
+        "p50 ms: one query on one thread; queries/s: one batch; top 10, of embeddings.",
+        "index MB: the whole index; on a corpus of 5,000 documents the codebooks "
+        "dominate.",
+    ),
+)
+TABLES = {table.name: table for table in (_T1, _T2, _T3, _T4, _T5)}
+
+
+def rows_of(table: PaperTable) -> tuple[Row, ...]:
+    """The rows of a table; those of T4 are what `experiments.ablations` has."""
+    if table.layout != "ablations":
+        return table.rows
+    try:
+        from experiments.ablations import VARIANTS
+    except ModuleNotFoundError as error:
+        if error.name != "experiments.ablations":
+            raise
+        return table.rows
+    (default,) = table.rows
+    return default, *(
+        Row(default.system, name, note=variant.note)
+        for name, variant in VARIANTS.items()
+        if name and default.system in variant.systems
+    )
+
+
+def cells(table: PaperTable) -> list[tuple[str, str, str]]:
+    """(system, variant, budget) of everything that a table shows."""
+    return [
+        (row.system, row.variant, budget)
+        for row in rows_of(table)
+        for budget in budgets_of(table, row).values()
+    ]

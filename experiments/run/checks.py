@@ -1,0 +1,184 @@
+"""Refuse a config that cannot run, before anything is loaded or written."""
+
+from ehi.model.rotation import ROTATIONS
+from ehi.model.tree import KINDS
+from ehi.train.phase import Phase
+from experiments.systems import Budget, config_of, get_system, num_subspaces
+
+# The least that a number may be.
+LEAST = {
+    "tree.height": 1,
+    "tree.hidden": 0,
+    "tree.spill": 1,
+    "head.width": 0,
+    "head.hidden": 0,
+    "tower.query_length": 3,
+    "tower.document_length": 3,
+    "pseudo.per_document": 0,
+    "pseudo.synthetic": 0,
+}
+
+
+def check_config(config) -> None:
+    """Check every field that can be checked without data.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    _check_systems(config)
+    if not config.dataset:
+        raise ValueError(
+            "dataset is empty; give --config.dataset='pydocs', 'beir/<name>' or the "
+            "path of a BEIR folder or zip"
+        )
+    if config.tree.branching and config.tree.branching < 2:
+        raise ValueError(
+            f"tree.branching is {config.tree.branching}; must be at least 2, or 0 to "
+            "choose it by the number of documents"
+        )
+    _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
+    _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
+    _choice("tree.kind", config.tree.kind, tuple(KINDS))
+    _choice("tree.start", config.tree.start, ("kmeans", "random"))
+    parent = get_system(config.library_parent)
+    if parent.pq or parent.library:
+        raise ValueError(
+            f"library_parent is {config.library_parent!r}; must be a system with raw "
+            "embeddings, as 'dense' or 'ehi'"
+        )
+    _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
+    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
+    for name, least in LEAST.items():
+        section, field = name.split(".")
+        value = config[section][field]
+        if value < least:
+            raise ValueError(f"{name} is {value}; must be at least {least}")
+    for name in ("seed", "corpus_of_steps"):
+        if config[name] < 0:
+            raise ValueError(f"{name} is {config[name]}; must be at least 0")
+    if not config.tree.scale > 0:
+        raise ValueError(f"tree.scale is {config.tree.scale}; must be above 0")
+    if config.tower.trainable != "head":
+        _check_trained_tower(config)
+        return
+    for name in ("dense", "joint"):
+        if config[name].encoded:
+            raise ValueError(
+                f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
+                "(tower.trainable='head'): all rows are cached; set it 0"
+            )
+
+
+def check_corpus(config, num_documents: int, tower_width: int) -> None:
+    """Check what depends on the corpus and on the tower, before anything is trained.
+
+    Args:
+      config: from `fit_to_corpus`.
+      num_documents: of the corpus.
+      tower_width: T.
+
+    Raises:
+      ValueError: too few documents for leaves or codewords, widths that do not fit.
+    """
+    width = config.head.width or tower_width
+    if width > tower_width:
+        raise ValueError(
+            f"head.width is {width}; must be at most the tower's {tower_width}"
+        )
+    anchored = [
+        f"{phase}.losses.{name}"
+        for phase in ("dense", "joint")
+        for name in ("anchor", "query_anchor")
+        if config[phase].losses.get(name)
+    ]
+    if width != tower_width and anchored:
+        raise ValueError(
+            f"head.width is {width}, and {anchored[0]} compares with the tower's "
+            f"{tower_width}: set it 0"
+        )
+    for name in config.systems:
+        own, system = config_of(config, name), get_system(name)
+        if system.tree:
+            _check_leaves(own, name, num_documents)
+        if system.pq:
+            _check_codes(own, name, system, num_documents, tower_width)
+
+
+def _check_leaves(config, name: str, num_documents: int) -> None:
+    leaves = config.tree.branching**config.tree.height
+    if leaves > num_documents:
+        raise ValueError(
+            f"tree.branching^tree.height = {leaves} leaves of {name} for "
+            f"{num_documents} documents; use at most as many"
+        )
+    if config.tree.spill > leaves:
+        raise ValueError(
+            f"tree.spill is {config.tree.spill}; must be at most the {leaves} leaves"
+        )
+
+
+def _check_codes(config, name: str, system, num_documents: int, tower_width: int):
+    codewords = config.leaves.num_codewords
+    if system.library:
+        codewords = {"faiss-fastscan": 16, "scann": 16}.get(name, 256)
+        codewords = 0 if name.endswith("lsh") else codewords
+    if num_documents < codewords:
+        raise ValueError(
+            f"{name} fits {codewords} codewords (leaves.num_codewords: 0, 16 or 256) "
+            f"to {num_documents} documents; leave it out of --config.systems"
+        )
+    if system.library:
+        return
+    for budget in map(Budget.parse, config.budgets):
+        if budget.applies_to(system):
+            subspaces = num_subspaces(
+                budget.compression * config.tree.spill, tower_width=tower_width,
+                num_codewords=codewords,
+            )  # fmt: skip
+            width = config.head.width or tower_width
+            if width % subspaces:
+                raise ValueError(
+                    f"budget {budget.name!r} makes {subspaces} codes of a document, "
+                    f"which do not divide the width {width} of its embedding"
+                )
+
+
+def _check_systems(config) -> None:
+    """Their phases, and a budget for each."""
+    if not config.systems:
+        raise ValueError("systems is empty; name at least one")
+    phases = set()
+    for name in config.systems:
+        phases.update(get_system(name).phases)
+    for name in ("dense", "joint", *sorted(phases)):
+        try:
+            Phase.from_mapping(config[name].to_dict())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"config.{name}: {error}") from None
+    budgets = [Budget.parse(budget) for budget in config.budgets]
+    for name in config.systems:
+        if not any(budget.applies_to(get_system(name)) for budget in budgets):
+            raise ValueError(
+                f"no budget of {', '.join(config.budgets)} applies to {name!r}: a tree "
+                "needs 'visit-...', PQ leaves need '...-64x'"
+            )
+
+
+def _check_trained_tower(config) -> None:
+    for name in ("dense", "joint"):
+        if config.tower.trainable == "last_n" and not config[name].last_n:
+            raise ValueError(f"tower.trainable='last_n' needs {name}.last_n above 0")
+        for source in ("documents", "synthetic"):
+            if config[name].sources[source] and not config[name].encoded:
+                raise ValueError(
+                    f"{name}.sources.{source} is {config[name].sources[source]}: these "
+                    "queries are cached tower outputs, so a trained tower needs it 0, "
+                    f"or {name}.encoded above 0"
+                )
+
+
+def _choice(field: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{field} is {value!r}; allowed: {', '.join(map(repr, allowed))}"
+        )

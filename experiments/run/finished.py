@@ -1,0 +1,195 @@
+"""A finished run as a job of `ehi.encode.shards`, and the index of its shards."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from ehi.data.datasets import open_dataset
+from ehi.data.tfds_builder import READ_AHEAD
+from ehi.data.tokens import tokenizer_sha256
+from ehi.encode.documents import DocumentEncoder
+from ehi.encode.shards import ShardJob, index_shards
+from ehi.index.folder import MANIFEST, read_folder
+from ehi.index.stream import build_folder
+from ehi.model.export import index_arrays, query_head_arrays
+from ehi.model.params import has_tower, split_model
+from ehi.model.pretrained import resolve
+from ehi.train import checkpoint
+from experiments.run.evaluate import (
+    default_budgets,
+    drop_old_towers,
+    identity_of,
+    save_query_tower,
+    shown,
+)
+from experiments.run.models import build_model
+from experiments.run.prepare import Inputs
+from experiments.run.train import Trained, run_name
+from experiments.run.workdir import check_tower, with_tree_of
+from experiments.systems import config_of, fit_to_corpus, get_system
+
+LOG = logging.getLogger("ehi")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A trained system and the corpus to encode, of which nothing was read yet.
+
+    Attributes:
+      config: with the tree that the run was trained with.
+      inputs: data set and tower only; no tokens, no pairs.
+      trained: parameters only; no embeddings.
+      source: workdir of the run.
+    """
+
+    config: object
+    inputs: Inputs
+    trained: Trained
+    source: Path
+
+
+def open_run(config, name: str, source: Path) -> FinishedRun:
+    """The parameters of a system that a finished run trained.
+
+    Args:
+      config: the base config, of the run or with another data set.
+      name: the system; its compression is that of the last budget that applies.
+      source: workdir of the run.
+
+    Raises:
+      ValueError: a system of a library, or no budget applies to it.
+      FileNotFoundError: no such run.
+    """
+    system = get_system(name)
+    if system.library:
+        raise ValueError(f"{name} is built by a library, which takes no shards")
+    budgets = default_budgets(config, name)
+    if not budgets:
+        raise ValueError(
+            f"no budget of {', '.join(config.budgets)} applies to {name!r}: a tree "
+            "needs 'visit-...', PQ leaves need '...-64x'"
+        )
+    compression = budgets[-1].compression
+    run = run_name(name, compression)
+    config = with_tree_of(config, source)
+    _compare_towers(config, source)
+    nothing = np.zeros(0, np.int64)
+    inputs = Inputs(
+        open_dataset(config.dataset), resolve(config.tower.name), config.tower.dtype,
+        config.tower.remat, query_tokens=None, document_tokens=None, training=None,
+        num_synthetic=0, eval_rows=nothing,
+    )  # fmt: skip
+    check_tower(inputs.pretrained, source)
+    config = fit_to_corpus(config, len(inputs.dataset.documents))
+    final = source / "checkpoints" / run / "final"
+    if checkpoint.latest_step(final) is None:
+        raise FileNotFoundError(
+            f"{source} holds no trained {run}; train it there first"
+        )
+    model = build_model(config_of(config, name), system, compression, inputs)
+    graphdef, params = split_model(model)
+    saved = checkpoint.restore(final, {"params": params, "seconds": jnp.zeros(())})
+    trained = Trained(
+        run, graphdef, saved["params"], documents=None, queries=None,
+        seconds=float(saved["seconds"]),
+    )  # fmt: skip
+    return FinishedRun(config, inputs, trained, source)
+
+
+def make_job(run: FinishedRun, folder: Path, num_shards: int) -> ShardJob:
+    """The job of encoding the run's corpus, in `num_shards` shards, into `folder`."""
+    config, inputs, params = run.config, run.inputs, run.trained.params
+    dataset, pretrained = inputs.dataset, inputs.pretrained
+    encoder = DocumentEncoder(
+        run.trained.graphdef, params,
+        tower=None if has_tower(params) else inputs.tower,
+        tokenizer_file=pretrained.tokenizer_file,
+        length=config.tower.document_length,
+        num_documents=len(dataset.documents),
+        spill=config.tree.spill,
+    )  # fmt: skip
+    identity = {
+        "run": run.trained.run,
+        "parameters": _sha256(params),
+        "tower": pretrained.sha256,
+        "tokenizer": tokenizer_sha256(pretrained.tokenizer_file),
+        "dtype": config.tower.dtype,
+        "document_length": config.tower.document_length,
+        "spill": config.tree.spill,
+        "corpus": dataset.corpus_sha256,
+    }
+    return ShardJob(
+        folder, num_shards, dataset.documents, dataset.doc_ids, encoder, identity
+    )
+
+
+def load_job(config, name: str, source: Path, folder: Path, num_shards: int):
+    """`make_job` from what can be sent to another machine."""
+    return make_job(open_run(config, name, source), folder, num_shards)
+
+
+def build_from_shards(run: FinishedRun, job: ShardJob, path: Path) -> None:
+    """The index of finished shards, that of `experiments.main` but for rounding.
+
+    Raises:
+      ValueError: a shard is missing, altered, or of another job.
+    """
+    config, inputs, trained = run.config, run.inputs, run.trained
+
+    def lines(rows: range) -> Iterator[dict]:
+        for start in range(rows.start, rows.stop, READ_AHEAD):
+            part = inputs.dataset.documents[start : min(start + READ_AHEAD, rows.stop)]
+            yield from shown(dataclasses.replace(inputs.dataset, documents=part))
+
+    shards = index_shards(job, lines)
+    identity = identity_of(config, trained, inputs)
+    identity |= save_query_tower(inputs, trained.params, path)
+    build_folder(
+        path, shards,
+        **index_arrays(trained.graphdef, trained.params),
+        spill=config.tree.spill,
+        encoder=identity | _default_search(run),
+        query_head=query_head_arrays(trained.graphdef, trained.params),
+    )  # fmt: skip
+    drop_old_towers(path, identity)
+
+
+def _compare_towers(config, source: Path) -> None:
+    """Say what of the tower the run was trained with otherwise, lengths above all."""
+    ours = json.loads(config.to_json())["tower"]
+    theirs = json.loads((source / "config.json").read_text())["tower"]
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            LOG.warning(
+                "tower.%s is %r, the run in %s was trained with %r",
+                name, ours[name], source, theirs[name],
+            )  # fmt: skip
+
+
+def _default_search(run: FinishedRun) -> dict:
+    """How the run's own index is searched by default, where it has one."""
+    source, name = run.source, run.trained.run
+    for path in (source / "index", source / "indexes" / name):
+        if (path / MANIFEST).exists():
+            encoder = read_folder(path).manifest["encoder"] or {}
+            if encoder.get("run") == name:
+                defaults = ("default_beam", "default_min_prob")
+                return {key: encoder[key] for key in defaults if key in encoder}
+    return {}
+
+
+def _sha256(params: dict) -> str:
+    """Of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        value = np.asarray(params[name])
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()

@@ -1,0 +1,225 @@
+"""Config -> data set, tokens, tower and its outputs: what every system shares."""
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
+from ehi.data.pseudo_queries import moved_documents, pseudo_queries
+from ehi.data.tokens import TokenArray, tokenise
+from ehi.encode.embed import embed
+from ehi.encode.encode import cached_encode
+from ehi.model.hub import default_cache_dir
+from ehi.model.params import has_tower
+from ehi.model.pretrained import Pretrained, load_tower, resolve
+from ehi.model.tower import TextEncoder
+from ehi.parallel.processes import digest
+from ehi.train.batch import TrainingSet
+
+LOG = logging.getLogger("ehi")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that does not depend on the system.
+
+    The query table has the data set's queries, then the pseudo-queries, then every
+    document once more, as a query for itself, then the synthetic queries, which exist
+    as tower outputs only.
+
+    Attributes:
+      dataset: corpus, queries and qrels.
+      pretrained: where the tower comes from.
+      dtype, remat: of the tower, as of `TextEncoder`.
+      query_tokens, document_tokens: of the queries and pseudo-queries, and of the
+        corpus.
+      training: the pairs to train on.
+      num_synthetic: synthetic queries of each document.
+      eval_rows: rows of the query table that the evaluated split asks.
+    """
+
+    dataset: RetrievalDataset
+    pretrained: Pretrained
+    dtype: str
+    remat: bool
+    query_tokens: TokenArray
+    document_tokens: TokenArray
+    training: TrainingSet
+    num_synthetic: int
+    eval_rows: np.ndarray
+
+    @functools.cached_property
+    def tower(self) -> TextEncoder:
+        """The pretrained text encoder."""
+        return self.fresh_tower()
+
+    def fresh_tower(self) -> TextEncoder:
+        """A copy of it that shares no parameter with others."""
+        dtype = jnp.dtype(self.dtype)
+        return load_tower(self.pretrained, dtype=dtype, remat=self.remat)
+
+    @functools.cached_property
+    def document_features(self) -> np.ndarray:
+        """The frozen tower's outputs (documents, T), cached on disk."""
+        return cached_encode(
+            self.pretrained, self.tower, self.document_tokens, desc="encode documents"
+        )
+
+    @functools.cached_property
+    def query_features(self) -> np.ndarray:
+        """The frozen tower's outputs of the query table (rows, T)."""
+        queries = cached_encode(
+            self.pretrained, self.tower, self.query_tokens, desc="encode queries"
+        )
+        return self.query_table(queries, self.document_features)
+
+    def query_table(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """Tower outputs of the query table, from those of queries and of documents.
+
+        Args:
+          queries: (n, T), of the rows that have tokens.
+          documents: (documents, T).
+
+        Returns:
+          (rows, T).
+        """
+        tables = [queries, documents]
+        if self.num_synthetic:
+            moved, _ = moved_documents(
+                documents, queries, known_pairs(self.training.pairs),
+                per_document=self.num_synthetic,
+            )  # fmt: skip
+            tables.append(moved)
+        return np.concatenate(tables)
+
+    @property
+    def eval_ids(self) -> list[str]:
+        """Names of the evaluated queries."""
+        return [self.dataset.query_ids[row] for row in self.eval_rows]
+
+
+def load_inputs(config) -> Inputs:
+    """Open the data set of a config, tokenise it and pair it for training."""
+    dataset = open_dataset(config.dataset)
+    if config.split == "dev" and "dev" not in dataset.qrels:
+        dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
+        LOG.info("dev carved out of train by document")
+    pretrained = resolve(config.tower.name)
+    texts, pseudo_rows = [], np.zeros(0, np.int64)
+    if config.pseudo.per_document:
+        texts, pseudo_rows, _ = pseudo_queries(
+            dataset.documents, kinds=tuple(config.pseudo.kinds),
+            per_document=config.pseudo.per_document, seed=0,
+        )  # fmt: skip
+    if not dataset.query_ids and not len(texts):
+        raise ValueError(
+            f"{dataset.name} has no queries, and pseudo.per_document is 0: nothing is "
+            "asked of its documents"
+        )
+    tokens = functools.partial(
+        tokenise, tokenizer_file=pretrained.tokenizer_file,
+        cache_dir=default_cache_dir() / "tokens",
+    )  # fmt: skip
+    query_tokens = tokens(
+        dataset.query_texts + list(texts),
+        max_length=config.tower.query_length,
+        name=f"{dataset.name} queries",
+    )
+    document_tokens = tokens(
+        [document.content for document in dataset.documents],
+        max_length=config.tower.document_length,
+        name=f"{dataset.name} documents",
+    )
+    num_documents, num_queries = len(dataset.documents), len(dataset.query_ids)
+    query_rows, document_rows = _labelled(dataset)
+    first_pseudo, first_document = num_queries, num_queries + len(texts)
+    everything, per_document = np.arange(num_documents), config.pseudo.synthetic
+    synthetic = np.tile(everything, per_document)
+    first_synthetic = first_document + num_documents
+    training = TrainingSet(
+        num_queries=first_synthetic + len(synthetic),
+        num_documents=num_documents,
+        pairs={
+            "labelled": (query_rows, document_rows),
+            "pseudo": (first_pseudo + np.arange(len(texts)), pseudo_rows),
+            "documents": (first_document + everything, everything),
+            "synthetic": (first_synthetic + np.arange(len(synthetic)), synthetic),
+        },
+        query_tokens=query_tokens,
+        document_tokens=document_tokens,
+    )
+    # A corpus without any judgements is indexed and not scored.
+    asked = dataset.judgements(config.split) if dataset.qrels else {}
+    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
+    eval_rows = np.array([row_of[name] for name in asked], np.int64)
+    return Inputs(
+        dataset, pretrained, config.tower.dtype, config.tower.remat, query_tokens,
+        document_tokens, training, per_document, eval_rows,
+    )  # fmt: skip
+
+
+def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
+    if "train" not in dataset.qrels:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    queries, documents, _ = dataset.positives("train")
+    return queries, documents
+
+
+def known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled pairs, or pseudo-queries and their documents where there are none."""
+    return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]
+
+
+# MERGED experiments_outputs: What the tower makes of the corpus and of the query table, and the heads of that.
+
+
+def tower_outputs(
+    graphdef, params, inputs: Inputs, folder: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tower outputs of the corpus (documents, T) and of the query table (rows, T).
+
+    Those of the pretrained tower, or, of a model that trains its own, of that.
+
+    Args:
+      graphdef, params: of a `JointIndex`, from `split_model`.
+      inputs: from `load_inputs`.
+      folder: where the outputs of a trained tower are kept; None to keep none.
+    """
+    if not has_tower(params):
+        return inputs.document_features, inputs.query_features
+    if folder is None:
+        return _encode(graphdef, params, inputs)
+    towers = {n: params[n] for n in params if n.split("/")[0].endswith("tower")}
+    path = folder / f"{digest(jax.device_get(towers))[:16]}.npz"
+    if not path.exists():
+        documents, queries = _encode(graphdef, params, inputs)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+        np.savez(temporary, documents=documents, queries=queries)
+        os.replace(temporary, path)
+    with np.load(path, allow_pickle=False) as file:
+        return file["documents"], file["queries"]
+
+
+def embeddings(
+    graphdef, params, inputs: Inputs, folder: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the corpus (documents, D) and of the query table (rows, D).
+
+    Args: see `tower_outputs`.
+    """
+    documents, queries = tower_outputs(graphdef, params, inputs, folder)
+    documents = embed(graphdef, params, "documents", documents)
+    return documents, embed(graphdef, params, "queries", queries)
+
+
+def _encode(graphdef, params, inputs: Inputs):
+    documents = embed(graphdef, params, "documents", inputs.document_tokens, head=False)
+    queries = embed(graphdef, params, "queries", inputs.query_tokens, head=False)
+    return documents, inputs.query_table(queries, documents)

@@ -1,0 +1,208 @@
+"""Train one system of a config: parent, starts, phases, embeddings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ehi.encode.embed import code_table
+from ehi.index import build_index
+from ehi.model.export import index_arrays
+from ehi.model.head import start_from_pca
+from ehi.model.params import has_tower, merge_model, split_model
+from ehi.train import checkpoint
+from ehi.train.batch import drawn_queries
+from ehi.train.logs import MetricLog
+from ehi.train.loop import run_phase
+from ehi.train.negatives import mine_from_leaves, mine_from_teacher
+from ehi.train.starts import fit_starts, inherit
+from experiments.run.models import build_model
+from experiments.run.prepare import Inputs, embeddings, tower_outputs
+from experiments.systems import config_of, get_system, phase_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained system: its parameters and what they make of the data.
+
+    Attributes:
+      run: name of the system and, for PQ leaves, its compression.
+      params: 'group/.../name' -> array.
+      documents, queries: embeddings (rows, D) of the corpus and of the query table.
+      seconds: of training, the parent's and the fits' included.
+      examples_per_second: of its last phase; None where it was not trained here.
+    """
+
+    run: str
+    graphdef: nnx.GraphDef = field(repr=False)
+    params: dict = field(repr=False)
+    documents: np.ndarray = field(repr=False)
+    queries: np.ndarray = field(repr=False)
+    seconds: float
+    examples_per_second: float | None = None
+
+
+def run_name(name: str, compression: int | None) -> str:
+    """'ehi-pq-64x' for a system with PQ leaves, else the system's name."""
+    return name if compression is None else f"{name}-{compression}x"
+
+
+def train_system(
+    config, name: str, compression: int | None, inputs: Inputs, workdir: Path,
+    log: MetricLog, trained: dict[str, Trained], source: Path | None = None,
+) -> Trained:  # fmt: skip
+    """Train a system, its ancestors first; whatever is complete is reused.
+
+    Args:
+      config: the base config.
+      name, compression: which system, at which compression of its leaves.
+      inputs: from `load_inputs`.
+      workdir: checkpoints and fits are kept here.
+      log: training metrics go here.
+      trained: systems trained so far by run name; this one is added.
+      source: workdir of a finished run whose parameters are taken, without training.
+
+    Raises:
+      FileNotFoundError: `source` has no finished parameters of this system.
+    """
+    run = run_name(name, compression)
+    if run in trained:
+        return trained[run]
+    system, resolved = get_system(name), config_of(config, name)
+    model = build_model(resolved, system, compression, inputs)
+    final = (source or workdir) / "checkpoints" / run / "final"
+    if checkpoint.latest_step(final) is not None:
+        graphdef, params = split_model(model)
+        saved = checkpoint.restore(final, {"params": params, "seconds": jnp.zeros(())})
+        params, seconds = saved["params"], float(saved["seconds"])
+    elif source is not None:
+        raise FileNotFoundError(
+            f"{source} holds no trained {run}; train it there first, or leave it out "
+            "of --config.systems and --config.budgets"
+        )
+    else:
+        parent = None
+        if system.parent is not None:
+            parent = train_system(
+                config, system.parent, None, inputs, workdir, log, trained
+            )
+        graphdef, params, seconds = _start(
+            resolved, system, model, inputs, parent, workdir
+        )
+        state = {"params": params, "stats": {}}
+        for phase in system.phases:
+            state = _phase(
+                resolved, phase, run, graphdef, state, inputs, parent, workdir, log
+            )
+            seconds += log.seconds(run, phase)
+        params = state["params"]
+        done = {"params": params, "seconds": jnp.float32(seconds)}
+        checkpoint.save(final, 0, done)
+    documents, queries = embeddings(graphdef, params, inputs, workdir / "outputs")
+    rate = None
+    if system.phases and source is None:
+        rate = log.examples_per_second(run, system.phases[-1])
+    trained[run] = Trained(run, graphdef, params, documents, queries, seconds, rate)
+    return trained[run]
+
+
+def _start(config, system, model, inputs, parent, workdir):
+    """Parameters before the first step: pretrained or inherited, fitted to data."""
+    if parent is None:
+        width = model.head.projection.shape[1]
+        if width < inputs.pretrained.config["width"]:
+            start = start_from_pca(inputs.document_features, width)
+            model.head.projection[...] = start
+        return *split_model(model), 0.0
+    seconds = 0.0
+    if not any(config[name].start == "buffer" for name in system.phases):
+        seconds = fit_starts(
+            model, parent.documents, seed=config.seed, cache=workdir / "starts",
+            random_tree=config.tree.start == "random",
+        )  # fmt: skip
+    graphdef, params = split_model(model)
+    return graphdef, inherit(params, parent.params), seconds + parent.seconds
+
+
+def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
+    """Run one phase, or return its end if it is complete."""
+    phase = phase_of(config, phase_name, len(inputs.dataset.documents))
+    if not phase.steps:
+        return state
+    params = state["params"]
+    if phase.start == "buffer":
+        kept = state["stats"]["buffer"]
+        params = _fit_to_buffer(graphdef, params, kept, config.seed, workdir, run)
+    tables = _tables(run, phase, graphdef, params, inputs, parent, workdir)
+    lengths = (0, 0)
+    if has_tower(params):
+        lengths = (config.tower.query_length, config.tower.document_length)
+    return run_phase(
+        graphdef, params, inputs.training, tables, phase,
+        run=run, name=phase_name, seed=config.seed,
+        directory=workdir / "checkpoints" / run / phase_name, log=log,
+        lengths=lengths, mine=_miner(phase, graphdef, inputs, parent, config.seed),
+        shard_state=config.shard_state,
+    )  # fmt: skip
+
+
+def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
+    """Tree and leaves fitted to the embeddings (rows, D) that a warm-up kept."""
+    model, kept = merge_model(graphdef, params), np.asarray(buffer)
+    kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
+    fit_starts(model, kept, seed=seed, cache=workdir / "checkpoints" / run / "starts")
+    return split_model(model)[1]
+
+
+def _miner(phase, graphdef, inputs, parent, seed):
+    """Parameters -> hard negatives (rows, m), or None where a phase mines none."""
+    if not phase.mining_interval:
+        return None
+
+    def from_teacher(_):
+        rows = drawn_queries(
+            inputs.training, batch_size=phase.batch_size, sources=phase.sources,
+            seed=seed, steps=phase.steps,
+        )  # fmt: skip
+        return mine_from_teacher(
+            parent.documents, parent.queries, inputs.training,
+            per_query=phase.mined_kept, rows=rows,
+        )  # fmt: skip
+
+    def from_leaves(params):
+        documents, queries = embeddings(graphdef, params, inputs)
+        index = build_index(
+            documents, np.arange(len(documents)), **index_arrays(graphdef, params)
+        )
+        return mine_from_leaves(
+            index, queries, inputs.training,
+            per_query=phase.mined_kept, beam=phase.mined_beam,
+        )  # fmt: skip
+
+    return from_teacher if phase.negatives == "teacher" else from_leaves
+
+
+def _tables(run, phase, graphdef, params, inputs, parent, workdir) -> dict:
+    """The read-only arrays that the steps of a phase gather from."""
+    tables = {}
+    if not has_tower(params) or phase.losses.get("query_anchor"):
+        tables["features_queries"] = inputs.query_features
+    if not has_tower(params) or phase.losses.get("anchor"):
+        tables["features_documents"] = inputs.document_features
+    if has_tower(params) and phase.encoded:
+        if parent is None:  # the tower is the pretrained one still
+            cached = inputs.document_features, inputs.query_features
+        else:
+            cached = tower_outputs(graphdef, params, inputs, workdir / "outputs")
+        tables["cached_documents"], tables["cached_queries"] = cached
+    if phase.needs_teacher:
+        if parent is None:
+            raise ValueError(f"{run}: distillation needs a parent system as teacher")
+        tables["teacher_queries"] = parent.queries
+        tables["teacher_documents"] = parent.documents
+    if phase.needs_codes:
+        documents, _ = embeddings(graphdef, params, inputs)
+        tables["codes"] = code_table(graphdef, params, documents)
+    return tables
