@@ -5,7 +5,7 @@ from flax import nnx
 
 from ehi.model.joint import JointIndex
 from ehi.model.params import split_model
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.train.batch import TrainingSet
 from ehi.train.starts import fit_starts
 
@@ -71,7 +71,7 @@ def make_model(tables, cache, *, tower=False, fitted=True, **options):
     rngs = nnx.Rngs(0)
     encoder = None
     if tower:
-        encoder = TextEncoder(
+        encoder = Tower(
             vocab_size=50, width=WIDTH, num_layers=2, num_heads=2, mlp_width=32,
             max_positions=12, type_vocab_size=2, rngs=rngs,
         )  # fmt: skip

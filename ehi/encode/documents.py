@@ -15,7 +15,7 @@ from ehi.index.search.codes import pack_codes
 from ehi.index.search.routing import assign_leaves
 from ehi.model.export import index_arrays
 from ehi.model.params import has_tower, merge_model
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 
 BUCKET = 16  # tokens that padded lengths are multiples of
 
@@ -33,7 +33,7 @@ class DocumentEncoder:
     """
 
     def __init__(
-        self, graphdef, params, *, tower: TextEncoder | None, tokenizer_file,
+        self, graphdef, params, *, tower: Tower | None, tokenizer_file,
         length: int, num_documents: int, spill: int = 1,
     ):  # fmt: skip
         if (tower is None) != has_tower(params):

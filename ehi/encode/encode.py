@@ -20,7 +20,7 @@ from ehi.encode.packing import (
 from ehi.eval.records import atomic_write_npy
 from ehi.model.hub import default_cache_dir
 from ehi.model.pretrained import Pretrained
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.parallel.mesh import over_local_devices
 
 # On a CPU the activations of about 1,024 tokens stay in its caches: 1.4 times as fast
@@ -50,7 +50,7 @@ def encode(
         apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
             whose rows do not depend on each other. With `share_rows` its mask is int32
             and says which text of the row a token belongs to, and its result is
-            (N, G, T), as of `TextEncoder`.
+            (N, G, T), as of `Tower`.
         params: its first argument.
         tokens: token array: `len`, `lengths` and `pad(rows, length) -> ids, mask`.
         batch_tokens: tokens of a batch, padding included; None = what suits the
@@ -146,7 +146,7 @@ def apply_module(params, ids, mask, *, graphdef):
 
 def cached_encode(
     pretrained: Pretrained,
-    tower: TextEncoder,
+    tower: Tower,
     tokens,
     *,
     cache_dir: str | Path | None = None,
@@ -160,7 +160,7 @@ def cached_encode(
 
     Args:
         pretrained: the checkpoint that `tower` was loaded from, unchanged since.
-        tower: `TextEncoder`.
+        tower: `Tower`.
         tokens: token array as for `encode`, with a string `key` that names its texts,
             tokeniser and length.
         cache_dir: folder of the arrays; default 'encoded' in our cache folder.
@@ -198,7 +198,7 @@ def cached_encode(
         ) from None
 
 
-def check_positions(tower: TextEncoder, tokens) -> None:
+def check_positions(tower: Tower, tokens) -> None:
     """Refuse texts that are longer than a tower can read.
 
     Rows that texts share are longer than the texts, so the tower cannot know.

@@ -82,7 +82,7 @@ def tower_parameters(
         projection: it has the projection of ANCE and STAR.
 
     Returns:
-        dict of path -> float32 array, the path as in the nnx state of `TextEncoder`,
+        dict of path -> float32 array, the path as in the nnx state of `Tower`,
         e.g. ('layers', 0, 'qkv', 'kernel').
 
     Raises:
@@ -143,7 +143,7 @@ def parameter_sources(
 
 
 def tower_config(folder: Path) -> tuple[str, dict]:
-    """Model type and `TextEncoder` arguments of the checkpoint in `folder`.
+    """Model type and `Tower` arguments of the checkpoint in `folder`.
 
     Raises:
         ValueError: an architecture, activation or pooling that we do not have.

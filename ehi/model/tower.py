@@ -189,7 +189,7 @@ class TransformerLayer(nnx.Module):
 POOLINGS = ("mean", "cls")
 
 
-class TextEncoder(nnx.Module):
+class Tower(nnx.Module):
     """BERT-family tower: BERT, DistilBERT, MiniLM, RoBERTa differ in arguments only.
 
     Args:

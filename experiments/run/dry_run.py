@@ -19,7 +19,7 @@ from rich.markup import escape
 from ehi.data.datasets import open_dataset
 from ehi.model.params import has_tower, split_model
 from ehi.model.pretrained import resolve
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.parallel.mesh import make_mesh, table_sharding
 from ehi.train import loop
 from ehi.train.optimizer import trained_names
@@ -61,7 +61,7 @@ def data_sizes(config) -> Sizes:
 
 
 def tower_shape(config) -> dict:
-    """Arguments of the `TextEncoder` of a config: stated, known, or of a checkpoint."""
+    """Arguments of the `Tower` of a config: stated, known, or of a checkpoint."""
     stated = config.tower.get("shape", None)
     if stated:
         return dict(stated)
@@ -74,7 +74,7 @@ def abstract_model(config, system, compression: int | None, sizes: Sizes, shape:
 
     def build():
         # All that `build_model` asks of its inputs.
-        tower = TextEncoder(
+        tower = Tower(
             **shape,
             dtype=jnp.dtype(config.tower.dtype),
             remat=config.tower.remat,

@@ -65,7 +65,7 @@ def text_flops(tower: nnx.Module, lengths: np.ndarray) -> float:
     Linear layers grow as n, attention as n^2, so three lengths tell a, b and c.
 
     Args:
-      tower: `TextEncoder`.
+      tower: `Tower`.
       lengths: n, tokens of each text (N,).
     """
     graphdef, params = nnx.split(tower)

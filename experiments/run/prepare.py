@@ -18,7 +18,7 @@ from ehi.encode.encode import cached_encode
 from ehi.model.hub import default_cache_dir
 from ehi.model.params import has_tower
 from ehi.model.pretrained import Pretrained, load_tower, resolve
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.parallel.processes import digest
 from ehi.train.batch import TrainingSet
 
@@ -36,7 +36,7 @@ class Inputs:
     Attributes:
       dataset: corpus, queries and qrels.
       pretrained: where the tower comes from.
-      dtype, remat: of the tower, as of `TextEncoder`.
+      dtype, remat: of the tower, as of `Tower`.
       query_tokens, document_tokens: of the queries and pseudo-queries, and of the
         corpus.
       training: the pairs to train on.
@@ -55,11 +55,11 @@ class Inputs:
     eval_rows: np.ndarray
 
     @functools.cached_property
-    def tower(self) -> TextEncoder:
+    def tower(self) -> Tower:
         """The pretrained text encoder."""
         return self.fresh_tower()
 
-    def fresh_tower(self) -> TextEncoder:
+    def fresh_tower(self) -> Tower:
         """A copy of it that shares no parameter with others."""
         dtype = jnp.dtype(self.dtype)
         return load_tower(self.pretrained, dtype=dtype, remat=self.remat)

@@ -14,7 +14,7 @@ from tiny import WIDTH, make_model
 from ehi.encode import shards
 from ehi.encode.documents import DocumentEncoder
 from ehi.encode.shards import ShardJob
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 
 HERE = Path(__file__).parent
 NUM, SHARDS = 23, 4
@@ -44,7 +44,7 @@ def make_encoder(*, frozen=True):
     tokenizer = HERE.parent / "fixtures" / "minilm_tiny" / "tokenizer.json"
     tower = None
     if frozen:
-        tower = TextEncoder(
+        tower = Tower(
             vocab_size=64, width=WIDTH, num_layers=1, num_heads=2, mlp_width=32,
             max_positions=16, type_vocab_size=2, rngs=nnx.Rngs(1),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from ehi.encode import encode as encode_module
 from ehi.encode.encode import cached_encode, encode
 from ehi.encode.packing import choose_buckets, plan_batches
 from ehi.model.pretrained import Pretrained
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 
 
 @dataclasses.dataclass
@@ -120,7 +120,7 @@ def tiny_tower(**changes):
         "max_positions": 16,
         "type_vocab_size": 0,
     }
-    return TextEncoder(**arguments | changes, rngs=nnx.Rngs(0))
+    return Tower(**arguments | changes, rngs=nnx.Rngs(0))
 
 
 def tiny_pretrained(sha256="0" * 64):

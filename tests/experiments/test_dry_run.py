@@ -11,7 +11,7 @@ from rich.console import Console
 from shrunken import TOWER, shrunk
 
 from ehi.model.params import split_model
-from ehi.model.tower import TextEncoder
+from ehi.model.tower import Tower
 from ehi.train.batch import TrainingSet, make_batch
 from ehi.train.phase import Phase
 from experiments.configs import pydocs
@@ -172,7 +172,7 @@ def test_sizes_and_tower_come_from_data_where_the_config_has_none(beir_folder):
     c = pydocs.get_config()
     assert tower_shape(c)["width"] == 384
     c.tower.name = str(FIXTURES / "minilm_tiny")
-    encoder = nnx.eval_shape(lambda: TextEncoder(**tower_shape(c), rngs=nnx.Rngs(0)))
+    encoder = nnx.eval_shape(lambda: Tower(**tower_shape(c), rngs=nnx.Rngs(0)))
     assert encoder.width == tower_shape(c)["width"] < 384
     c.dataset = str(beir_folder)
     assert data_sizes(c) == Sizes(documents=6, train_queries=4)

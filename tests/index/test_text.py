@@ -23,7 +23,7 @@ from text_cases import (
 
 from ehi.index import save_index
 from ehi.index.text import tower
-from ehi.index.text.checkpoint import load_tower
+from ehi.index.text.checkpoint import read_tower
 from ehi.index.text.encoder import (
     KNOWN_SHA256,
     TowerNotFoundError,
@@ -72,14 +72,14 @@ def test_minilm_embeddings_are_those_of_jax_and_of_sentence_transformers(minilm)
     np.testing.assert_allclose(with_head(QUESTIONS), expected, atol=5e-6)
     with np.load(FIXTURES / "minilm_l6.npz") as reference:
         rows = zip(reference["ids"], reference["mask"], strict=True)
-        found = load_tower(minilm)([ids[mask] for ids, mask in rows])
+        found = read_tower(minilm)([ids[mask] for ids, mask in rows])
         np.testing.assert_allclose(found, reference["embeddings"], atol=2e-6)
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_tower_equals_transformers(name, pooling):
-    tower = load_tower(FIXTURES / name)
+    tower = read_tower(FIXTURES / name)
     changed = vars(tower) | {"pooling": pooling, "normalise": False}
     with np.load(FIXTURES / name / "reference.npz") as reference:
         rows = zip(reference["ids"], reference["mask"].astype(bool), strict=True)

@@ -18,7 +18,7 @@ from text_cases import (
 )
 
 from ehi.index import build_index, open_index, save_index
-from ehi.index.text.checkpoint import load_tower, weights_sha256
+from ehi.index.text.checkpoint import read_tower, weights_sha256
 from ehi.index.text.encoder import KNOWN_SHA256, TowerNotFoundError, load_text_encoder
 
 
@@ -141,10 +141,10 @@ def test_half_a_projection_is_refused(tmp_path):
     folder = Path(shutil.copytree(FIXTURES / "star_tiny", tmp_path / "star_tiny"))
     edit_tensors(folder, lambda t: {k: v for k, v in t.items() if k != "norm.bias"})
     with pytest.raises(ValueError, match="has no tensor 'norm.bias'"):
-        load_tower(folder)
+        read_tower(folder)
     edit_json(folder / "config.json", model_type="bert")
     with pytest.raises(ValueError, match="has no tensor|unknown tensors"):
-        load_tower(folder)
+        read_tower(folder)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_other_modules_and_poolings_are_refused(tmp_path):
     folder = Path(shutil.copytree(FIXTURES / "minilm_tiny", tmp_path / "m"))
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
     with pytest.raises(ValueError, match=r"\['max'\].*1_Pooling/config.json"):
-        load_tower(folder)
+        read_tower(folder)
     (folder / "modules.json").write_text('[{"type": "x.Transformer"}]')
     with pytest.raises(ValueError, match=r"\['Transformer'\].*modules.json"):
-        load_tower(folder)
+        read_tower(folder)
 
 
 def test_tensors_of_other_types_are_refused(folder):
@@ -184,7 +184,7 @@ def test_tensors_of_other_types_are_refused(folder):
         lambda tensors: {k: v.astype(np.int32) for k, v in tensors.items()},
     )
     with pytest.raises(ValueError, match="model.safetensors has type I32"):
-        load_tower(folder)
+        read_tower(folder)
 
 
 def test_tokeniser_of_another_tower_is_refused(folder):

@@ -46,7 +46,7 @@ def random_head(in_width, out_width, hidden):
 
 
 def jax_embeddings(folder, texts, length, head=None):
-    """What training computes: padded tokens, `TextEncoder` and `Head`."""
+    """What training computes: padded tokens, `Tower` and `Head`."""
     jax = pytest.importorskip("jax")
     from flax import nnx
 

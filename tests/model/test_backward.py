@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ehi.model.tower import TextEncoder, gelu
+from ehi.model.tower import Tower, gelu
 from ehi.model.tower_ops import attention, layer_norm, normed, recomputed
 
 HEADS, LENGTH = 3, 7
@@ -120,7 +120,7 @@ def test_recomputed_layers_take_less_memory_once_compiled():
     ids = np.ones((4, 128), np.int32)
 
     def temporaries(**changes):
-        tower = TextEncoder(
+        tower = Tower(
             vocab_size=50, width=16, num_layers=6, num_heads=4, mlp_width=32,
             max_positions=128, type_vocab_size=2, rngs=nnx.Rngs(0), **changes,
         )  # fmt: skip

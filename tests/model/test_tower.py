@@ -10,7 +10,7 @@ from flax import nnx
 
 from ehi.encode.encode import apply_module, encode
 from ehi.model.head import Head, start_from_pca
-from ehi.model.tower import TextEncoder, gelu, texts_of_row, unit_rows
+from ehi.model.tower import Tower, gelu, texts_of_row, unit_rows
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def tiny_tower(**changes):
         "max_positions": 12,
         "type_vocab_size": 2,
     }
-    return TextEncoder(**arguments | changes, rngs=nnx.Rngs(0))
+    return Tower(**arguments | changes, rngs=nnx.Rngs(0))
 
 
 @jax.jit

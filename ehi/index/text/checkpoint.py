@@ -256,7 +256,7 @@ CONFIG_KEYS |= {name: CONFIG_KEYS["bert"] for name in ROBERTAS}
 LAYER_NAMES |= {name: LAYER_NAMES["bert"] for name in ROBERTAS}
 
 
-def load_tower(folder):
+def read_tower(folder):
     """The tower of a checkpoint folder, weights as float32.
 
     Raises:

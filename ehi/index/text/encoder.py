@@ -8,9 +8,9 @@ import numpy as np
 from ehi.index.text.checkpoint import (
     check_files,
     find_tokenizer,
-    load_tower,
     missing_files,
     open_tokenizer,
+    read_tower,
     weights_sha256,
 )
 from ehi.index.text.tower import gelu, unit_rows
@@ -190,7 +190,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     folder = find_folder(name, cache_dir)
     check_files(folder)
     check_sha256(name, folder, identity.get("tower_sha256"))
-    network = load_tower(folder)
+    network = read_tower(folder)
     tokenizer = open_tokenizer(find_tokenizer(folder))
     length = check_length(identity["query_length"], tokenizer, network)
     head = check_head(index.query_head, network.width, index.width)

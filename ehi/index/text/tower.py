@@ -74,7 +74,7 @@ class Projection:
 
 # MERGED ehi_index_text_transformer: NumPy forward pass of the text tower: token ids -> pooled vectors.
 #
-# What `ehi.model.tower.TextEncoder` computes, to float32 rounding. Token vectors are
+# What `ehi.model.tower.Tower` computes, to float32 rounding. Token vectors are
 # columns, x (T, n): a checkpoint's weights (outputs, inputs) are then used as they are
 # stored, and for the 10 tokens of a query W x is 1.3 to 1.9 times faster than x W. The
 # tokens of several texts stand side by side without padding, n tokens in all; only
