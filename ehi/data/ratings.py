@@ -223,10 +223,12 @@ def _lines(path, encoding: str) -> Iterator[tuple[str, str]]:
                 yield where, text
 
 
-# MERGED ehi_data_interactions: tfds builder of ratings: what a user liked last -> the item that they liked next.
+# MERGED ehi_data_interactions: tfds builder of ratings: what a user liked last -> the
+# item that they liked next.
 #
 # A query is the titles of the last `HISTORY` items that a user rated at least `LIKED`
-# before the one that is asked for; a document is the title and the genres of an item. The
+# before the one that is asked for; a document is the title and the genres of an item.
+# The
 # last item of a user is asked for in 'test', the one before in 'dev', all earlier ones
 # but the first in 'train'. So test asks for documents that train asks for too.
 #

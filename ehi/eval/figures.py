@@ -136,7 +136,8 @@ def save(figure: Figure, path: str | Path) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-# MERGED ehi_eval_figures: The figures of a report: what effectiveness costs in work and in memory.
+# MERGED ehi_eval_figures: The figures of a report: what effectiveness costs in work
+# and in memory.
 
 Curve = Sequence[tuple[float, float]]
 

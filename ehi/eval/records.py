@@ -208,10 +208,13 @@ _FIELD_TYPES = {
 }
 
 
-# MERGED ehi_eval_per_query: Per-query values of many cells, kept for the paired tests of later tables.
+# MERGED ehi_eval_per_query: Per-query values of many cells, kept for the paired tests
+# of later tables.
 #
-# A run folder holds one `.npy` a cell (all measures, written by `measure`). What is kept
-# with the records is nDCG@10 alone, of all cells of one dataset in one `.npz`: an array a
+# A run folder holds one `.npy` a cell (all measures, written by `measure`). What is
+# kept
+# with the records is nDCG@10 alone, of all cells of one dataset in one `.npz`: an
+# array a
 # cell, and the query ids of each split once.
 #
 

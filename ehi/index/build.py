@@ -148,7 +148,8 @@ def build_index(
     Args:
         embeddings: (N, D) floats.
         doc_ids: N distinct ids, integers >= 0 or strings.
-        tree: dict as in `ehi.index.search.routing`, or None for a flat index of one leaf.
+        tree: dict as in `ehi.index.search.routing`, or None for a flat index of one
+        leaf.
         query_tree: the queries' own tree of the same height and branching, or None.
         rotation: (D, D) orthogonal, z = x @ rotation; PQ leaves only.
         codebooks: (M, K, S) for PQ leaves, None for raw ones.

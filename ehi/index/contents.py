@@ -174,7 +174,8 @@ def rows_of(ids, order, wanted):
     return np.where(ids[rows] == wanted, rows, -1)
 
 
-# MERGED ehi_index_segment: What an index holds: documents, added together in segments, some of them deleted.
+# MERGED ehi_index_segment: What an index holds: documents, added together in segments,
+# some of them deleted.
 
 # What a segment stores besides its ids and the documents to show.
 SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")

@@ -125,7 +125,8 @@ def _stored(index, leaf):
     return stored, lambda: decode(stored, index.byte_codebooks)
 
 
-# MERGED ehi_index_interop_search: An exported index, searched by Faiss in the leaves that our routing chooses.
+# MERGED ehi_index_interop_search: An exported index, searched by Faiss in the leaves
+# that our routing chooses.
 
 _VALUES = 2**22  # of the largest temporary array of a search
 

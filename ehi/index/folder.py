@@ -113,7 +113,8 @@ class _Hashed:
         return self.file.write(data)
 
 
-# MERGED ehi_index_folder: A folder of checked files: manifest.json names every file, its bytes and sha256.
+# MERGED ehi_index_folder: A folder of checked files: manifest.json names every file,
+# its bytes and sha256.
 #
 # Reading only; `ehi.index.commit` writes. Files never change under their name: a new
 # manifest names new files, so what was opened stays what it was.
@@ -346,7 +347,8 @@ def _check_file_name(manifest, name):
         )
 
 
-# MERGED ehi_index_lock: One writer at a time: a lock on the index folder. Readers need none.
+# MERGED ehi_index_lock: One writer at a time: a lock on the index folder. Readers need
+# none.
 
 
 class IndexLockedError(RuntimeError):

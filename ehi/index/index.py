@@ -25,7 +25,8 @@ class Index:
     Attributes:
         width: embedding width D.
         spill: leaves a document is stored in, s.
-        tree, query_tree: dicts as in `ehi.index.search.routing`; tree is None in a flat index,
+        tree, query_tree: dicts as in `ehi.index.search.routing`; tree is None in a
+        flat index,
             query_tree where queries route as documents do.
         codebooks: (M, K, S) float32, or None in raw leaves.
         assign_codebooks: (M, K, S) float32 that choose the codes, where these are

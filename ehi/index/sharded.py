@@ -143,14 +143,17 @@ def _best(columns, scores, k):
     return best
 
 
-# MERGED ehi_index_ray_shards: An index that no single machine holds: document shards as Ray actors, one router.
+# MERGED ehi_index_ray_shards: An index that no single machine holds: document shards
+# as Ray actors, one router.
 #
 #     folders = split_index("runs/x/index", "parts", shards=4)
 #     with ShardedIndex.start(folders) as index:
 #         hits = index.search(queries, k=10, beam=8)
 #
-# The router has the parameters: it finds the leaves of the queries once, asks all shards
-# for what stands in them, and merges what they find. A document stands in one shard with
+# The router has the parameters: it finds the leaves of the queries once, asks all
+# shards
+# for what stands in them, and merges what they find. A document stands in one shard
+# with
 # all its copies, and rows of all shards are in the order of the whole index, so merging
 # by score and then by row gives its answer, ties included. Scores are equal but for
 # rounding: a leaf cut into shards is multiplied in other shapes.

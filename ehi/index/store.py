@@ -72,7 +72,8 @@ def take_tree(name, header, arrays):
     return tree
 
 
-# MERGED ehi_index_fit: Refuses arrays of a folder whose shapes, dtypes or offsets do not fit each other.
+# MERGED ehi_index_fit: Refuses arrays of a folder whose shapes, dtypes or offsets do
+# not fit each other.
 
 
 def check_fit(index):
@@ -165,8 +166,10 @@ def _expect(name, array, shape, *dtypes):
 
 # MERGED ehi_index_store: An Index to a folder and back.
 #
-# Every array is one .npy file that can be memory-mapped, never a pickle. The rest, small
-# and plain, is in manifest.json. Documents added later stand in `segments/`, numbered by
+# Every array is one .npy file that can be memory-mapped, never a pickle. The rest,
+# small
+# and plain, is in manifest.json. Documents added later stand in `segments/`, numbered
+# by
 # the generation of the manifest that brought them; deleted ones are bits, by row.
 #
 

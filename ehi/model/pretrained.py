@@ -245,7 +245,8 @@ if __name__ == "__main__":
     main()
 
 
-# MERGED ehi_model_saved: A trained tower as a checkpoint folder, in the names that it was loaded from.
+# MERGED ehi_model_saved: A trained tower as a checkpoint folder, in the names that it
+# was loaded from.
 #
 # The folder is read by `resolve`, and by sentence-transformers and transformers too.
 #

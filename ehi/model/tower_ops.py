@@ -163,7 +163,8 @@ def _centred(x, eps):
 layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
-# MERGED ehi_model_recompute: Computing again in the backward pass what would take memory until then.
+# MERGED ehi_model_recompute: Computing again in the backward pass what would take
+# memory until then.
 
 
 def recomputed(function: Callable, x: jax.Array, *others) -> jax.Array:

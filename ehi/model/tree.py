@@ -81,7 +81,8 @@ def to_numpy(router: Router) -> dict:
     return tree
 
 
-# MERGED ehi_model_routers: How the nodes of a tree choose among their children: three parameterisations.
+# MERGED ehi_model_routers: How the nodes of a tree choose among their children: three
+# parameterisations.
 
 # The NumPy index repeats these discrete choices, so the products behind them must not
 # be rounded to TF32 or bfloat16 on an accelerator.

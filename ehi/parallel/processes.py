@@ -256,7 +256,8 @@ def _some(processes: list[int]) -> str:
     return f"processes {shown}{more}"
 
 
-# MERGED ehi_train_shares: Rows shared over the processes: of P each does every P-th, and all get all.
+# MERGED ehi_train_shares: Rows shared over the processes: of P each does every P-th,
+# and all get all.
 
 # Rows that a process shows the others at once, on their devices.
 GATHERED = 2**17

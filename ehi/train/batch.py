@@ -226,7 +226,8 @@ def _pool(
     return documents
 
 
-# MERGED ehi_data_batches: The order of examples is a pure function of (seed, step): no state to resume.
+# MERGED ehi_data_batches: The order of examples is a pure function of (seed, step): no
+# state to resume.
 
 
 def batch_rows(

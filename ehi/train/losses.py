@@ -181,7 +181,8 @@ def _is_target(scores: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.arange(scores.shape[1]) == target[:, None]  # (N, C)
 
 
-# MERGED ehi_train_masking: What all losses share: masks, and weighted means over the rows.
+# MERGED ehi_train_masking: What all losses share: masks, and weighted means over the
+# rows.
 
 # Stands for minus infinity, of which differences and products would be NaN.
 NEVER = -1e30
@@ -209,9 +210,11 @@ def row_mean(rows: jax.Array, weights: jax.Array | None) -> jax.Array:
     return rows.sum() / jnp.maximum(weights.sum(), TINY)
 
 
-# MERGED ehi_train_vector_losses: The losses of embeddings: how far they are from their codewords, and their start.
+# MERGED ehi_train_vector_losses: The losses of embeddings: how far they are from their
+# codewords, and their start.
 #
-# What `ehi.train.losses` says of `weights` and the mean over the rows holds here as well.
+# What `ehi.train.losses` says of `weights` and the mean over the rows holds here as
+# well.
 #
 
 

@@ -147,7 +147,8 @@ def _embed(embed, tables, batch, side: str, chunk: int):
     return jnp.concatenate([read, cached])
 
 
-# MERGED ehi_train_terms: The terms of the objective: which loss, of what, under which name.
+# MERGED ehi_train_terms: The terms of the objective: which loss, of what, under which
+# name.
 #
 # Each function returns the terms that have a weight, name -> scalar. `contrast` has the
 # target, the mask and the weights of the batch, `teacher` the teacher's scores (N, C).

@@ -90,7 +90,8 @@ def ratios(timings, probes, what) -> dict[str, float] | None:
     return found
 
 
-# MERGED experiments_benchmark_memory: Memory of this process, as Linux counts it, and of its device.
+# MERGED experiments_benchmark_memory: Memory of this process, as Linux counts it, and
+# of its device.
 
 
 def measured_build(build):

@@ -84,7 +84,8 @@ def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu
     return step
 
 
-# MERGED experiments_benchmark_step: What tree, PQ leaves and all losses add to a train step whose tower trains.
+# MERGED experiments_benchmark_step: What tree, PQ leaves and all losses add to a train
+# step whose tower trains.
 #
 #     python -m experiments.benchmarks.train --batch=32 --repeats=9
 #
@@ -220,7 +221,8 @@ if __name__ == "__main__":
     main()
 
 
-# MERGED experiments_benchmark_train: Speed of the train step whose tower trains, beside sentence-transformers.
+# MERGED experiments_benchmark_train: Speed of the train step whose tower trains,
+# beside sentence-transformers.
 #
 #     python -m experiments.benchmark train --batch=32 --json=FILE
 #
@@ -230,10 +232,12 @@ if __name__ == "__main__":
 # alone. A repeat waits for its result.
 #
 #   examples/s          queries of a step / seconds, each with its document
-#   MFU                 F / (seconds x devices x peak), F = 2 x the multiplications of all
+#   MFU                 F / (seconds x devices x peak), F = 2 x the multiplications of
+#   all
 #                       matrix products of a step, forward and backward, recomputation
 #                       included, counted in our jaxpr; the peer's F is that of `tower`
-#   peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32 steps
+#   peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32
+#   steps
 #                       included; of a CPU the best of square products of the type
 #   overhead, share     whole / tower - 1 and 1 - tower / whole, of the medians
 #   ratio               peer / tower, of the medians

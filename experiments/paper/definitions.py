@@ -1,6 +1,7 @@
 """What tables T1-T5 contain.
 
-`cells` lists what `experiments.reproduce` runs; `experiments.paper.fill` makes a table of
+`cells` lists what `experiments.reproduce` runs; `experiments.paper.fill` makes a table
+of
 the records that came out.
 """
 

@@ -133,7 +133,8 @@ def _dataset_argument(name: str) -> str:
     return f"beir/{name}" if name in public_sets() else f"PATH/{name}"
 
 
-# MERGED experiments_layouts: A table laid out: rows by budgets, its cells in detail, ablations, cost.
+# MERGED experiments_layouts: A table laid out: rows by budgets, its cells in detail,
+# ablations, cost.
 
 ALPHA = 0.05
 NOT_RUN = "not run"

@@ -144,7 +144,8 @@ def _array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-# MERGED experiments_dry_run: Dry run: what a config would compute, found without its data and its weights.
+# MERGED experiments_dry_run: Dry run: what a config would compute, found without its
+# data and its weights.
 #
 #     python -m experiments.main --dry_run --workdir=runs/dry \\
 #         --config=experiments/configs/papers/ehi.py:msmarco
@@ -153,7 +154,8 @@ def _array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
 # as training builds it, but on abstract arrays; its one jitted step is lowered and
 # compiled, and the compiler says how much memory it takes. Not part of it: encoding the
 # corpus, k-means and OPQ starts, mining, the index. The memory is that of the kind of
-# device this runs on, and of one device where there are several. A config that needs more
+# device this runs on, and of one device where there are several. A config that needs
+# more
 # than an accelerator has, or than a stated limit, is refused after it was shown.
 #
 

@@ -233,7 +233,8 @@ def lists_of(config, name: str, budget: Budget) -> int | None:
     return config.tree.branching**config.tree.height
 
 
-# MERGED experiments_cells: The cells of an experiment: train a system, build its index, evaluate it.
+# MERGED experiments_cells: The cells of an experiment: train a system, build its
+# index, evaluate it.
 
 LOG = logging.getLogger("ehi")
 

@@ -176,7 +176,8 @@ def known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
     return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]
 
 
-# MERGED experiments_outputs: What the tower makes of the corpus and of the query table, and the heads of that.
+# MERGED experiments_outputs: What the tower makes of the corpus and of the query
+# table, and the heads of that.
 
 
 def tower_outputs(

@@ -135,7 +135,8 @@ def omp_threads(faiss: ModuleType, threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-# MERGED ehi_eval_baselines_faiss: Baselines by Faiss: flat, inverted lists, product codes, hashes and a graph.
+# MERGED ehi_eval_baselines_faiss: Baselines by Faiss: flat, inverted lists, product
+# codes, hashes and a graph.
 
 _KMEANS_ITERATIONS = 25
 # One iteration of k-means a round: 50 rounds of 1 and of 4 end at the same distortion

@@ -127,7 +127,8 @@ def _starts(sizes):
     return starts
 
 
-# MERGED ehi_index_products: Scores of many queries against the documents of some leaves: matrix products.
+# MERGED ehi_index_products: Scores of many queries against the documents of some
+# leaves: matrix products.
 
 _DECODED_ROWS = 1024  # decoded at once, near the cache; 512 take 3% longer
 _SMALL_PRODUCT, _SMALL_ROWS, _FEW = 10**6, 32, 3  # see `_steps`
@@ -254,7 +255,8 @@ def _steps(columns, vectors, out):
     return [(cut, columns, out_cut), (vectors[whole:], columns, out[whole:])]
 
 
-# MERGED ehi_index_by_leaf: Many queries: each leaf is read once, for all queries that visit it.
+# MERGED ehi_index_by_leaf: Many queries: each leaf is read once, for all queries that
+# visit it.
 
 # What is computed at once, so that it stays in the cache: scores of one product, of one
 # selection, and documents.

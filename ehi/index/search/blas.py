@@ -45,7 +45,8 @@ def aligned(array):
     return copy
 
 
-# MERGED ehi_index_threads: BLAS held to one thread while Python threads, or small products, do the work.
+# MERGED ehi_index_threads: BLAS held to one thread while Python threads, or small
+# products, do the work.
 
 
 class _OneThread:

@@ -80,7 +80,8 @@ def _multiply_all(parts, query, out, product):
         done += len(vectors)
 
 
-# MERGED ehi_index_by_query: One query, or queries that share few leaves: each reads its own leaves.
+# MERGED ehi_index_by_query: One query, or queries that share few leaves: each reads
+# its own leaves.
 #
 # The arrays here are short, so that a call into NumPy costs more than its work: some
 # microseconds, once the documents have pushed NumPy's own code out of the cache.

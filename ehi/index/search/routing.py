@@ -95,9 +95,11 @@ def _per_level(x, tree, level, nodes):
     return logits + np.maximum(hidden, 0) @ w
 
 
-# MERGED ehi_index_route: Beam search over the tree: queries to leaves, documents to their top leaves.
+# MERGED ehi_index_route: Beam search over the tree: queries to leaves, documents to
+# their top leaves.
 #
-# A leaf is the mixed-radix number of its path, level 1 most significant. Softmax routing
+# A leaf is the mixed-radix number of its path, level 1 most significant. Softmax
+# routing
 # as in EHI (arXiv:2310.08891, section 3.2).
 #
 

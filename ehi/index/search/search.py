@@ -72,9 +72,11 @@ class Hits:
     rows: np.ndarray
 
 
-# MERGED ehi_index_search: Search: route -> score -> drop duplicates -> re-rank -> top k.
+# MERGED ehi_index_search: Search: route -> score -> drop duplicates -> re-rank -> top
+# k.
 #
-# Documents that a mask leaves out (deleted, or filtered) are dropped before the top k is
+# Documents that a mask leaves out (deleted, or filtered) are dropped before the top k
+# is
 # taken, so k results come back whenever the visited leaves hold as many.
 #
 

@@ -127,7 +127,8 @@ def read_blocks(path, dtype, shape, rows):
             yield np.fromfile(file, dtype, num * shape[1]).reshape(num, shape[1])
 
 
-# MERGED ehi_index_stream_ids: Ids of all shards, no two the same, and lines to show, some at a time.
+# MERGED ehi_index_stream_ids: Ids of all shards, no two the same, and lines to show,
+# some at a time.
 
 _SOME_IDS = 2**16  # ids, or lines to show, handled at once
 _REGION_IDS = 2**20  # hashes of ids that are sorted in memory

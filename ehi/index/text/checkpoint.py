@@ -112,7 +112,8 @@ def _byte_level_bpe(path):
     return tokenizer
 
 
-# MERGED ehi_index_text_tensors: Tensors of a checkpoint's safetensors file, read one at a time.
+# MERGED ehi_index_text_tensors: Tensors of a checkpoint's safetensors file, read one
+# at a time.
 
 # Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
 # and classifiers.
@@ -197,9 +198,11 @@ def plain_name(name, model_type):
     return re.sub(r"\.LayerNorm\.beta$", ".LayerNorm.bias", name)
 
 
-# MERGED ehi_index_text_pretrained: Checkpoint folder of a BERT-family tower -> `ehi.index.text.tower.Tower`.
+# MERGED ehi_index_text_pretrained: Checkpoint folder of a BERT-family tower ->
+# `ehi.index.text.tower.Tower`.
 #
-# The same folders, names and refusals as `ehi.model.pretrained` and `ehi.model.formats`,
+# The same folders, names and refusals as `ehi.model.pretrained` and
+# `ehi.model.formats`,
 # which this package may not import.
 #
 

@@ -73,7 +73,8 @@ def check_head(head, tower_width, width):
     return arrays
 
 
-# MERGED ehi_index_text_encoder: Text in: the tokeniser, tower and head that an index was built with, in NumPy.
+# MERGED ehi_index_text_encoder: Text in: the tokeniser, tower and head that an index
+# was built with, in NumPy.
 #
 #     encode = load_text_encoder(index)
 #     hits = index.search(encode(["how do I parse an ISO date"]), k=10, beam=8)
@@ -84,7 +85,8 @@ def check_head(head, tower_width, width):
 #     pip install --no-deps .
 #
 # Embeddings are those of `ehi.model.tower` within 1e-5. A tower that the index does
-# not carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub; nothing
+# not carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub;
+# nothing
 # is downloaded here.
 #
 

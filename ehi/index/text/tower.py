@@ -42,7 +42,8 @@ def gelu(x):
     return x
 
 
-# MERGED ehi_index_text_projection: What the dense retrievers ANCE and STAR have on top of RoBERTa.
+# MERGED ehi_index_text_projection: What the dense retrievers ANCE and STAR have on top
+# of RoBERTa.
 
 EPS = 1e-5  # PyTorch's default, whatever the layers of the tower have
 
@@ -72,7 +73,8 @@ class Projection:
         return y / np.sqrt(variance + np.float32(EPS)) * scale + shift
 
 
-# MERGED ehi_index_text_transformer: NumPy forward pass of the text tower: token ids -> pooled vectors.
+# MERGED ehi_index_text_transformer: NumPy forward pass of the text tower: token ids ->
+# pooled vectors.
 #
 # What `ehi.model.tower.Tower` computes, to float32 rounding. Token vectors are
 # columns, x (T, n): a checkpoint's weights (outputs, inputs) are then used as they are
