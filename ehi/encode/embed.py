@@ -8,10 +8,10 @@ import numpy as np
 
 from ehi.data.tokens import TokenArray
 from ehi.encode.encode import check_positions, encode
-from ehi.encode.packing import shares_rows
+from ehi.encode.packing import packing_pays
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import over_local_devices
-from ehi.parallel.processes import all_rows, own_share
+from ehi.parallel.processes import gather_rows, process_slice
 
 # Rows of cached features that go through the head at once.
 ROWS = 4096
@@ -39,13 +39,13 @@ def embed(
     processes, desc = jax.process_count(), desc or f"encode {side}"
     if processes == 1 or len(source) < processes:
         return _embed(graphdef, params, side, source, head, desc)
-    own = own_share()
+    own = process_slice()
     if isinstance(source, np.ndarray):
         share = source[own]
     else:
         share = _SomeTexts(source, np.arange(len(source))[own])
     rows = _embed(graphdef, params, side, share, head, desc)
-    return all_rows(rows, len(source))
+    return gather_rows(rows, len(source))
 
 
 def _embed(graphdef, params, side: str, source, head: bool, desc: str):
@@ -55,7 +55,7 @@ def _embed(graphdef, params, side: str, source, head: bool, desc: str):
         check_positions(tower, source)
         return encode(
             lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc,
-            share_rows=not head and shares_rows(),
+            pack=not head and packing_pays(),
         )  # fmt: skip
     chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
     # Pad the last chunk: one shape, one compilation.

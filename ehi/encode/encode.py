@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from ehi.encode.packing import (
     choose_buckets,
-    choose_shared_rows,
+    choose_packed_lengths,
+    pack_batches,
+    packing_pays,
     plan_batches,
-    share_batches,
-    shares_rows,
 )
 from ehi.eval.records import atomic_write_npy
 from ehi.model.hub import default_cache_dir
@@ -39,7 +39,7 @@ def encode(
     *,
     batch_tokens: int | None = None,
     buckets: Sequence[int] | None = None,
-    share_rows: bool = False,
+    pack: bool = False,
     desc: str = "encode",
 ) -> np.ndarray:
     """Encode tokenised texts, longest first, in few shapes.
@@ -48,7 +48,7 @@ def encode(
 
     Args:
         apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
-            whose rows do not depend on each other. With `share_rows` its mask is int32
+            whose rows do not depend on each other. With `pack` its mask is int32
             and says which text of the row a token belongs to, and its result is
             (N, G, T), as of `Tower`.
         params: its first argument.
@@ -56,8 +56,8 @@ def encode(
         batch_tokens: tokens of a batch, padding included; None = what suits the
             devices.
         buckets: padded lengths, ascending; the longest text is added where it exceeds
-            them. None = `choose_buckets`, or `choose_shared_rows`.
-        share_rows: fill rows up with shorter texts, so that hardly anything is padding.
+            them. None = `choose_buckets`, or `choose_packed_lengths`.
+        pack: fill rows up with shorter texts, so that hardly anything is padding.
         desc: label of the progress bar, which shows only on a terminal.
 
     Returns:
@@ -67,7 +67,7 @@ def encode(
         ValueError: there is no text, or batch_tokens is not positive.
     """
     lengths = np.asarray(tokens.lengths)
-    batches = _batches(tokens, lengths, buckets, batch_tokens, share_rows)
+    batches = _batches(tokens, lengths, buckets, batch_tokens, pack)
     result = None
     bar = tqdm(
         total=int(lengths.sum()), desc=desc, unit="token", unit_scale=True, disable=None
@@ -94,7 +94,7 @@ def encode(
     return result
 
 
-def _batches(tokens, lengths, buckets, batch_tokens, share_rows):
+def _batches(tokens, lengths, buckets, batch_tokens, pack):
     """Texts of every batch, where their vectors will be, token ids and mask."""
     if not len(lengths):
         raise ValueError("no texts to encode")
@@ -104,15 +104,15 @@ def _batches(tokens, lengths, buckets, batch_tokens, share_rows):
         batch_tokens *= jax.local_device_count()
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens {batch_tokens} is not positive")
-    if buckets is None and share_rows:
-        buckets = choose_shared_rows(lengths)
+    if buckets is None and pack:
+        buckets = choose_packed_lengths(lengths)
     elif buckets is None:
         cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
         buckets = choose_buckets(lengths, compile_tokens=cost)
     longest = int(np.max(lengths))
     buckets = buckets if longest <= buckets[-1] else [*buckets, longest]
-    if share_rows:
-        for rows, length, padded in share_batches(lengths, buckets, batch_tokens):
+    if pack:
+        for rows, length, padded in pack_batches(lengths, buckets, batch_tokens):
             yield _fill_rows(tokens, lengths, rows, (padded, length))
     else:
         for texts, length, padded in plan_batches(lengths, buckets, batch_tokens):
@@ -187,7 +187,7 @@ def cached_encode(
         apply = functools.partial(apply_module, graphdef=graphdef)
         vectors = encode(
             apply, params, tokens, batch_tokens=batch_tokens, desc=desc,
-            share_rows=shares_rows(),
+            pack=packing_pays(),
         )  # fmt: skip
         atomic_write_npy(path, vectors)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from ehi.model.tower import texts_of_row
 
 # The shortest row that texts share: attention costs little below it.
-SHARED_ROW = 128
+SHORTEST_PACK = 128
 
 
 def choose_buckets(
@@ -76,7 +76,7 @@ def plan_batches(
     return batches
 
 
-def shares_rows() -> bool:
+def packing_pays() -> bool:
     """Whether sharing rows pays on this device: on a CPU, the more texts differ.
 
     Not measured on an accelerator, where attention over long rows weighs more.
@@ -84,15 +84,15 @@ def shares_rows() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def choose_shared_rows(lengths: np.ndarray) -> tuple[int, ...]:
-    """Lengths of rows that texts share: `SHARED_ROW`, doubled, and the longest text."""
-    longest, rows = int(np.max(lengths)), [SHARED_ROW]
+def choose_packed_lengths(lengths: np.ndarray) -> tuple[int, ...]:
+    """Lengths of packed rows: `SHORTEST_PACK`, its doubles, and the longest text."""
+    longest, rows = int(np.max(lengths)), [SHORTEST_PACK]
     while 3 * rows[-1] <= longest:  # the next one well below the longest
         rows.append(2 * rows[-1])
-    return (*(row for row in rows if 1.5 * row <= longest), max(longest, SHARED_ROW))
+    return (*(row for row in rows if 1.5 * row <= longest), max(longest, SHORTEST_PACK))
 
 
-def share_batches(
+def pack_batches(
     lengths: np.ndarray, row_lengths: Sequence[int], batch_tokens: int
 ) -> Iterator[tuple[list[list[int]], int, int]]:
     """Batches of rows, each the longest text left and the longest that still fit.

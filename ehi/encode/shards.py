@@ -53,7 +53,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
-class ShardJob:
+class EncodingJob:
     """What all shards of one corpus share.
 
     Attributes:
@@ -62,7 +62,7 @@ class ShardJob:
       documents: sequence of objects with `content`, of which slices are read.
       ids: their names.
       encode: texts -> {name: array with a row for each}; a `DocumentEncoder`.
-      identity: plain JSON that names parameters and documents; see `ShardJob.marks`.
+      identity: plain JSON that names parameters and documents; see `EncodingJob.marks`.
     """
 
     folder: Path
@@ -101,7 +101,7 @@ class ShardJob:
         return self.path(number).with_suffix(".failed.txt")
 
 
-def encode_shard(job: ShardJob, number: int) -> None:
+def encode_shard(job: EncodingJob, number: int) -> None:
     """Encode a shard and write it; one that is there whole already is left alone."""
     rows, path = job.rows(number), job.path(number)
     if path.exists() and _is_whole(path):
@@ -129,7 +129,7 @@ def encode_shard(job: ShardJob, number: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def attempt_shard(job: ShardJob, number: int, retries: int = 2) -> str | None:
+def attempt_shard(job: EncodingJob, number: int, retries: int = 2) -> str | None:
     """Encode a shard, again where it fails: what it failed of at last, or None.
 
     Raises:
@@ -151,14 +151,14 @@ def attempt_shard(job: ShardJob, number: int, retries: int = 2) -> str | None:
     return failed
 
 
-def write_failure(job: ShardJob, number: int, error: str) -> None:
+def write_failure(job: EncodingJob, number: int, error: str) -> None:
     """Write what a shard failed of, and the ids of its documents, one a line."""
     rows = job.rows(number)
     names = "\n".join(map(str, job.ids[rows.start : rows.stop]))
     job.failure(number).write_text(f"{error}\n\n{names}\n")
 
 
-def encode_shards(job: ShardJob, numbers: Sequence[int], retries: int = 2) -> dict:
+def encode_shards(job: EncodingJob, numbers: Sequence[int], retries: int = 2) -> dict:
     """The local engine: one shard after the other.
 
     Returns:
@@ -174,7 +174,7 @@ def encode_shards(job: ShardJob, numbers: Sequence[int], retries: int = 2) -> di
     return failed
 
 
-def unfinished_shards(job: ShardJob) -> list[int]:
+def unfinished_shards(job: EncodingJob) -> list[int]:
     """Shards that are still to be encoded; what killed workers left is removed.
 
     Raises:
@@ -189,7 +189,7 @@ def unfinished_shards(job: ShardJob) -> list[int]:
 
 
 def index_shards(
-    job: ShardJob, shown: Callable[[range], Iterable] | None = None
+    job: EncodingJob, shown: Callable[[range], Iterable] | None = None
 ) -> list[Shard]:
     """The finished shards as `build_folder` takes them, which routes and codes again.
 
@@ -230,7 +230,7 @@ def _write(folder: Path, parts: list[dict], header: dict) -> None:
     sync_folder(folder)
 
 
-def _found(job: ShardJob) -> dict[int, Path]:
+def _found(job: EncodingJob) -> dict[int, Path]:
     """Number -> folder of the shards that are there, if all are of this job."""
     found, marks = {}, job.marks
     for path in sorted(job.folder.glob("shard-*/")):

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from ehi.encode.shards import ShardJob, attempt_shard, write_failure
+from ehi.encode.shards import EncodingJob, attempt_shard, write_failure
 from ehi.index.ray_cluster import start_ray
 
 
 def encode_shards_by_ray(
-    make_job: Callable[[], ShardJob], numbers: Sequence[int], retries: int = 2,
+    make_job: Callable[[], EncodingJob], numbers: Sequence[int], retries: int = 2,
     *, workers: int = 0, address: str = "local",
 ) -> dict[int, str]:  # fmt: skip
     """The shards `numbers`, encoded by actors; those that die are started again.

@@ -38,7 +38,7 @@ def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
     return jax.tree.map(put, dict(batch))
 
 
-def own_rows(mesh: jax.sharding.Mesh, size: int) -> slice:
+def batch_slice(mesh: jax.sharding.Mesh, size: int) -> slice:
     """Those of `size` rows that this process holds; all where they do not divide."""
     if size % mesh.size:
         return slice(size)
@@ -52,7 +52,7 @@ def join_batch(
     mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int,
     encoded: int = 0,
 ) -> dict:  # fmt: skip
-    """One global batch of which every process holds its `own_rows`.
+    """One global batch of which every process holds its `batch_slice`.
 
     Args:
       mesh: over the devices of all processes.

@@ -263,12 +263,12 @@ def _some(processes: list[int]) -> str:
 GATHERED = 2**17
 
 
-def own_share() -> slice:
+def process_slice() -> slice:
     """The rows that this process does: every P-th, and all where it is alone."""
     return slice(jax.process_index(), None, jax.process_count())
 
 
-def all_rows(rows: np.ndarray, num: int) -> np.ndarray:
+def gather_rows(rows: np.ndarray, num: int) -> np.ndarray:
     """What each process made of its own share, put together: the same bits in all.
 
     Several processes call this together.

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from ehi.parallel import preemption, processes
 from ehi.parallel.mesh import (
+    batch_slice,
     check_batch,
     join_batch,
     make_mesh,
     own_copy,
-    own_rows,
     place,
     replicate,
     shard_batch,
@@ -167,7 +167,7 @@ def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
         seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
         lists_positives=phase.needs_codes,
         query_length=lengths[0], document_length=lengths[1], encoded=phase.encoded,
-        own=None if alone else functools.partial(own_rows, mesh),
+        own=None if alone else functools.partial(batch_slice, mesh),
     )  # fmt: skip
     if alone:
         return shard_batch(mesh, batch)

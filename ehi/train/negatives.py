@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from ehi.index import Index, build_index
-from ehi.parallel.processes import all_rows, own_share
+from ehi.parallel.processes import gather_rows, process_slice
 from ehi.train.batch import TrainingSet
 
 
@@ -76,12 +76,12 @@ def mine_from_leaves(
       that were not asked for.
     """
     rows = np.arange(len(query_embeddings)) if rows is None else rows
-    own = own_share()
+    own = process_slice()
     kept = _best_negatives(
         index, query_embeddings[own], data, rows[own], per_query, beam, threads
     )
     mined = np.full((data.num_queries, per_query), -1, np.int32)
-    mined[rows] = all_rows(kept, len(rows))
+    mined[rows] = gather_rows(kept, len(rows))
     return mined
 
 

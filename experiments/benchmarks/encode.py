@@ -35,7 +35,7 @@ from flax import nnx
 from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import apply_module, encode
-from ehi.encode.packing import shares_rows
+from ehi.encode.packing import packing_pays
 from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.model.pretrained import load_tower, resolve
 from ehi.model.tower import texts_of_row
@@ -75,7 +75,7 @@ def benchmark_encode(args) -> dict:
     ours, tokens = our_encoder(pretrained, tower, texts, args.max_length)
     runs = {"ours": ours}
     if args.padded_rows:
-        runs["ours, a text a row"] = functools.partial(ours, share_rows=False)
+        runs["ours, a text a row"] = functools.partial(ours, pack=False)
     if installed():
         peer = peer_encoder(pretrained, texts, args.max_length, args.dtype)
         for size in args.peer_batch_sizes:
@@ -166,10 +166,10 @@ def our_encoder(pretrained, tower, texts, max_length):
         name="texts",
     )
 
-    def run(share_rows=None, tower=apply):
-        if share_rows is None:
-            share_rows = shares_rows()
-        return encode(tower, params, make_tokens(), share_rows=share_rows)
+    def run(pack=None, tower=apply):
+        if pack is None:
+            pack = packing_pays()
+        return encode(tower, params, make_tokens(), pack=pack)
 
     return run, make_tokens()
 

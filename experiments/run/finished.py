@@ -15,7 +15,7 @@ from ehi.data.datasets import open_dataset
 from ehi.data.tfds_builder import READ_AHEAD
 from ehi.data.tokens import tokenizer_sha256
 from ehi.encode.documents import DocumentEncoder
-from ehi.encode.shards import ShardJob, index_shards
+from ehi.encode.shards import EncodingJob, index_shards
 from ehi.index.folder import MANIFEST, read_folder
 from ehi.index.stream import build_folder
 from ehi.model.export import index_arrays, query_head_arrays
@@ -103,7 +103,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
     return FinishedRun(config, inputs, trained, source)
 
 
-def make_job(run: FinishedRun, folder: Path, num_shards: int) -> ShardJob:
+def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
     """The job of encoding the run's corpus, in `num_shards` shards, into `folder`."""
     config, inputs, params = run.config, run.inputs, run.trained.params
     dataset, pretrained = inputs.dataset, inputs.pretrained
@@ -125,7 +125,7 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> ShardJob:
         "spill": config.tree.spill,
         "corpus": dataset.corpus_sha256,
     }
-    return ShardJob(
+    return EncodingJob(
         folder, num_shards, dataset.documents, dataset.doc_ids, encoder, identity
     )
 
@@ -135,7 +135,7 @@ def load_job(config, name: str, source: Path, folder: Path, num_shards: int):
     return make_job(open_run(config, name, source), folder, num_shards)
 
 
-def build_from_shards(run: FinishedRun, job: ShardJob, path: Path) -> None:
+def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
     """The index of finished shards, that of `experiments.main` but for rounding.
 
     Raises:

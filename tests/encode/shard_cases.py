@@ -13,7 +13,7 @@ from tiny import WIDTH, make_model
 
 from ehi.encode import shards
 from ehi.encode.documents import DocumentEncoder
-from ehi.encode.shards import ShardJob
+from ehi.encode.shards import EncodingJob
 from ehi.model.tower import Tower
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def make_job(folder, encode=None, **changes):
         "encode": encode,
         "identity": {"parameters": "abc", "corpus": "def"},
     }
-    return ShardJob(**fields | changes)
+    return EncodingJob(**fields | changes)
 
 
 def slow_job(folder, seconds):

@@ -7,7 +7,7 @@ from flax import nnx
 
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import apply_module, encode
-from ehi.encode.packing import choose_shared_rows, share_batches
+from ehi.encode.packing import choose_packed_lengths, pack_batches
 from ehi.model.pretrained import load_tower, resolve
 from ehi.model.tower import texts_of_row
 
@@ -17,11 +17,11 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 @pytest.mark.parametrize("batch_tokens", [100, 256, 4096])
 def test_shared_rows_hold_every_text_once_and_little_padding(batch_tokens):
     lengths = np.random.default_rng(0).integers(2, 257, 400)
-    assert choose_shared_rows(lengths) == (128, lengths.max())
-    assert choose_shared_rows(np.array([5, 9])) == (128,)
-    assert choose_shared_rows(np.array([130])) == (130,)
-    assert choose_shared_rows(np.array([513])) == (128, 256, 513)
-    batches = list(share_batches(lengths, (128, 256), batch_tokens))
+    assert choose_packed_lengths(lengths) == (128, lengths.max())
+    assert choose_packed_lengths(np.array([5, 9])) == (128,)
+    assert choose_packed_lengths(np.array([130])) == (130,)
+    assert choose_packed_lengths(np.array([513])) == (128, 256, 513)
+    batches = list(pack_batches(lengths, (128, 256), batch_tokens))
     rows = [row for rows, _, _ in batches for row in rows]
     assert sorted(text for row in rows for text in row) == list(range(400))
     total = 0
@@ -50,5 +50,5 @@ def test_roberta_counts_positions_in_every_text_of_a_row(name, pooling):
     graphdef, params = nnx.split(load_tower(pretrained, pooling=pooling))
     apply = functools.partial(apply_module, graphdef=graphdef)
     single = encode(apply, params, tokens, buckets=(40,))
-    shared = encode(apply, params, tokens, share_rows=True, buckets=(128,))
+    shared = encode(apply, params, tokens, pack=True, buckets=(128,))
     np.testing.assert_allclose(shared, single, atol=5e-6)

@@ -86,9 +86,9 @@ def test_host_time_is_of_the_same_shapes_without_the_tower():
     tower = load_tower(pretrained)
     ours, tokens = encode.our_encoder(pretrained, tower, ["a b", "c"], 16)
     zeros = encode.zeros_of_width(tower.width)
-    for share_rows in (True, False):
-        found = ours(share_rows=share_rows, tower=zeros)
-        assert found.shape == ours(share_rows=share_rows).shape == (2, tower.width)
+    for pack in (True, False):
+        found = ours(pack=pack, tower=zeros)
+        assert found.shape == ours(pack=pack).shape == (2, tower.width)
         assert not found.any()
 
 

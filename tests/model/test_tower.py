@@ -95,7 +95,7 @@ def test_encoding_in_shared_rows_is_encoding_a_text_a_row(batch_tokens):
     apply = functools.partial(apply_module, graphdef=graphdef)
     expected = encode(apply, params, texts, buckets=(12,))
     found = encode(
-        apply, params, texts, batch_tokens=batch_tokens, share_rows=True, buckets=(32,)
+        apply, params, texts, batch_tokens=batch_tokens, pack=True, buckets=(32,)
     )
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

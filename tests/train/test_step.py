@@ -8,7 +8,7 @@ import pytest
 
 from ehi.model.export import index_arrays
 from ehi.model.params import merge_model
-from ehi.parallel.mesh import check_batch, make_mesh, own_rows, shard_batch
+from ehi.parallel.mesh import batch_slice, check_batch, make_mesh, shard_batch
 from ehi.train.batch import make_batch
 from ehi.train.objective import TERMS, objective
 from ehi.train.optimizer import make_optimizer, trained_names
@@ -181,7 +181,7 @@ def test_the_processes_rows_are_the_batch(tiny, monkeypatch):
         mesh = mesh_of(monkeypatch, process)
 
         def own(size, mesh=mesh):
-            return own_rows(mesh, size)
+            return batch_slice(mesh, size)
 
         parts.append(batch_of(tiny, tower=True, lists_positives=True, own=own))
     assert parts[0].keys() == whole.keys()
@@ -192,7 +192,7 @@ def test_the_processes_rows_are_the_batch(tiny, monkeypatch):
 
 def test_a_pool_of_the_whole_corpus_is_held_by_all(monkeypatch):
     mesh = mesh_of(monkeypatch, process=1)
-    assert own_rows(mesh, 61) == slice(61)
+    assert batch_slice(mesh, 61) == slice(61)
     check_batch(mesh, batch_size=12, pool=100, num_documents=61)
 
 
