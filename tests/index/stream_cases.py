@@ -43,9 +43,9 @@ def make_blocks_small(monkeypatch):
     """Every limit so low that it is met."""
     limits = {
         "shards._BLOCK_ROWS": 37,
-        "scratch._BAND_BYTES": 256,
-        "ids._SOME_IDS": 50,
-        "ids._REGION_IDS": 64,
+        "sorting._BAND_BYTES": 256,
+        "sorting._SOME_IDS": 50,
+        "sorting._REGION_IDS": 64,
     }
     for name, value in limits.items():
         monkeypatch.setattr(f"ehi.index.stream.{name}", value)

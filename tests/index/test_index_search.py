@@ -123,14 +123,13 @@ def test_small_blocks_and_either_order_change_nothing(leaf, order, monkeypatch):
     index, _, queries = make(leaf, height=1, num=500)
     batch = np.tile(queries, (3, 1))
     whole = index.search(batch, 6, beam=2)
-    for module in ("products", "by_leaf"):
-        monkeypatch.setattr(f"ehi.index.{module}.scores_order", lambda: order)
+    monkeypatch.setattr("ehi.index.search.batch.scores_order", lambda: order)
     for name, value in (
-        ("products._DECODED_ROWS", 48),
+        ("batch._DECODED_ROWS", 48),
         ("codes._GATHER_ROWS", 20),
-        ("products._SMALL_PRODUCT", WIDTH * 27 * 40),
+        ("batch._SMALL_PRODUCT", WIDTH * 27 * 40),
     ):
-        monkeypatch.setattr(f"ehi.index.{name}", value)
+        monkeypatch.setattr(f"ehi.index.search.{name}", value)
     for part in (batch, queries[:1]):
         hits, expected = index.search(part, 6, beam=2), whole.ids[: len(part)]
         assert (np.sort(hits.ids) == np.sort(expected)).all()  # some scores are close

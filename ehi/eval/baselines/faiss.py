@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ehi.eval.baselines.base import Baseline, padded
+from ehi.index.faiss_to import import_faiss
 
 
 class FaissBaseline(Baseline):
@@ -111,17 +112,6 @@ class FaissBaseline(Baseline):
                 self._index.search(queries[query : query + 1], 1, params=settings)
                 visited[query] = statistics.ndis
         return visited
-
-
-def import_faiss() -> ModuleType:
-    """The module `faiss`, or an ImportError that says how to install it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "this baseline needs Faiss: pip install -e '.[faiss]'"
-        ) from error
-    return faiss
 
 
 @contextlib.contextmanager

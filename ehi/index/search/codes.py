@@ -53,22 +53,6 @@ def decode(codes, codebooks, out=None):
     return out
 
 
-def look_up(codes, codebooks, rotated):
-    """Inner products of one query with coded documents, from a table (M, K).
-
-    score = sum_m table[m, code_m], table[m, j] = query_m . codeword_mj
-
-    Args:
-        codes: (m, M) uint8.
-        codebooks: (M, K, S) byte codebooks.
-        rotated: (D,) float32.
-    """
-    scores = np.empty(len(codes), np.float32)
-    table = query_table(codeword_columns(codebooks), rotated)
-    sum_table(table, [codes], scores)
-    return scores
-
-
 def codeword_columns(codebooks):
     """Codebooks (M, K, S) as `query_table` multiplies them fastest: (M, S, K)."""
     return np.ascontiguousarray(codebooks.transpose(0, 2, 1))
