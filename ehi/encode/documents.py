@@ -1,4 +1,4 @@
-"""Texts of documents to embeddings, leaves and codes, by one model."""
+"""Texts of documents -> embeddings, leaves and codes, by one trained model."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ehi.model.export import index_arrays
 from ehi.model.params import has_tower, merge_model
 from ehi.model.tower import Tower
 
-BUCKET = 16  # tokens that padded lengths are multiples of
+BUCKET = 16  # padded lengths are multiples of it
 
 
 class DocumentEncoder:
@@ -25,11 +25,11 @@ class DocumentEncoder:
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
-      tower: the frozen text encoder, or None where `params` have one.
+      tower: the frozen text encoder, or None if `params` hold one.
       tokenizer_file: of the tower, as `open_tokenizer` takes it.
-      length: most tokens of a document, L.
-      num_documents: of the corpus, at least as many as there are leaves.
-      spill: leaves of a document, s.
+      length: L, the most tokens that are read of a document.
+      num_documents: of the corpus; at least the number of leaves.
+      spill: s, the number of leaves that a document is stored in.
     """
 
     def __init__(
@@ -37,7 +37,11 @@ class DocumentEncoder:
         length: int, num_documents: int, spill: int = 1,
     ):  # fmt: skip
         if (tower is None) != has_tower(params):
-            raise ValueError("a tower is needed where the parameters have none")
+            raise ValueError(
+                "give a tower if the parameters hold none, and None if they hold one; "
+                f"got {type(tower).__name__} and parameters "
+                f"{'with' if has_tower(params) else 'without'} a tower"
+            )
         frozen = (None, None) if tower is None else nnx.split(tower)
         self.apply = functools.partial(_embed, graphdef=graphdef, tower=frozen[0])
         self.params = params, frozen[1]
@@ -48,7 +52,7 @@ class DocumentEncoder:
         )  # fmt: skip
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """'embeddings' (n, D), 'leaves' (n, s) and, of PQ leaves, 'codes' (n, s, M').
+        """'embeddings' (n, D), 'leaves' (n, s) and, with PQ leaves, 'codes' (n, s, M').
 
         Raises:
           ValueError: an embedding is not finite, or too large for float16.
@@ -64,7 +68,7 @@ class DocumentEncoder:
         return self.place(half("embeddings", vectors))
 
     def place(self, embeddings: np.ndarray) -> dict[str, np.ndarray]:
-        """Leaves and codes of embeddings (n, D) float16, beside these."""
+        """Embeddings (n, D) float16, and the leaves and codes that belong to them."""
         index, x = self.index, embeddings.astype(np.float32)
         leaves = assign_leaves(x, index.tree, index.spill)  # (n, s)
         placed = {"embeddings": embeddings, "leaves": leaves.astype(np.uint32)}
@@ -76,7 +80,7 @@ class DocumentEncoder:
         return placed
 
     def _buckets(self, lengths) -> tuple[int, ...]:
-        """Padded lengths of a block: multiples of 16, so that blocks share them."""
+        """Padded lengths of a block: multiples of 16, which other blocks have too."""
         rounded = np.minimum(-(-lengths // BUCKET) * BUCKET, self.length)
         device = jax.default_backend()
         cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
@@ -85,7 +89,7 @@ class DocumentEncoder:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "tower"))
 def _embed(params, ids, mask, *, graphdef, tower):
-    """Embeddings of tokenised documents; one compilation a shape."""
+    """Embeddings of tokenised documents; every shape is compiled once."""
     params, frozen = params
     inputs = (ids, mask) if tower is None else nnx.merge(tower, frozen)(ids, mask)
     return merge_model(graphdef, params).embed_documents(inputs)

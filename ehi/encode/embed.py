@@ -1,4 +1,7 @@
-"""Embeddings of many rows by a joint index: cached tower outputs or tokens in."""
+"""Embeddings and codes of many rows by the current parameters of a joint index.
+
+A row comes as the cached output of a frozen tower, or as tokens if the tower trains.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -12,8 +15,9 @@ from ehi.encode.packing import packing_pays
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import over_local_devices
 from ehi.parallel.processes import gather_rows, process_slice
+from ehi.progress import Progress
 
-# Rows of cached features that go through the head at once.
+# Cached tower outputs that go through the head at once.
 ROWS = 4096
 
 
@@ -22,16 +26,16 @@ def embed(
 ):
     """Embed queries or documents with the current parameters.
 
-    The devices of a process share its rows. Several processes call this together: of P
-    each embeds every P-th row, and all get all of them.
+    Several processes call this together: each of P processes embeds every P-th row on
+    its own devices, and all processes get all rows.
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
       side: 'queries' or 'documents', which decides the head.
       source: cached tower outputs (rows, T), or a `TokenArray` if the model has a
         tower.
-      head: False for the tower's outputs.
-      desc: label of the progress bar, when the tower runs.
+      head: False returns the outputs of the tower.
+      desc: what the progress bar, or the lines of the log, call this work.
 
     Returns:
       unit embeddings (rows, D) float32, or tower outputs (rows, T).
@@ -41,10 +45,10 @@ def embed(
         return _embed(graphdef, params, side, source, head, desc)
     own = process_slice()
     if isinstance(source, np.ndarray):
-        share = source[own]
+        own_source = source[own]
     else:
-        share = _SomeTexts(source, np.arange(len(source))[own])
-    rows = _embed(graphdef, params, side, share, head, desc)
+        own_source = _SomeTexts(source, np.arange(len(source))[own])
+    rows = _embed(graphdef, params, side, own_source, head, desc)
     return gather_rows(rows, len(source))
 
 
@@ -57,22 +61,20 @@ def _embed(graphdef, params, side: str, source, head: bool, desc: str):
             lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc,
             pack=not head and packing_pays(),
         )  # fmt: skip
-    chunks = [source[i : i + ROWS] for i in range(0, len(source), ROWS)]
-    # Pad the last chunk: one shape, one compilation.
-    tail = len(chunks[-1])
-    if len(chunks) > 1:
-        padded = np.zeros_like(chunks[0])
-        padded[:tail] = chunks[-1]
-        chunks[-1] = padded
-    apply = over_local_devices(apply, params)
-    rows = [np.asarray(apply(chunk)) for chunk in chunks]
-    rows[-1] = rows[-1][:tail]
-    return np.concatenate(rows)
+    apply, several = over_local_devices(apply, params), len(source) > ROWS
+
+    def embed_chunk(chunk):
+        # The last of several chunks is padded, so that one shape is compiled.
+        missing = ROWS - len(chunk) if several else 0
+        rows = apply(np.pad(chunk, ((0, missing), (0, 0))))
+        return np.asarray(rows)[: len(chunk)]
+
+    return _by_chunks(embed_chunk, source, desc)
 
 
 @dataclass(frozen=True)
 class _SomeTexts:
-    """Some texts of a token array, as `encode` takes them."""
+    """Some of the texts of a token array, in the form that `encode` takes."""
 
     tokens: TokenArray
     rows: np.ndarray
@@ -89,7 +91,7 @@ class _SomeTexts:
 
 
 def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
-    """Codes of the whole corpus by the current parameters, as the index has them.
+    """Codes that the index stores, of the whole corpus by the current parameters.
 
     Args:
       graphdef, params: of a `JointIndex` with PQ leaves and without a tree.
@@ -104,10 +106,19 @@ def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
         model = merge_model(graphdef, params)
         return model.quantiser.encode(model.rotate(d)[0])
 
-    chunks = (documents[i : i + ROWS] for i in range(0, len(documents), ROWS))
-    return np.concatenate([np.asarray(apply(params, c)) for c in chunks]).astype(
-        np.uint8
-    )
+    codes = _by_chunks(functools.partial(apply, params), documents, "encode codes")
+    return codes.astype(np.uint8)
+
+
+def _by_chunks(apply, rows: np.ndarray, desc: str) -> np.ndarray:
+    """What `apply` makes of all rows, `ROWS` at a time."""
+    made = []
+    with Progress(desc, len(rows), "rows", bar=False) as progress:
+        for start in range(0, len(rows), ROWS):
+            chunk = rows[start : start + ROWS]
+            made.append(np.asarray(apply(chunk)))
+            progress.update(len(chunk))
+    return np.concatenate(made)
 
 
 @functools.lru_cache(maxsize=8)

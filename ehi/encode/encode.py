@@ -1,4 +1,9 @@
-"""Encoding a corpus: sorted by length, in rows of a few lengths, cached."""
+"""Token ids of many texts -> vectors of a tower, in few shapes; cached on disk.
+
+Texts are sorted by length, so that a batch holds little padding, and padded to a few
+lengths, so that little is compiled. A row of a batch holds one text, or is packed with
+several (see `ehi.encode.packing`).
+"""
 
 import functools
 import hashlib
@@ -8,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from ehi.encode.packing import (
     choose_buckets,
@@ -22,12 +26,14 @@ from ehi.model.hub import default_cache_dir
 from ehi.model.pretrained import Pretrained
 from ehi.model.tower import Tower
 from ehi.parallel.mesh import over_local_devices
+from ehi.progress import Progress
 
-# On a CPU the activations of about 1,024 tokens stay in its caches: 1.4 times as fast
-# as 4,096. An accelerator wants its many units filled.
+# Tokens of a batch. On a CPU the activations of about 1,024 tokens stay in its caches,
+# which makes it 1.4 times as fast as 4,096 tokens. An accelerator needs more tokens to
+# keep all its units busy.
 BATCH_TOKENS = {"cpu": 1024}
 ACCELERATOR_BATCH_TOKENS = 65_536
-# What compiling one more shape costs, in tokens encoded meanwhile (about 1 s).
+# The price of compiling one more shape (about 1 s), in tokens encoded in that time.
 COMPILE_TOKENS = {"cpu": 5_000}
 ACCELERATOR_COMPILE_TOKENS = 1_000_000
 
@@ -44,34 +50,33 @@ def encode(
 ) -> np.ndarray:
     """Encode tokenised texts, longest first, in few shapes.
 
-    The rows of a batch lie over the devices of this process.
+    The rows of a batch are spread over the devices of this process.
 
     Args:
         apply: jitted function (params, ids (N, L) int32, mask (N, L) bool) -> (N, T)
-            whose rows do not depend on each other. With `pack` its mask is int32
-            and says which text of the row a token belongs to, and its result is
-            (N, G, T), as of `Tower`.
-        params: its first argument.
-        tokens: token array: `len`, `lengths` and `pad(rows, length) -> ids, mask`.
-        batch_tokens: tokens of a batch, padding included; None = what suits the
-            devices.
-        buckets: padded lengths, ascending; the longest text is added where it exceeds
-            them. None = `choose_buckets`, or `choose_packed_lengths`.
-        pack: fill rows up with shorter texts, so that hardly anything is padding.
-        desc: label of the progress bar, which shows only on a terminal.
+            whose rows do not depend on each other. With `pack`, the mask is int32 and
+            numbers the texts of a row, and the result is (N, G, T), as of `Tower`.
+        params: first argument of `apply`.
+        tokens: token array with `len`, `lengths` and
+            `pad(rows, length) -> ids, mask`.
+        batch_tokens: tokens of a batch, padding included. None chooses a number that
+            suits the devices.
+        buckets: padded lengths, ascending. The length of the longest text is added if
+            it is longer than all of them. None calls `choose_buckets`, or
+            `choose_packed_lengths` with `pack`.
+        pack: put several texts into a row, so that hardly any padding is left.
+        desc: what the progress bar, or the lines of the log, call this work.
 
     Returns:
         float32 array (len(tokens), T), in the order of `tokens`.
 
     Raises:
-        ValueError: there is no text, or batch_tokens is not positive.
+        ValueError: `tokens` holds no text, or batch_tokens is less than 1.
     """
     lengths = np.asarray(tokens.lengths)
     batches = _batches(tokens, lengths, buckets, batch_tokens, pack)
     result = None
-    bar = tqdm(
-        total=int(lengths.sum()), desc=desc, unit="token", unit_scale=True, disable=None
-    )
+    progress = Progress(desc, int(lengths.sum()), "tokens")
 
     def collect(texts, places, vectors):
         nonlocal result
@@ -79,14 +84,15 @@ def encode(
         if result is None:
             result = np.empty((len(lengths), vectors.shape[1]), np.float32)
         result[texts] = vectors
-        bar.update(int(lengths[texts].sum()))
+        progress.update(int(lengths[texts].sum()))
 
     apply = over_local_devices(apply, params)
-    with bar:
+    with progress:
         waiting = None
         for texts, places, ids, mask in batches:
             vectors = apply(ids, mask)
-            # Fetch the batch before only now: the device never waits for the host.
+            # The batch before this one is fetched only now, so that the device always
+            # has work while the host copies.
             if waiting:
                 collect(*waiting)
             waiting = texts, places, vectors
@@ -95,7 +101,7 @@ def encode(
 
 
 def _batches(tokens, lengths, buckets, batch_tokens, pack):
-    """Texts of every batch, where their vectors will be, token ids and mask."""
+    """For every batch: its texts, the places of their vectors, token ids and mask."""
     if not len(lengths):
         raise ValueError("no texts to encode")
     device = jax.default_backend()
@@ -103,7 +109,7 @@ def _batches(tokens, lengths, buckets, batch_tokens, pack):
         batch_tokens = BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
         batch_tokens *= jax.local_device_count()
     if batch_tokens < 1:
-        raise ValueError(f"batch_tokens {batch_tokens} is not positive")
+        raise ValueError(f"batch_tokens is {batch_tokens}; must be at least 1")
     if buckets is None and pack:
         buckets = choose_packed_lengths(lengths)
     elif buckets is None:
@@ -123,7 +129,7 @@ def _batches(tokens, lengths, buckets, batch_tokens, pack):
 
 
 def _fill_rows(tokens, lengths, rows, shape):
-    """One batch of rows that texts share; see `_batches`."""
+    """One batch of packed rows; returns what `_batches` yields."""
     texts = np.concatenate(rows)
     counts = [len(row) for row in rows]
     row = np.repeat(np.arange(len(rows)), counts)  # of every text
@@ -140,7 +146,7 @@ def _fill_rows(tokens, lengths, rows, shape):
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def apply_module(params, ids, mask, *, graphdef):
-    """Call the module (graphdef, params); one compilation a shape, whoever asks."""
+    """Call the module (graphdef, params). All callers share the compiled shapes."""
     return nnx.merge(graphdef, params)(ids, mask)
 
 
@@ -155,17 +161,16 @@ def cached_encode(
 ) -> np.ndarray:
     """Outputs of a frozen pretrained tower, encoded once and then memory-mapped.
 
-    The file's name holds a hash of everything the numbers depend on: weights, layers,
+    The name of the file is a hash of all that the numbers depend on: weights, layers,
     pooling, normalisation, dtype, and the tokens with their length.
 
     Args:
         pretrained: the checkpoint that `tower` was loaded from, unchanged since.
         tower: `Tower`.
-        tokens: token array as for `encode`, with a string `key` that names its texts,
-            tokeniser and length.
-        cache_dir: folder of the arrays; default 'encoded' in our cache folder.
-        batch_tokens: as for `encode`.
-        desc: label of the progress bar.
+        tokens: token array as for `encode`, with a string `key` that identifies its
+            texts, tokeniser and length.
+        cache_dir: folder of the arrays. Default: `encoded` in the cache folder of ehi.
+        batch_tokens, desc: as for `encode`.
 
     Returns:
         read-only float32 memory map (len(tokens), T).
@@ -194,14 +199,14 @@ def cached_encode(
         return np.load(path, mmap_mode="r")
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged: delete it, and it is encoded again ({error})"
+            f"{path} is damaged: delete it and start again ({error})"
         ) from None
 
 
 def check_positions(tower: Tower, tokens) -> None:
     """Refuse texts that are longer than a tower can read.
 
-    Rows that texts share are longer than the texts, so the tower cannot know.
+    The tower itself cannot check this: a packed row is longer than its texts.
     """
     longest = int(np.max(tokens.lengths, initial=0))
     if longest > tower.max_positions:

@@ -1,4 +1,7 @@
-"""Texts of many lengths in rows of a few: one to a row, or as many as fit into it."""
+"""Batches of texts of many lengths, padded to a few lengths.
+
+`plan_batches` puts one text into a row, `pack_batches` as many texts as fit into it.
+"""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -8,22 +11,24 @@ import numpy as np
 
 from ehi.model.tower import texts_of_row
 
-# The shortest row that texts share: attention costs little below it.
+# Length of the shortest packed row. Shorter rows would save hardly any attention.
 SHORTEST_PACK = 128
 
 
 def choose_buckets(
     lengths: np.ndarray, *, compile_tokens: int, step: int = 16
 ) -> tuple[int, ...]:
-    r"""Padded lengths with the least padding plus compilation, by dynamic programming.
+    r"""Padded lengths that cost least in padding and compilation together.
+
+    Found by dynamic programming:
 
     .. math:: \min_{b_1 < \dots < b_n} \sum_i \min\{b_j \ge l_i\} + n \cdot c
 
     Args:
         lengths: tokens of each text (N,).
-        compile_tokens: c, price of one more bucket, in tokens.
-        step: buckets are multiples of it, so that data sets share compilations; the
-            last one is the longest length.
+        compile_tokens: c, the price of one more bucket in tokens.
+        step: all buckets but the last are multiples of it, so that data sets share
+            compiled programs. The last bucket is the longest length.
 
     Returns:
         ascending tuple of lengths.
@@ -31,7 +36,7 @@ def choose_buckets(
     longest = int(np.max(lengths))
     ends = np.append(np.arange(step, longest, step), longest)
     count = np.searchsorted(np.sort(lengths), ends, side="right")  # texts that fit
-    # best[j]: least cost of all texts of at most ends[j - 1] tokens.
+    # best[j]: the least cost of the texts of at most ends[j - 1] tokens.
     best, previous = np.zeros(len(ends) + 1), np.zeros(len(ends) + 1, int)
     before = np.append(0, count)
     for j in range(1, len(ends) + 1):
@@ -48,18 +53,19 @@ def choose_buckets(
 def plan_batches(
     lengths: np.ndarray, buckets: Sequence[int], batch_tokens: int
 ) -> list[tuple[np.ndarray, int, int]]:
-    """Batches of a length-sorted corpus, longest first.
+    """Batches with one text in a row, the longest texts first.
 
-    A batch that a bucket cannot fill takes texts of the next shorter one, so that only
-    the last batch is partial; its rows are padded to a power of two.
+    If a bucket has too few texts to fill its last batch, texts of the next shorter
+    bucket fill it. So only the very last batch is partial, and its number of rows is
+    padded to a power of two.
 
     Args:
         lengths: tokens of each text (N,).
         buckets: padded lengths, ascending.
-        batch_tokens: rows of a batch = batch_tokens // its length, at least 1.
+        batch_tokens: a batch has batch_tokens // its length rows, and at least one.
 
     Returns:
-        list of (rows, padded length, padded number of rows).
+        list of (texts, padded length, padded number of rows).
     """
     longest = int(np.max(lengths))
     buckets = np.array(buckets if longest <= buckets[-1] else [*buckets, longest])
@@ -77,9 +83,10 @@ def plan_batches(
 
 
 def packing_pays() -> bool:
-    """Whether sharing rows pays on this device: on a CPU, the more texts differ.
+    """Whether packed rows are faster than padded ones: on a CPU they are.
 
-    Not measured on an accelerator, where attention over long rows weighs more.
+    They gain most where lengths differ most. They were not measured on an accelerator,
+    where attention over long rows costs more.
     """
     return jax.default_backend() == "cpu"
 
@@ -87,7 +94,7 @@ def packing_pays() -> bool:
 def choose_packed_lengths(lengths: np.ndarray) -> tuple[int, ...]:
     """Lengths of packed rows: `SHORTEST_PACK`, its doubles, and the longest text."""
     longest, rows = int(np.max(lengths)), [SHORTEST_PACK]
-    while 3 * rows[-1] <= longest:  # the next one well below the longest
+    while 3 * rows[-1] <= longest:  # the next length stays well below the longest
         rows.append(2 * rows[-1])
     return (*(row for row in rows if 1.5 * row <= longest), max(longest, SHORTEST_PACK))
 
@@ -95,19 +102,23 @@ def choose_packed_lengths(lengths: np.ndarray) -> tuple[int, ...]:
 def pack_batches(
     lengths: np.ndarray, row_lengths: Sequence[int], batch_tokens: int
 ) -> Iterator[tuple[list[list[int]], int, int]]:
-    """Batches of rows, each the longest text left and the longest that still fit.
+    """Batches of packed rows.
+
+    A row takes the longest text that is left, then again and again the longest one that
+    still fits.
 
     Args:
         lengths: tokens of each text (N,).
-        row_lengths: ascending, the last one at least the longest text.
-        batch_tokens: rows of a batch = batch_tokens // their length, at least 1.
+        row_lengths: lengths of rows, ascending; the last one holds the longest text.
+        batch_tokens: a batch has batch_tokens // the length of its rows rows, and at
+            least one.
 
     Yields:
         texts of every row, length of the rows, padded number of rows.
     """
     order = np.argsort(lengths, kind="stable")
     found, first = np.unique(lengths[order], return_index=True)
-    # Of every length with texts left: where they stand in `order`.
+    # For every length that has texts left: where these stand in `order`.
     ascending, starts = found.tolist(), first.tolist()
     ends = [*starts[1:], len(order)]
 

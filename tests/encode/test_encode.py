@@ -101,7 +101,7 @@ def test_padded_rows_never_influence_a_text():
 
 @pytest.mark.parametrize(
     ("lengths", "batch_tokens", "message"),
-    [([], 8, "no texts to encode"), ([3], 0, "batch_tokens 0 is not positive")],
+    [([], 8, "no texts to encode"), ([3], 0, "batch_tokens is 0; must be at least 1")],
 )
 def test_bad_input_is_refused(lengths, batch_tokens, message):
     with pytest.raises(ValueError, match=message):
