@@ -3,7 +3,6 @@
 import numpy as np
 
 from ehi.model.params import merge_model
-from ehi.model.tree import to_numpy
 
 
 def index_arrays(graphdef, params) -> dict:
@@ -27,9 +26,9 @@ def index_arrays(graphdef, params) -> dict:
         )
     )
     if model.router is not None:
-        arrays["tree"] = to_numpy(model.router)
+        arrays["tree"] = model.router.to_arrays()
     if model.query_router is not None:
-        arrays["query_tree"] = to_numpy(model.query_router)
+        arrays["query_tree"] = model.query_router.to_arrays()
     if model.rotation is not None:
         arrays["rotation"] = np.asarray(model.rotation.matrix())
     if model.quantiser is not None:

@@ -48,8 +48,8 @@ class JointIndex(nnx.Module):
       num_codewords: K, 16 or 256.
       rotation: 'none', 'fixed' (the start stays), 'learned' (start times Cayley) or
         'givens' (turned by `ehi.train.givens`).
-      residual: quantise the difference to a learned centroid of the leaf; with a
-        'nearest' router its centroids are the leaves'.
+      residual: quantise the difference to a learned centroid of the leaf; a router that
+        has centroids of its leaves (`Router.centroids`) shares them.
       frozen_codes: documents keep the codes of the start; see `ProductQuantiser`.
       codeword_gradient: whether ranking losses reach the codewords.
     """
@@ -82,7 +82,7 @@ class JointIndex(nnx.Module):
             else None
         )
         self.router, self.query_router = _routers(tree, width, rngs)
-        tied = self.router is not None and self.router.kind == "nearest"
+        tied = self.router is not None and self.router.centroids() is not None
         self.leaf_centroids = (
             nnx.Param(jnp.zeros((self.router.num_leaves, width)))  # (P, D)
             if residual and not tied
@@ -130,7 +130,7 @@ class JointIndex(nnx.Module):
         if not self.residual:
             return None
         tied = self.leaf_centroids is None
-        return self.router.nodes[0][...][0] if tied else self.leaf_centroids[...]
+        return self.router.centroids() if tied else self.leaf_centroids[...]
 
     def rotate(self, d: jax.Array, log_p: jax.Array | None = None):
         """What is quantised of documents: rotated residuals.

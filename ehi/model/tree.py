@@ -1,8 +1,11 @@
-"""A tree of soft routing nodes: embedding -> distribution over the leaves.
+"""The tree of soft routing nodes: embedding -> distribution over the leaves.
 
-A leaf is a mixed-radix number: the children ``i_1 ... i_H`` lead to leaf
-``i_1 B^(H-1) + ... + i_H``, so level 1 is the most significant digit and the nodes of a
-level are numbered in leaf order. How a node chooses is in `ehi.model.tree`.
+The children ``i_1 ... i_H`` of a path lead to leaf ``i_1 B^(H-1) + ... + i_H``: level 1
+is the most significant digit, and the nodes of a level are numbered in leaf order.
+
+`Router` turns the conditional probabilities of the levels into those of the leaves. Its
+three subclasses say how a node chooses among its children: `PerNodeRouter` (the
+default), `PerLevelRouter` (EHI) and `NearestRouter` (inverted lists, Poeem).
 """
 
 import jax
@@ -10,13 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+# The NumPy index repeats these discrete choices, so the products behind them must not
+# be rounded to TF32 or bfloat16 on an accelerator.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 class Router(nnx.Module):
-    """What follows from the levels, whatever their parameters.
+    """Probabilities of nodes and leaves, from those of the children of each node.
 
-    A subclass has ``level_log_probs(x)``: for embeddings x (N, D) a list over the
-    levels h = 1..H of ``log p(child | node, x)``, an array (N, B^(h-1), B).
+    Attributes:
+      kind: name of the class in `KINDS`.
+      takes_hidden: whether ``hidden`` may exceed 0.
+      queries_may_differ: whether queries may have a router of their own.
+      kmeans: the fit that `start_from` expects: 'tree' (hierarchical spherical k-means)
+        or 'lists' (plain k-means of P centroids).
     """
+
+    kind: str
+    takes_hidden = False
+    queries_may_differ = True
+    kmeans = "tree"
 
     def __init__(self, width: int, *, height: int, branching: int, scale: float):
         for name, value, least in (
@@ -30,6 +46,14 @@ class Router(nnx.Module):
             raise ValueError(f"scale={scale} of a router must be > 0")
         self.width, self.height, self.branching = width, height, branching
         self.num_leaves = branching**height
+
+    def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
+        """Of every level h = 1..H, log p(child | node, x), an array (N, B^(h-1), B).
+
+        Args:
+          x: embeddings (N, D).
+        """
+        raise NotImplementedError
 
     def node_log_probs(self, x: jax.Array) -> list[jax.Array]:
         """log p(node | x), an array (N, B^h) for each level; the last are the leaves.
@@ -46,47 +70,25 @@ class Router(nnx.Module):
         """log p(leaf | x) (N, P) of embeddings x (N, D)."""
         return self.node_log_probs(x)[-1]
 
+    def path_embedding(self, x: jax.Array) -> jax.Array:
+        """T(x): where x goes in the tree, as a vector to compare with others."""
+        raise NotImplementedError
 
-def assign(leaf_log_probs: jax.Array, spill: int = 1) -> jax.Array:
-    """The s = ``spill`` best leaves (N, s) int32 of (N, P) log-probabilities.
+    def centroids(self) -> jax.Array | None:
+        """The leaves' centroids (P, D) if these are what routes, else None."""
+        return None
 
-    Best first; of equally probable leaves the smaller number, as in the NumPy index.
-    """
-    leaves = leaf_log_probs.shape[-1]
-    if not 1 <= spill <= leaves:
-        raise ValueError(f"spill={spill} must be from 1 to the {leaves} leaves")
-    return jax.lax.top_k(leaf_log_probs, spill)[1].astype(jnp.int32)
+    def start_from(self, nodes: list) -> None:
+        """Start from the centroids of a k-means fit, a (B^(h-1), B, D) for each level.
 
+        This changes the parameters in place, so it is part of building the model and
+        never of a jitted step.
+        """
+        raise NotImplementedError
 
-def to_numpy(router: Router) -> dict:
-    """The router as the plain arrays that an index stores and searches."""
-    if router.kind == "nearest":
-        centroids = np.asarray(router.nodes[0][...])  # (1, P, D)
-        biases = -0.5 * np.sum(centroids**2, axis=-1)  # (1, P)
-        return {
-            "kind": "per_node",
-            "nodes": [centroids],
-            "biases": [biases],
-            "scale": float(router.scale),
-        }
-    if router.kind == "per_level":
-        u, w = ([np.asarray(p[...]) for p in ps] for ps in (router.u, router.w))
-        return {"kind": router.kind, "u": u, "w": w}
-    nodes = [np.asarray(p[...]) for p in router.nodes]
-    scale = float(jnp.exp(router.log_scale[...]))
-    tree = {"kind": router.kind, "nodes": nodes, "scale": scale}
-    if router.w_in is not None:
-        tree["w_in"] = np.asarray(router.w_in[...])
-        tree["w_out"] = np.asarray(router.w_out[...])
-    return tree
-
-
-# MERGED ehi_model_routers: How the nodes of a tree choose among their children: three
-# parameterisations.
-
-# The NumPy index repeats these discrete choices, so the products behind them must not
-# be rounded to TF32 or bfloat16 on an accelerator.
-_EXACT = jax.lax.Precision.HIGHEST
+    def to_arrays(self) -> dict:
+        """The router as the dictionary of NumPy arrays that an index stores."""
+        raise NotImplementedError
 
 
 class PerNodeRouter(Router):
@@ -107,6 +109,7 @@ class PerNodeRouter(Router):
     """
 
     kind = "per_node"
+    takes_hidden = True
 
     def __init__(
         self,
@@ -147,17 +150,25 @@ class PerNodeRouter(Router):
         return jnp.exp(jnp.concatenate(self.node_log_probs(x), -1))
 
     def start_from(self, nodes: list) -> None:
-        """Take over the centroids of `kmeans_tree`: H x (B^(h-1), B, D).
-
-        In place, so never inside jit: it is part of building the model.
-        """
+        """Take over the centroids of all levels."""
         _check_nodes(nodes, [p.shape for p in self.nodes])
         for param, value in zip(self.nodes, nodes, strict=True):
             param[...] = jnp.asarray(value, jnp.float32)
 
+    def to_arrays(self) -> dict:
+        """Kind, nodes, scale and, with a hidden layer, w_in and w_out."""
+        tree = {
+            "kind": self.kind,
+            "nodes": _numpy(self.nodes),
+            "scale": float(jnp.exp(self.log_scale[...])),
+        }
+        if self.w_in is not None:
+            tree["w_in"], tree["w_out"] = _numpy((self.w_in, self.w_out))
+        return tree
+
 
 class PerLevelRouter(Router):
-    """One classifier a level, which is told the choices made so far; EHI's indexer.
+    """One classifier for each level, which is told the choices made so far (EHI).
 
     ``x_h = [onehot(i_1); ...; onehot(i_{h-1}); x]``, ``F_h = x_h + relu(x_h U_h)`` and
     ``p(. | i_1 ... i_{h-1}, x) = softmax_B(F_h W_h)`` (EHI: Kumar et al. 2023, arXiv
@@ -193,15 +204,15 @@ class PerLevelRouter(Router):
             )
         self.scale = scale
         widths = [width + h * branching for h in range(height)]  # of x_h
-        # U starts small but not at zero, where relu passes no gradient for ever.
+        # U starts small but not at zero, where relu would never pass a gradient.
         self.u = nnx.List([_random(rngs, (w, w), 100 * w) for w in widths])
         self.w = nnx.List([_random(rngs, (w, branching), w / scale**2) for w in widths])
 
     def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
         """Conditionals, H x (N, B^(h-1), B), of embeddings x (N, D).
 
-        The one-hots meet U_h and W_h once a node and x meets them once a row; only
-        relu and the last product are left for each (row, node).
+        The one-hots are multiplied by U_h and W_h once for each node and x once for
+        each row; only relu and the last product run for each (row, node).
         """
         levels = []
         for h, (u, w) in enumerate(zip(self.u, self.w, strict=True)):
@@ -226,21 +237,25 @@ class PerLevelRouter(Router):
         return jnp.concatenate(path, -1)
 
     def start_from(self, nodes: list) -> None:
-        """Start level 1 from the centroids of `kmeans_tree`: W_1 = scale nodes[0].
+        """Start level 1 from its centroids: W_1 = scale nodes[0].
 
         The levels below keep their random start: one classifier serves all nodes of a
-        level, so no centroids of children could stand in it. In place, never in jit.
+        level, so it cannot hold the centroids of each node's children.
         """
         _check_nodes(nodes[:1], [(1, self.branching, self.width)])
         self.w[0][...] = self.scale * jnp.asarray(nodes[0][0], jnp.float32).T  # (D, B)
+
+    def to_arrays(self) -> dict:
+        """Kind, u and w."""
+        return {"kind": self.kind, "u": _numpy(self.u), "w": _numpy(self.w)}
 
 
 class NearestRouter(Router):
     """The leaf of the nearest centroid; the coarse level of IVF and of Poeem.
 
     ``p(leaf | x) = softmax_P(-scale |x - c_leaf|^2 / 2)``, so the best leaf is the
-    nearest centroid. The centroids are also what residual codes are relative to
-    (Poeem: Zhang et al. 2021, arXiv 2105.03933, section 3).
+    nearest centroid. Residual codes are relative to the same centroids (Poeem: Zhang et
+    al. 2021, arXiv 2105.03933, section 3).
 
     Args:
       width: D.
@@ -252,6 +267,8 @@ class NearestRouter(Router):
     """
 
     kind = "nearest"
+    queries_may_differ = False
+    kmeans = "lists"
 
     def __init__(
         self,
@@ -274,7 +291,7 @@ class NearestRouter(Router):
 
     def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
         """[(N, 1, P)] of embeddings x (N, D); |x|^2 is the same for all leaves."""
-        centroids = self.nodes[0][...][0]  # (P, D)
+        centroids = self.centroids()
         half_norms = 0.5 * jnp.sum(jnp.square(centroids), -1)  # (P,)
         logits = self.scale * (_dot(x, centroids.T) - half_norms)
         return [jax.nn.log_softmax(logits)[:, None]]
@@ -283,24 +300,53 @@ class NearestRouter(Router):
         """T(x) (N, P): the probabilities of the leaves."""
         return jnp.exp(self.leaf_log_probs(x))
 
+    def centroids(self) -> jax.Array:
+        """The centroids (P, D)."""
+        return self.nodes[0][...][0]
+
     def start_from(self, nodes: list) -> None:
-        """Take over centroids (1, P, D), in place, so never inside jit."""
+        """Take over the centroids of the only level (1, P, D)."""
         _check_nodes(nodes, [p.shape for p in self.nodes])
         self.nodes[0][...] = jnp.asarray(nodes[0], jnp.float32)
 
+    def to_arrays(self) -> dict:
+        """Those of a per_node tree whose logits have a bias: -|c|^2 / 2."""
+        (centroids,) = _numpy(self.nodes)  # (1, P, D)
+        biases = -0.5 * np.sum(centroids**2, axis=-1)  # (1, P)
+        return {
+            "kind": PerNodeRouter.kind,
+            "nodes": [centroids],
+            "biases": [biases],
+            "scale": float(self.scale),
+        }
+
 
 KINDS = {
-    "per_node": PerNodeRouter,
-    "per_level": PerLevelRouter,
-    "nearest": NearestRouter,
+    router.kind: router for router in (PerNodeRouter, PerLevelRouter, NearestRouter)
 }
 
 
-def make_router(kind: str, width: int, **kwargs) -> Router:
-    """The router of a kind, a key of `KINDS`; arguments as of the classes."""
+def router_class(kind: str) -> type[Router]:
+    """The class of a kind, a key of `KINDS`."""
     if kind not in KINDS:
         raise ValueError(f"unknown router kind {kind!r}; allowed: {', '.join(KINDS)}")
-    return KINDS[kind](width, **kwargs)
+    return KINDS[kind]
+
+
+def make_router(kind: str, width: int, **kwargs) -> Router:
+    """The router of a kind; further arguments as of its class."""
+    return router_class(kind)(width, **kwargs)
+
+
+def assign(leaf_log_probs: jax.Array, spill: int = 1) -> jax.Array:
+    """The s = ``spill`` best leaves (N, s) int32 of (N, P) log-probabilities.
+
+    Best first; of equally probable leaves the smaller number, as in the NumPy index.
+    """
+    leaves = leaf_log_probs.shape[-1]
+    if not 1 <= spill <= leaves:
+        raise ValueError(f"spill={spill} must be from 1 to the {leaves} leaves")
+    return jax.lax.top_k(leaf_log_probs, spill)[1].astype(jnp.int32)
 
 
 def _prefixes(levels: int, branching: int) -> np.ndarray:
@@ -317,6 +363,10 @@ def _dot(a, b) -> jax.Array:
 
 def _random(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), shape) / fan_in**0.5)
+
+
+def _numpy(params) -> list[np.ndarray]:
+    return [np.asarray(param[...]) for param in params]
 
 
 def _check_nodes(nodes: list, shapes: list) -> None:

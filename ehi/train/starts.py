@@ -86,11 +86,10 @@ def fit_starts(
 def _start_tree(model, documents, key, seed, cache):
     """Fit the tree; what is left to quantise, what to call it, and the seconds."""
     router = model.router
-    nearest = router.kind == "nearest"
-    name = f"{'lists' if nearest else 'tree'}-{router.branching}^{router.height}"
+    name = f"{router.kmeans}-{router.branching}^{router.height}"
     tree, seconds = _cached(
         cache / f"kmeans-{name}-seed{seed}.npz",
-        lambda: _fit_tree(documents, router.height, router.branching, nearest, key),
+        lambda: KMEANS[router.kmeans](documents, router.height, router.branching, key),
     )
     nodes = [tree[f"nodes_{h}"] for h in range(router.height)]
     for started in (router, model.query_router):
@@ -104,14 +103,18 @@ def _start_tree(model, documents, key, seed, cache):
     return residuals, f"-residual-{name}", seconds
 
 
-def _fit_tree(documents, height, branching, nearest, key) -> dict:
-    if nearest:  # plain k-means: a leaf is whatever is nearest to its centroid
-        centroids, leaves = kmeans(documents, branching, key=key)
-        return {
-            "nodes_0": np.asarray(centroids)[None],
-            "leaves": np.asarray(leaves),
-            "centroids": np.asarray(centroids),
-        }
+def _fit_lists(documents, _height, branching, key) -> dict:
+    """Plain k-means: a document is in the leaf of its nearest centroid."""
+    centroids, leaves = kmeans(documents, branching, key=key)
+    return {
+        "nodes_0": np.asarray(centroids)[None],
+        "leaves": np.asarray(leaves),
+        "centroids": np.asarray(centroids),
+    }
+
+
+def _fit_tree(documents, height, branching, key) -> dict:
+    """Hierarchical spherical k-means; the centroid of a leaf is its documents' mean."""
     nodes, leaves = kmeans_tree(documents, height=height, branching=branching, key=key)
     leaves = np.asarray(leaves)  # (rows,)
     num_leaves = branching**height
@@ -123,6 +126,10 @@ def _fit_tree(documents, height, branching, nearest, key) -> dict:
         "leaves": leaves,
         "centroids": sums / np.maximum(counts, 1)[:, None],
     }
+
+
+# The fits that routers start from, by `Router.kmeans`.
+KMEANS = {"tree": _fit_tree, "lists": _fit_lists}
 
 
 def _fit_leaves(targets, m, k, rotated, key) -> dict:

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from ehi.model.joint import JointIndex
+from ehi.model.tree import router_class
 from experiments.run.prepare import Inputs
 from experiments.systems import is_trained, num_subspaces
 
@@ -41,7 +42,7 @@ def build_model(config, system, compression: int | None, inputs: Inputs) -> Join
 
 def _tree(c, num_documents: int) -> dict:
     """The `tree` argument of `JointIndex`, for a corpus that can fill its leaves."""
-    leaves = c.branching**c.height
+    router, leaves = router_class(c.kind), c.branching**c.height
     if leaves > num_documents:
         raise ValueError(
             f"tree.branching^tree.height = {leaves} leaves for {num_documents} "
@@ -51,8 +52,7 @@ def _tree(c, num_documents: int) -> dict:
         "kind": c.kind,
         "height": c.height,
         "branching": c.branching,
-        # A per_level router has the paper's residual layers and no other.
-        "hidden": c.hidden if c.kind == "per_node" else 0,
+        "hidden": c.hidden if router.takes_hidden else 0,
         "scale": c.scale,
-        "query_router": c.query_router and c.kind != "nearest",
+        "query_router": c.query_router and router.queries_may_differ,
     }

@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from routing import D, N, embeddings, router_of, with_random_residual
+from tree_cases import (
+    D,
+    N,
+    beam_search,
+    embeddings,
+    router_of,
+    with_random_residual,
+)
 
-from ehi.model.tree import PerLevelRouter, PerNodeRouter, assign, to_numpy
-from tests.model.beam import beam_search
+from ehi.model.tree import PerLevelRouter, PerNodeRouter, assign
 
 KINDS = ("per_node", "per_level")
 CASES = [*itertools.product(KINDS, (1, 2, 3)), ("nearest", 1)]
@@ -91,21 +97,21 @@ def test_beam_breaks_ties_by_leaf_number():
     np.testing.assert_array_equal(leaves, np.tile(np.arange(5), (N, 1)))
 
 
-def test_to_numpy_has_the_arrays_of_an_index():
-    tree = to_numpy(router_of("per_node", hidden=4, scale=7.0))
+def test_to_arrays_has_the_arrays_of_an_index():
+    tree = router_of("per_node", hidden=4, scale=7.0).to_arrays()
     assert tree["kind"] == "per_node" and set(tree) == {
         *("kind", "nodes", "scale", "w_in", "w_out")
     }
     assert [a.shape for a in tree["nodes"]] == [(1, 3, D), (3, 3, D)]
     assert tree["scale"] == pytest.approx(7.0)
-    assert set(to_numpy(router_of("per_node"))) == {"kind", "nodes", "scale"}
-    tree = to_numpy(router_of("per_level"))
+    assert set(router_of("per_node").to_arrays()) == {"kind", "nodes", "scale"}
+    tree = router_of("per_level").to_arrays()
     assert [a.shape for a in tree["u"]] == [(D, D), (D + 3, D + 3)]
     assert [a.shape for a in tree["w"]] == [(D, 3), (D + 3, 3)]
     assert all(type(a) is np.ndarray for a in tree["u"] + tree["w"])
     # To an index it is a tree of vectors whose logits have a bias: -|c|^2 / 2.
     nearest = router_of("nearest", 1, 4, scale=3.0)
-    tree = to_numpy(nearest)
+    tree = nearest.to_arrays()
     assert tree["kind"] == "per_node" and tree["scale"] == 3.0
     (nodes,), (biases,) = tree["nodes"], tree["biases"]
     assert nodes.shape == (1, 4, D)

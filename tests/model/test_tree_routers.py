@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from routing import D, N, embeddings, router_of, with_random_residual
+from tree_cases import (
+    D,
+    N,
+    beam_search,
+    embeddings,
+    router_of,
+    with_random_residual,
+)
 
 from ehi.model.tree import assign
-from tests.model.beam import beam_search
 
 
 def test_per_node_is_a_softmax_over_children_at_every_node():

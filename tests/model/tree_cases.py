@@ -1,17 +1,38 @@
-"""Beam search over a tree, in JAX: the twin of the NumPy search of `ehi.index`."""
+"""Routers, embeddings and a beam search in JAX, for the tests of the tree."""
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from ehi.model.tree import Router
+from ehi.model.tree import Router, make_router
+
+D, N = 8, 5
+
+
+def embeddings(rows=N, seed=1):
+    x = jax.random.normal(jax.random.key(seed), (rows, D))
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def router_of(kind, height=2, branching=3, **kwargs):
+    return make_router(
+        kind, D, height=height, branching=branching, rngs=nnx.Rngs(0), **kwargs
+    )
+
+
+def with_random_residual(router):
+    """A residual layer that does something: at the start w_out is zero."""
+    router.w_out[...] = jax.random.normal(jax.random.key(5), router.w_out.shape)
+    return router
 
 
 def beam_search(router: Router, x: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
-    """The leaves found when each level keeps its best min(beam, its nodes) nodes.
+    """The beam search of `ehi.index`, again in JAX: leaves, and their log p(leaf | x).
 
-    All nodes are scored and the survivors looked up: on an accelerator, and in batches,
-    one dense product beats gathering the children of each row's nodes. The NumPy search
-    scores the survivors' children alone and finds the same leaves.
+    Each level keeps its best min(beam, its nodes) nodes.
+
+    All nodes are scored and the survivors looked up; the NumPy search scores the
+    survivors' children only and must find the same leaves.
 
     Args:
       router: a router of height H and branching B.
