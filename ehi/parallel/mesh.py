@@ -1,4 +1,4 @@
-"""The mesh of all devices, and where batches, tables and states lie on it."""
+"""The mesh of all devices, and how batches, tables and states are placed on it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,28 +7,28 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Elements of an array from which on it is worth cutting; 256 kB of float32.
+# Arrays of fewer elements are not cut over the devices; 256 kB of float32.
 SHARDED_FROM = 2**16
 
 
 def make_mesh() -> jax.sharding.Mesh:
-    """One mesh, one axis 'data', compiler-placed (Auto): 1 CPU, 1 GPU or a slice."""
+    """One axis 'data' over all devices; the compiler places what lies on it (Auto)."""
     auto = (jax.sharding.AxisType.Auto,)
     if jax.process_count() == 1:
         return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
-    # Neighbours in the mesh are of one process, so that its rows of a batch are, too.
+    # The devices of a process are neighbours, so that its rows of a batch are, too.
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     return jax.sharding.Mesh(np.array(devices), ("data",), axis_types=auto)
 
 
 def local_mesh() -> jax.sharding.Mesh:
-    """`make_mesh` of the devices of this process alone."""
+    """`make_mesh` over the devices of this process alone."""
     devices, auto = jax.local_devices(), (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((len(devices),), ("data",), axis_types=auto, devices=devices)
 
 
 def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
-    """Rows over the devices; what does not divide evenly is replicated."""
+    """Arrays with their rows over the devices; uneven ones whole on each device."""
 
     def put(x):
         even = x.shape[0] % mesh.size == 0
@@ -39,7 +39,10 @@ def shard_batch(mesh: jax.sharding.Mesh, batch: Mapping) -> dict:
 
 
 def batch_slice(mesh: jax.sharding.Mesh, size: int) -> slice:
-    """Those of `size` rows that this process holds; all where they do not divide."""
+    """The rows of a batch of `size` that this process holds.
+
+    These are all rows if the devices cannot divide them evenly.
+    """
     if size % mesh.size:
         return slice(size)
     processes = [device.process_index for device in mesh.devices.flat]
@@ -52,13 +55,13 @@ def join_batch(
     mesh: jax.sharding.Mesh, batch: Mapping, num_queries: int, num_documents: int,
     encoded: int = 0,
 ) -> dict:  # fmt: skip
-    """One global batch of which every process holds its `batch_slice`.
+    """One global batch, made of the `batch_slice` of every process.
 
     Args:
       mesh: over the devices of all processes.
       batch: the rows that this process holds.
-      num_queries, num_documents: N and C, of all.
-      encoded: rows of either that have tokens; 0 for all.
+      num_queries, num_documents: N and C, of all processes together.
+      encoded: how many queries, and how many documents, have tokens; 0 for all.
     """
 
     def put(name, x):
@@ -79,9 +82,9 @@ def check_batch(
     mesh: jax.sharding.Mesh, batch_size: int, pool: int, num_documents: int,
     encoded: int = 0,
 ) -> None:  # fmt: skip
-    """Refuse a batch of which several devices cannot have equal shares.
+    """Refuse a batch that the devices cannot divide evenly.
 
-    A pool of the whole corpus is what it is: every device then scores all of it.
+    A pool of the whole corpus may have any size: every device scores all of it.
     """
     sizes = {"batch_size": batch_size, "encoded": encoded}
     if pool < num_documents:
@@ -95,16 +98,16 @@ def check_batch(
 
 
 def replicate(mesh: jax.sharding.Mesh, tree):
-    """The same arrays on every device; the processes pass the same ones."""
+    """The same arrays on every device. All processes pass the same arrays."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return place(tree, jax.tree.map(lambda _: everywhere, tree))
 
 
 def table_sharding(mesh: jax.sharding.Mesh, tables: dict) -> dict:
-    """Where the tables of a step lie: whole everywhere, but codes in equal parts.
+    """Where the tables of a step lie: codes in equal parts, all others whole.
 
-    Each device searches its own part of the code table, see `search_codes`; one whose
-    rows the devices do not divide lies whole on each.
+    Each device searches its own part of the code table, see `search_codes`. If the
+    devices cannot divide its rows evenly, it lies whole on each.
     """
     parts = {
         name: "data" if name == "codes" and len(table) % mesh.size == 0 else None
@@ -118,13 +121,13 @@ def table_sharding(mesh: jax.sharding.Mesh, tables: dict) -> dict:
 def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) -> dict:
     """Where the arrays of a state lie: whole on every device, or a part on each.
 
-    With `shard`, an array of n >= `SHARDED_FROM` elements is cut along its longest axis
-    that the devices divide, n / devices on each. The compiler gathers a parameter where
-    it is used and leaves each device its part of the gradient: more traffic, less
-    memory.
+    With `shard`, an array of at least `SHARDED_FROM` elements is cut along the longest
+    axis that the devices divide evenly. The compiler gathers a parameter where it is
+    used and leaves each device its part of the gradient. That needs more traffic and
+    less memory.
 
     Args:
-      mesh: of the devices.
+      mesh: over the devices.
       state: from `start_state`; arrays, or their shapes.
       shard: whether to cut parameters and moments at all.
 
@@ -143,7 +146,10 @@ def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) ->
 
 
 def place(tree, shardings):
-    """Arrays put where a tree like theirs says; all processes pass the same ones."""
+    """The arrays of a tree, put where the same place in `shardings` says.
+
+    All processes pass the same arrays.
+    """
 
     def put(x, sharding):
         if sharding.is_fully_addressable:
@@ -155,7 +161,7 @@ def place(tree, shardings):
 
 
 def over_local_devices(apply: Callable, params) -> Callable:
-    """`apply(params, *arrays)` of arrays whose rows lie over this process's devices."""
+    """`apply(params, *arrays)`, its rows spread over the devices of this process."""
     mesh = local_mesh()
     if mesh.size == 1:
         return functools.partial(apply, params)
@@ -169,7 +175,10 @@ def over_local_devices(apply: Callable, params) -> Callable:
 
 
 def own_copy(tree):
-    """Arrays made whole, and of this process alone: what others do is theirs."""
+    """Whole copies of arrays, on devices of this process alone.
+
+    Computing with them involves no other process.
+    """
 
     def whole(x):
         if not x.is_fully_replicated:

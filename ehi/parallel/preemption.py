@@ -1,7 +1,7 @@
-"""Preemption: at SIGTERM the step is finished, a checkpoint saved, and the run ends.
+"""Preemption: at SIGTERM a run finishes its step, saves a checkpoint and ends.
 
 A scheduler that wants its machine back sends SIGTERM and, some seconds later, SIGKILL.
-The exit code says that the same command goes on from there.
+The exit code says that the same command continues from the checkpoint.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import numpy as np
 
 # EX_TEMPFAIL of sysexits.h: try again.
 EXIT_CODE = 75
-# Steps between a process saying that it must stop and all of them stopping: the flag is
-# read when its step is long done, so that no step waits for it.
+# A process puts its wish to stop into a batch, and all processes read it so many steps
+# later. By then that step is done, so that reading does not wait for the device.
 LAG = 2
 
 _asked, _finishing = threading.Event(), threading.Event()
 
 
 class Preempted(SystemExit):
-    """The run was asked to end, and did so; with the exit code that says so."""
+    """The run was asked to end and did so. Its exit code is `EXIT_CODE`."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODE)
@@ -31,16 +31,16 @@ class Preempted(SystemExit):
 
 
 def listen() -> None:
-    """Take SIGTERM as a request to end; after `processes.initialize`, if at all."""
-    # jax installs a handler of its own, which leaves it to the program to ask for it.
+    """Take SIGTERM as a request to end. Call it after `processes.initialize`."""
+    # jax installs its own handler when processes join, which would only take a note.
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 @contextlib.contextmanager
 def finishing_steps() -> Iterator[None]:
-    """Steps that end before the run does; elsewhere it ends at once.
+    """In this block a run finishes its step before it ends; elsewhere it ends at once.
 
-    Elsewhere everything is written to another file and renamed, so nothing is lost.
+    Nothing is lost elsewhere: files are written under another name, then renamed.
     """
     _finishing.set()
     try:
@@ -53,19 +53,20 @@ def finishing_steps() -> Iterator[None]:
 class Stop:
     """Whether to stop after a step: the same answer in all processes.
 
-    Each puts its own flag into the batch, the step takes the maximum, and all read it
-    two steps later; the step that a process is at may differ, what it reads may not.
+    Each process puts its own flag into the batch, the step takes the maximum, and all
+    read it `LAG` steps later. So all stop after the same step, although one may be
+    ahead of another when the signal comes.
     """
 
     def __init__(self):
         self._flags: deque = deque()
 
     def flag(self) -> np.ndarray:
-        """What this process puts into the batch (local devices,)."""
+        """What this process puts into the batch: (local devices,) int32."""
         return np.full(jax.local_device_count(), _asked.is_set(), np.int32)
 
     def after(self, metrics: dict) -> bool:
-        """Take the answer out of the metrics of a step, and give one."""
+        """Whether to stop now; takes the flag out of the metrics of a step."""
         if "stop" not in metrics:
             return _asked.is_set()
         self._flags.append(metrics.pop("stop"))
@@ -79,7 +80,7 @@ def _on_sigterm(number, frame) -> None:
 
 
 def _end_if_asked() -> None:
-    # One of several processes goes on to the next step of training, where all stop; if
-    # it left alone, the others would end with an error.
+    # One of several processes continues until training, where all stop together. If it
+    # left alone, the others would end with an error.
     if _asked.is_set() and jax.process_count() == 1:
         raise Preempted("stopped by SIGTERM: what was complete is kept")

@@ -1,7 +1,7 @@
-"""Several processes that train one model: how they start, agree and end.
+"""Several processes that train one model: how they start, agree, share rows and end.
 
-All run the same program on the same data; a batch is spread over the devices of all.
-With one process nothing here does anything.
+All processes run the same program on the same data, and a batch is spread over the
+devices of all. If there is only one process, nothing here does anything.
 """
 
 import contextlib
@@ -15,22 +15,29 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
-
-# jax has no public access to its key-value store and barriers, nor a question whether
-# `initialize` would find a launcher; both names are used by orbax too.
 
 # Exit code of a process that lost another one (EX_UNAVAILABLE of sysexits.h).
 LOST = 69
-# Seconds without a heartbeat after which a process counts as lost.
+# A process that sends no heartbeat for so many seconds counts as lost.
 LOST_AFTER = 60
-# Process 0 may evaluate for hours while the others wait; heartbeats tell that it lives.
+# `gather_rows` exchanges so many rows at once, which bounds the memory of a device.
+GATHERED = 2**17
+# Process 0 may evaluate for hours while the others wait. Its heartbeats tell them that
+# it is alive.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
-# How long a process that failed waits for the others to fail of the same.
+# So long does a process that failed wait for the others to fail of the same error.
 _GOODBYE_MS = 3000
 _LAST_SECONDS = 1.0
-# What the transports and jax's coordination service say when a process is gone.
+# The variable without which a launcher started one process only. jax takes every
+# container of a Kubernetes cluster for one of an indexed job.
+_LAUNCHER_VARIABLES = {
+    "SlurmCluster": "SLURM_NTASKS",
+    "OmpiCluster": "OMPI_COMM_WORLD_SIZE",
+    "K8sCluster": "JOB_COMPLETION_INDEX",
+}
+# Errors of the transports and of jax's coordination service that contain one of these
+# mean that another process is gone.
 _SIGNS_OF_LOSS = (
     "Gloo",
     "NCCL",
@@ -53,23 +60,24 @@ def initialize(
     timeout: int = 300,
     lost_after: int = LOST_AFTER,
 ) -> bool:
-    """Join the other processes, if there are any; before any other use of jax.
+    """Join the other processes, if there are any. Call it before any other use of jax.
 
-    There are if the three values are given, or if jax finds the environment of a
-    launcher (Slurm, Open MPI, an indexed Kubernetes job, a TPU slice) that started
-    more than one process.
+    There are others if the three values are given, or if jax finds the environment of a
+    launcher (Slurm, Open MPI, an indexed Kubernetes job, a TPU slice) that started more
+    than one process.
 
     Args:
       coordinator: 'host:port' of process 0.
-      num_processes, process_id: how many there are, and which one this is.
-      timeout: seconds that a process waits for all to be there.
+      num_processes, process_id: the number of processes, and the number of this one.
+      timeout: seconds that a process waits until all have joined.
       lost_after: seconds after which a silent process counts as lost.
 
     Returns:
-      whether there are others to wait for.
+      whether there are other processes.
 
     Raises:
-      ValueError: one or two of the three values, or values that do not fit.
+      ValueError: only one or two of the three values are given, they do not fit each
+        other, or the variables of a launcher cannot be read.
     """
     given = {
         "--coordinator": coordinator,
@@ -99,46 +107,46 @@ def initialize(
 
 
 def is_first() -> bool:
-    """Whether this is the process that evaluates, writes and speaks."""
+    """Whether this is the process that evaluates, writes and logs."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes are here; they come by in the same order."""
+    """Wait until all processes are here. All must pass barriers in the same order."""
     if jax.process_count() > 1:
         key = f"ehi/{next(_calls)}/{name}"
-        distributed.global_state.client.wait_at_barrier(key, _PATIENCE_MS)
+        _client().wait_at_barrier(key, _PATIENCE_MS)
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Process 0 does it first, the others when it is done, and find it done."""
+    """Process 0 runs the block first; the others follow and find the work done."""
     if not is_first():
         barrier("after the first")
     try:
         yield
     finally:
-        # Also after an error, which the others will run into as well.
+        # Also after an error: the others must not wait, they will meet it too.
         if is_first():
             barrier("after the first")
 
 
 def said_by_first(text: str) -> str:
-    """What process 0 passes here; the others' argument is ignored."""
+    """The text that process 0 passes; what the others pass is ignored."""
     if jax.process_count() == 1:
         return text
-    key, client = f"ehi/{next(_calls)}/said", distributed.global_state.client
+    key, client = f"ehi/{next(_calls)}/said", _client()
     if is_first():
-        client.key_value_set(key, "=" + text)  # an empty value is none
+        client.key_value_set(key, "=" + text)  # the store takes no empty value
         return text
     return client.blocking_key_value_get(key, _PATIENCE_MS)[1:]
 
 
 def agree(name: str, value: str) -> None:
-    """Stop all processes if a value is not the same in each.
+    """Stop all processes unless a value is the same in each.
 
     Raises:
-      ValueError: in every process, saying what differs and where.
+      ValueError: in every process; says what differs, and in which processes.
     """
     if jax.process_count() == 1:
         return
@@ -167,7 +175,7 @@ def digest(arrays: Mapping) -> str:
 
 
 def code_version(*folders: Path) -> str:
-    """sha256 of the Python sources of packages, which tells edited ones apart too."""
+    """sha256 of the Python sources of packages; it changes with every edit."""
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(Path(folder).rglob("*.py")):
@@ -176,8 +184,40 @@ def code_version(*folders: Path) -> str:
     return found.hexdigest()
 
 
+def process_slice() -> slice:
+    """The rows that this one of P processes works on: every P-th row."""
+    return slice(jax.process_index(), None, jax.process_count())
+
+
+def gather_rows(rows: np.ndarray, num: int) -> np.ndarray:
+    """The rows of all processes, in order: every process gets the same bits.
+
+    All processes call this together.
+
+    Args:
+      rows: what this process made of its `process_slice` (about num / P, D), possibly
+        no rows.
+      num: number of rows of all processes together.
+
+    Returns:
+      all rows (num, D).
+    """
+    processes = jax.process_count()
+    if processes == 1 or not num:
+        return rows
+    most = -(-num // processes)  # rows of the process that has most
+    rows = np.pad(rows, ((0, most - len(rows)), (0, 0)))
+    barrier("rows")  # wait for a late process here: collectives have a time limit
+    parts = [
+        # (P, n, D): row i of process p is row i P + p of all.
+        multihost_utils.process_allgather(rows[i : i + GATHERED]).swapaxes(0, 1)
+        for i in range(0, most, GATHERED)
+    ]
+    return np.concatenate(parts).reshape(-1, rows.shape[1])[:num]
+
+
 def is_loss(error: BaseException) -> bool:
-    """Whether an error is what the loss of another process looks like."""
+    """Whether an error was caused by the loss of another process."""
     return (
         jax.process_count() > 1
         and isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
@@ -186,23 +226,28 @@ def is_loss(error: BaseException) -> bool:
 
 
 def explain_loss(error: BaseException) -> str:
-    """One sentence about a lost process."""
+    """The message about a lost process."""
     first_line = str(error).strip().split("\n", 1)[0]
     return (
         f"process {jax.process_index()} stops: another process is lost ({first_line}); "
-        "see its own output, then start all again: they go on from the last checkpoint "
-        f"(exit code {LOST})"
+        "see its own output, then start all processes again: they continue from the "
+        f"last checkpoint (exit code {LOST})"
     )
 
 
 def leave(code: int) -> None:
-    """End after an error. One of several does not wait for those that wait for it."""
+    """End this process after an error.
+
+    If there are several, the others may wait for this one in a collective. A normal
+    exit would wait for them in turn.
+    """
     if jax.process_count() == 1:
         raise SystemExit(code) from None
-    # Where all fail alike, process 0, which holds the key-value store, goes last.
+    # If all fail alike, process 0 goes last: it holds the key-value store, and jax
+    # aborts every process that sees it go.
     with contextlib.suppress(Exception):
-        distributed.global_state.client.wait_at_barrier("ehi/leave", _GOODBYE_MS)
-        if is_first():  # jax aborts a process that sees it go
+        _client().wait_at_barrier("ehi/leave", _GOODBYE_MS)
+        if is_first():
             time.sleep(_LAST_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -225,25 +270,49 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _under_a_launcher() -> bool:
     """Whether jax finds a launcher that started more than one process."""
-    for cluster in clusters.ClusterEnv._cluster_types:
-        if cluster.opt_in_only_method:
+    _, launchers = _private_jax()
+    for launcher in launchers:
+        needed = _LAUNCHER_VARIABLES.get(launcher.__name__)
+        # A variable that is set to nothing counts as not set.
+        if launcher.opt_in_only_method or needed and not os.environ.get(needed):
             continue
-        # jax takes any container of a Kubernetes cluster for one of an indexed job.
-        indexed = "JOB_COMPLETION_INDEX" in os.environ
-        if cluster.__name__ == "K8sCluster" and not indexed:
-            continue
-        if cluster.is_env_present():
-            return cluster.get_process_count() > 1
+        if launcher.is_env_present():
+            try:
+                count, _ = launcher.get_process_count(), launcher.get_process_id()
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    f"the variables of the launcher {launcher.name or 'k8s'} cannot be "
+                    f"read ({error}): mend or unset them, or give --coordinator, "
+                    "--num_processes and --process_id"
+                ) from None
+            return count > 1
     return False
 
 
+def _client():
+    """The client of the key-value store that all processes share."""
+    return _private_jax()[0].global_state.client
+
+
+def _private_jax():
+    """What is used of jax's private API: its coordination service and its launchers.
+
+    jax has no public access to the key-value store and the barriers, which wait without
+    a collective and therefore without its time limit. Nor can one ask whether
+    `jax.distributed.initialize` would find a launcher. orbax uses both names too.
+    """
+    from jax._src import clusters, distributed
+
+    return distributed, clusters.ClusterEnv._cluster_types
+
+
 def _exchange(name: str, text: str) -> list[str]:
-    """What every process says, in their order."""
-    client, folder = distributed.global_state.client, f"ehi/{next(_calls)}/{name}/"
+    """The texts of all processes, in their order."""
+    client, folder = _client(), f"ehi/{next(_calls)}/{name}/"
     client.key_value_set(f"{folder}{jax.process_index()}", text)
     barrier(name)
     said = dict(client.key_value_dir_get(folder))
-    barrier(name)  # nobody leaves before all have read
+    barrier(name)  # no process leaves before all have read
     return [said[f"{folder}{process}"] for process in range(jax.process_count())]
 
 
@@ -254,41 +323,3 @@ def _some(processes: list[int]) -> str:
         return f"process {shown}"
     more = f", ... ({len(processes)})" if len(processes) > 4 else ""
     return f"processes {shown}{more}"
-
-
-# MERGED ehi_train_shares: Rows shared over the processes: of P each does every P-th,
-# and all get all.
-
-# Rows that a process shows the others at once, on their devices.
-GATHERED = 2**17
-
-
-def process_slice() -> slice:
-    """The rows that this process does: every P-th, and all where it is alone."""
-    return slice(jax.process_index(), None, jax.process_count())
-
-
-def gather_rows(rows: np.ndarray, num: int) -> np.ndarray:
-    """What each process made of its own share, put together: the same bits in all.
-
-    Several processes call this together.
-
-    Args:
-      rows: of this process's share (about num / P, D), maybe none.
-      num: rows of all processes together.
-
-    Returns:
-      all rows (num, D).
-    """
-    processes = jax.process_count()
-    if processes == 1 or not num:
-        return rows
-    share = -(-num // processes)
-    rows = np.pad(rows, ((0, share - len(rows)), (0, 0)))
-    barrier("rows")  # one that is late is waited for here, not inside a collective
-    parts = [
-        # (P, n, D): row i of process p is row i P + p of all.
-        multihost_utils.process_allgather(rows[i : i + GATHERED]).swapaxes(0, 1)
-        for i in range(0, share, GATHERED)
-    ]
-    return np.concatenate(parts).reshape(-1, rows.shape[1])[:num]

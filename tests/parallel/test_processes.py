@@ -172,6 +172,26 @@ def test_launchers_are_recognised(monkeypatch, environment, starts):
         assert calls[0]["initialization_timeout"] == 9
 
 
+def test_jax_has_the_private_names_that_processes_use():
+    """It fails where a version of jax changes them: see `processes._private_jax`."""
+    distributed, launchers = processes._private_jax()
+    assert distributed.global_state.client is None  # one process: not initialised
+    names = {launcher.__name__ for launcher in launchers}
+    assert names >= {*processes._LAUNCHER_VARIABLES, "GceTpuCluster", "GkeTpuCluster"}
+    for launcher in launchers:
+        assert isinstance(launcher.opt_in_only_method, bool)
+        for method in ("is_env_present", "get_process_count", "get_process_id"):
+            assert callable(getattr(launcher, method))
+    client = jax._src.lib._jax.DistributedRuntimeClient
+    for method in (
+        "wait_at_barrier",
+        "key_value_set",
+        "blocking_key_value_get",
+        "key_value_dir_get",
+    ):
+        assert callable(getattr(client, method))
+
+
 def test_one_process_agrees_with_itself(tmp_path):
     processes.agree("config", "x")
     processes.barrier("here")
