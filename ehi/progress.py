@@ -78,6 +78,11 @@ class Progress:
         if self._spoke and kind is None:
             LOG.info("%s: done in %s", self._what, _interval(self._seconds()))
 
+    @property
+    def done(self) -> int:
+        """How much is done."""
+        return self._done
+
     def update(self, amount: int = 1) -> None:
         """Count what was done since the last call."""
         self._done += amount

@@ -1,18 +1,18 @@
 """A corpus encoded shard by shard: documents -> embeddings, leaves, codes, on disk.
 
-Shard k of K holds the documents k N // K up to (k + 1) N // K. It is one folder, made
-under another name and renamed when it is whole, `shard-00003-of-00016`:
+Shard k of K holds the documents k N // K up to (k + 1) N // K. It is one folder such as
+`shard-00003-of-00016`, which is made under another name and renamed when it is whole:
 
     embeddings.npy    (n, D) float16
     leaves.npy        (n, s) uint32, best first, of these rounded embeddings
-    codes.npy         (n, s, M') uint8 as an index stores them; of PQ leaves only
+    codes.npy         (n, s, M') uint8 as an index stores them; only with PQ leaves
     shard.json        identity of parameters and corpus; shape and sha256 of each file
 
-It is a function of its documents and the parameters, so any worker may make it, again
-and at any time: on machines that round alike the files are the same, byte for byte.
+A shard is a function of its documents and the parameters, so any worker may make it,
+more than once and at any time. Machines that round alike make the same bytes.
 
-Beside the model and what the corpus itself keeps in memory (its ids), bytes of a worker
-are at most, with R = 4096 documents encoded at once,
+A worker encodes R = 4096 documents at once. Beside the model and what the corpus itself
+keeps in memory (its ids), it needs at most this many bytes:
 
     n (2 D + s (4 + M'))      the arrays of the shard
     + R (text + 8 L + 16 D)   texts, their tokens and embeddings
@@ -27,13 +27,12 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ehi.index.folder import (
     IndexLockedError,
@@ -44,6 +43,7 @@ from ehi.index.folder import (
     writer_lock,
 )
 from ehi.index.stream import Shard
+from ehi.progress import Progress, track
 
 LOG = logging.getLogger("ehi")
 
@@ -54,15 +54,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True, eq=False)
 class EncodingJob:
-    """What all shards of one corpus share.
+    """The corpus to encode, the encoder, and the folder for the shards.
 
     Attributes:
-      folder: where the shards are written.
+      folder: where the shards are written. It is made absolute, `~` is the home folder.
       num_shards: K, at most the number of documents.
-      documents: sequence of objects with `content`, of which slices are read.
-      ids: their names.
-      encode: texts -> {name: array with a row for each}; a `DocumentEncoder`.
-      identity: plain JSON that names parameters and documents; see `EncodingJob.marks`.
+      documents: sequence of objects with `content`; it is read in slices.
+      ids: of the documents.
+      encode: texts -> {name: array with a row for each text}; a `DocumentEncoder`.
+      identity: plain JSON that identifies parameters and documents.
     """
 
     folder: Path
@@ -73,6 +73,8 @@ class EncodingJob:
     identity: dict
 
     def __post_init__(self):
+        folder = Path(self.folder).expanduser().resolve()
+        object.__setattr__(self, "folder", folder)
         if not 1 <= self.num_shards <= len(self.documents):
             raise ValueError(
                 f"shards={self.num_shards}: allowed are 1 to {len(self.documents)}, "
@@ -81,7 +83,7 @@ class EncodingJob:
 
     @property
     def marks(self) -> dict:
-        """What every shard of this job says of itself; no other is taken for one."""
+        """What every shard of this job says of itself, and no shard of another job."""
         sizes = {"num_shards": self.num_shards, "num_documents": len(self.documents)}
         return self.identity | sizes
 
@@ -97,12 +99,12 @@ class EncodingJob:
         return self.folder / f"shard-{number:05d}-of-{self.num_shards:05d}"
 
     def failure(self, number: int) -> Path:
-        """The file that says what a shard failed of, and the ids of its documents."""
+        """The file with the error of a failed shard and the ids of its documents."""
         return self.path(number).with_suffix(".failed.txt")
 
 
 def encode_shard(job: EncodingJob, number: int) -> None:
-    """Encode a shard and write it; one that is there whole already is left alone."""
+    """Encode a shard and write it, unless it is there and whole."""
     rows, path = job.rows(number), job.path(number)
     if path.exists() and _is_whole(path):
         return
@@ -111,17 +113,18 @@ def encode_shard(job: EncodingJob, number: int) -> None:
         block = job.documents[start : min(start + ROWS, rows.stop)]
         parts.append(job.encode([document.content for document in block]))
     job.folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=job.folder))
+    # Not `tempfile.mkdtemp`, whose folders are private whatever the umask says.
+    scratch = job.folder / f".{path.name}.{secrets.token_hex(8)}"
+    scratch.mkdir()
     try:
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        with writer_lock(scratch):  # it is in use: see `unfinished_shards`
+        with writer_lock(scratch):  # tells `unfinished_shards` that it is in use
             _write(scratch, parts, {"shard": number, "identity": job.marks})
             if path.exists() and not _is_whole(path):
                 shutil.rmtree(path)
             try:
                 os.replace(scratch, path)
             except OSError:
-                # Another worker, taken for dead, made the same files meanwhile.
+                # Another worker, which was taken for dead, has made the same files.
                 if not path.exists():
                     raise
         sync_folder(job.folder)
@@ -130,7 +133,7 @@ def encode_shard(job: EncodingJob, number: int) -> None:
 
 
 def attempt_shard(job: EncodingJob, number: int, retries: int = 2) -> str | None:
-    """Encode a shard, again where it fails: what it failed of at last, or None.
+    """Encode a shard, and try again if it fails. Return the last error, or None.
 
     Raises:
       OSError: the disk is full, which another attempt would not change.
@@ -152,9 +155,10 @@ def attempt_shard(job: EncodingJob, number: int, retries: int = 2) -> str | None
 
 
 def write_failure(job: EncodingJob, number: int, error: str) -> None:
-    """Write what a shard failed of, and the ids of its documents, one a line."""
+    """Write the error of a shard and the ids of its documents, one a line."""
     rows = job.rows(number)
     names = "\n".join(map(str, job.ids[rows.start : rows.stop]))
+    job.folder.mkdir(parents=True, exist_ok=True)
     job.failure(number).write_text(f"{error}\n\n{names}\n")
 
 
@@ -162,20 +166,52 @@ def encode_shards(job: EncodingJob, numbers: Sequence[int], retries: int = 2) ->
     """The local engine: one shard after the other.
 
     Returns:
-      number of each shard that failed -> what it failed of.
+      number of each shard that failed -> its error.
+
+    Raises:
+      OSError: the folder cannot be written to, or the disk is full.
     """
-    failed = {}
+    if numbers:
+        check_folder(job)
+    failed, finished = {}, 0
     total = sum(len(job.rows(number)) for number in numbers)
-    with tqdm(total=total, desc="shards", unit=" documents", disable=None) as bar:
+    with Progress("shards", total, "documents") as progress:
+
+        def encode(texts):
+            made = job.encode(texts)
+            progress.update(len(texts))
+            return made
+
+        counting = replace(job, encode=encode)
         for number in numbers:
-            if (error := attempt_shard(job, number, retries)) is not None:
+            if (error := attempt_shard(counting, number, retries)) is not None:
                 failed[number] = error
-            bar.update(len(job.rows(number)))
+            # Attempts that failed were counted, and shards that were there were not.
+            finished += len(job.rows(number))
+            progress.update(finished - progress.done)
     return failed
 
 
+def check_folder(job: EncodingJob) -> None:
+    """Make the folder of the shards, and a file in it that goes at once.
+
+    Raises:
+      OSError: that fails, so that no document has to be encoded to notice it.
+    """
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=job.folder):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "it, or a folder it is in, is a file"
+        message = f"no shards can be written to this folder: {reason}"
+        raise OSError(error.errno, message, str(job.folder)) from None
+
+
 def unfinished_shards(job: EncodingJob) -> list[int]:
-    """Shards that are still to be encoded; what killed workers left is removed.
+    """Numbers of the shards that are not encoded yet; removes what killed workers left.
 
     Raises:
       ValueError: the folder holds shards of other parameters or documents.
@@ -191,17 +227,19 @@ def unfinished_shards(job: EncodingJob) -> list[int]:
 def index_shards(
     job: EncodingJob, shown: Callable[[range], Iterable] | None = None
 ) -> list[Shard]:
-    """The finished shards as `build_folder` takes them, which routes and codes again.
+    """The finished shards in the form that `build_folder` takes.
+
+    Only embeddings are passed on: `build_folder` routes and codes them again.
 
     Args:
-      job: all of its shards must be there.
-      shown: rows -> what to show of these documents, a JSON value each; or None.
+      job: all of its shards must be finished.
+      shown: rows -> a JSON value to show for each of these documents; or None.
 
     Raises:
       ValueError: a shard is missing, altered, or of another job.
     """
     found, shards = _found(job), []
-    for number in range(job.num_shards):
+    for number in track(range(job.num_shards), "check shards", "shards"):
         if number not in found:
             raise ValueError(f"{job.path(number)} is missing: encode it first")
         _check_sums(found[number])
@@ -218,7 +256,7 @@ def index_shards(
 
 
 def _write(folder: Path, parts: list[dict], header: dict) -> None:
-    """The arrays of a shard, block after block, and what describes them."""
+    """Write the arrays of a shard, block after block, then its manifest."""
     files = {}
     for name, first in parts[0].items():
         blocks = [part[name] for part in parts]
@@ -231,7 +269,7 @@ def _write(folder: Path, parts: list[dict], header: dict) -> None:
 
 
 def _found(job: EncodingJob) -> dict[int, Path]:
-    """Number -> folder of the shards that are there, if all are of this job."""
+    """Number -> folder of the shards that are there; refuses those of another job."""
     found, marks = {}, job.marks
     for path in sorted(job.folder.glob("shard-*/")):
         header = _header(path)
@@ -246,7 +284,7 @@ def _found(job: EncodingJob) -> dict[int, Path]:
         place = job.path(header["shard"])
         if path != place:
             raise ValueError(
-                f"{path} is the shard of {place}: keep one, under its name"
+                f"{path} is the shard of {place}: keep one of them, under this name"
             )
         found[header["shard"]] = path
     return found
@@ -264,7 +302,7 @@ def _header(path: Path) -> dict:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether all files of a shard are there, in their sizes."""
+    """Whether all files of a shard are there with the right sizes."""
     files = _header(path)["files"].values()
     sizes = [(path / entry["file"], entry["bytes"]) for entry in files]
     return all(file.is_file() and file.stat().st_size == size for file, size in sizes)

@@ -1,35 +1,37 @@
-"""The cluster engine of `ehi.encode.shards`: Ray Data drives the same function.
+"""The cluster engine of `ehi.encode.shards`: Ray Data calls the same function.
 
-Needs the extra `ray`. A worker is an actor that holds one job, the jitted encoder in
-it, and encodes one shard after the other; it only says how that ended. All machines of
-the cluster need this package, the files that a job reads, and the folder of the shards.
+It needs the extra `ray`. A worker is an actor that holds one job with its jitted
+encoder. It encodes one shard after the other and returns only how that ended. All
+machines of the cluster need this package, the files that a job reads, and the folder of
+the shards.
 """
 
 import tempfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from ehi.encode.shards import EncodingJob, attempt_shard, write_failure
 from ehi.index.ray_cluster import start_ray
+from ehi.progress import track
 
 
 def encode_shards_by_ray(
     make_job: Callable[[], EncodingJob], numbers: Sequence[int], retries: int = 2,
     *, workers: int = 0, address: str = "local",
 ) -> dict[int, str]:  # fmt: skip
-    """The shards `numbers`, encoded by actors; those that die are started again.
+    """Let actors encode the shards `numbers`; an actor that dies is started again.
 
     Args:
-      make_job: function that a worker calls once, importable there.
+      make_job: makes the job; every worker imports it and calls it once.
       numbers: of the shards.
-      retries: of a shard that fails, or whose worker dies.
-      workers: actors; 0 for one a GPU of the cluster, or else one a machine.
+      retries: further attempts if a shard fails or its worker dies.
+      workers: number of actors; 0 for one for each GPU of the cluster, or for each
+        machine if it has no GPU.
       address: of a Ray cluster, or 'local' for a new one on this machine.
 
     Returns:
-      number of each shard that failed -> what it failed of.
+      number of each shard that failed -> its error.
 
     Raises:
       ImportError: Ray is not installed.
@@ -37,7 +39,7 @@ def encode_shards_by_ray(
     """
     if not numbers:
         return {}
-    # One processor more than workers: for what Ray Data does itself.
+    # One processor more than there are workers, for Ray Data itself.
     ray, owns_ray = start_ray(address, num_cpus=max(workers, 1) + 1)
     try:
         import ray.data
@@ -53,22 +55,19 @@ def encode_shards_by_ray(
             compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=1, num_gpus=1 if gpus else 0,
         )  # fmt: skip
-        failed = {}
-        with tqdm(total=len(numbers), desc="shards", unit="", disable=None) as bar:
-            for row in results.iter_rows():
-                failed[row["shard"]] = row["error"]
-                bar.update()
+        ended = track(results.iter_rows(), "shards", "shards", total=len(numbers))
+        errors = {row["shard"]: row["error"] for row in ended}
     except ray.exceptions.RayError as error:
         why = str(error).strip().splitlines()[-1]
         raise RuntimeError(f"Ray gave up; finished shards are kept: {why}") from error
     finally:
         if owns_ray:
             ray.shutdown()
-    return {number: error for number, error in failed.items() if error}
+    return {number: error for number, error in errors.items() if error}
 
 
 class _Worker:
-    """An actor: the job, made once."""
+    """An actor. It makes the job once and then encodes shards."""
 
     def __init__(self, make_job, retries):
         self.job, self.retries = make_job(), retries
@@ -78,10 +77,11 @@ class _Worker:
         return {"shard": batch["shard"], "error": np.array(errors, object)}
 
     def attempt(self, number):
-        """`attempt_shard`, unless that has killed too many workers.
+        """`attempt_shard`, unless the shard has killed too many workers.
 
-        Ray would give the shard of a dead worker to another one for ever. So every
-        worker leaves a mark, a folder, and takes all of them away where it lives on.
+        Ray would hand the shard of a dead worker to another worker for ever. So every
+        worker makes a folder as a mark before it tries, and removes all marks of the
+        shard if it survives.
         """
         prefix = f".{self.job.path(number).name}.tried."
         self.job.folder.mkdir(parents=True, exist_ok=True)
