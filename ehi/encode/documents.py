@@ -10,7 +10,8 @@ from flax import nnx
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import ACCELERATOR_COMPILE_TOKENS, COMPILE_TOKENS, encode
 from ehi.encode.packing import choose_buckets
-from ehi.index.build import encode_copies, half, make_parameters
+from ehi.index.build import encode_copies, half
+from ehi.index.parameters import make_parameters
 from ehi.index.search.codes import pack_codes
 from ehi.index.search.routing import assign_leaves
 from ehi.model.export import index_arrays

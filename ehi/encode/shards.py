@@ -34,8 +34,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ehi.index.errors import IndexLockedError
 from ehi.index.folder import (
-    IndexLockedError,
     Stream,
     sync_folder,
     write_array,

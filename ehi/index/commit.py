@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import (
     FORMAT,
     MANIFEST,
     VERSION,
-    IndexCorruptError,
     read_folder,
     sync_folder,
     write_array,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ehi.index.folder import Folder, IndexCorruptError
+from ehi.index.errors import IndexCorruptError
+from ehi.index.folder import Folder
 
 _LARGEST = 2**63 - 1  # of integer ids
 
@@ -409,6 +410,11 @@ class Contents:
             if 0 <= row - segment.first_row < len(segment):
                 return segment.documents[row - segment.first_row]
         raise IndexError(f"row {row} is outside the {self.num_rows} stored documents")
+
+    def check_addresses(self):
+        """Checks that no array points outside another: see `Segment`."""
+        for segment in self.segments:
+            segment.check_addresses()
 
     def with_segment(self, segment):
         """These documents and those of another segment."""

@@ -5,11 +5,16 @@ Faiss is imported by these functions when they run, not with this module.
 
 import numpy as np
 
-from ehi.index.build import check_quantiser
-from ehi.index.check import check_rotation, check_tree, finite_rows
+from ehi.index.check import finite_rows
 from ehi.index.contents import Contents, Segment, check_ids
 from ehi.index.faiss_to import FaissIndex, import_faiss, list_ids, to_faiss
 from ehi.index.index import Index
+from ehi.index.parameters import (
+    Parameters,
+    check_quantiser,
+    check_rotation,
+    check_tree,
+)
 
 __all__ = ["FaissIndex", "from_faiss", "to_faiss"]
 
@@ -63,7 +68,7 @@ def from_faiss(faiss_index, ids=None):
         vectors = vectors if rotation is None else vectors @ rotation.T
         leaves["vectors"] = finite_rows("vectors", vectors)
     distinct, rows = np.unique(numbers, return_inverse=True)
-    index = Index(
+    parameters = Parameters(
         width=width,
         spill=_spill(distinct, rows, offsets),
         tree=check_tree(tree, width),
@@ -75,8 +80,7 @@ def from_faiss(faiss_index, ids=None):
         ids=_external(distinct, ids),
         **leaves,
     )
-    index.contents = Contents((segment,))
-    return index
+    return Index(parameters, Contents((segment,)))
 
 
 def _core(faiss, index):

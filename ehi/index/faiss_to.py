@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ehi.index.check import check_queries, check_results
-from ehi.index.folder import IndexCorruptError, sync_folder
+from ehi.index.errors import IndexCorruptError
+from ehi.index.folder import sync_folder
 from ehi.index.index import Index
 from ehi.index.search.blas import one_blas_thread
 from ehi.index.search.codes import decode

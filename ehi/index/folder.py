@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.index.errors import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
 
@@ -136,10 +137,6 @@ _FILE = re.compile(rf"(segments/)?{_NAME.pattern}")
 _OPENINGS = 100  # a writer that replaces the manifest more often than this is no writer
 
 
-class IndexCorruptError(ValueError):
-    """A file of an index is missing, truncated, altered or does not fit the rest."""
-
-
 @dataclass(frozen=True)
 class Folder:
     """An index folder whose manifest and file sizes have been checked.
@@ -147,10 +144,12 @@ class Folder:
     Attributes:
         path: the folder.
         manifest: the parsed manifest; 'files' maps names to their entries.
+        mmap: whether arrays are mapped into memory, else they are loaded.
     """
 
     path: Path
     manifest: dict
+    mmap: bool = True
 
     @property
     def files(self):
@@ -164,7 +163,7 @@ class Folder:
     def file(self, name):
         return self.path / self.files[name]["file"]
 
-    def array(self, name, mmap):
+    def array(self, name, mmap=None):
         """The array of a file, refused where it is not what the manifest says."""
         path, entry = self.file(name), self.files[name]
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
@@ -187,14 +186,15 @@ class Folder:
             return np.empty(shape, dtype)
         array = np.memmap(path, dtype, "r", header.end(), shape)
         # A plain view: indexing a np.memmap costs several times more.
+        mmap = self.mmap if mmap is None else mmap
         return np.asarray(array) if mmap else aligned(array)
 
-    def text(self, name, mmap):
+    def text(self, name):
         """The bytes of a file: (bytes,) uint8."""
         if not self.files[name]["bytes"]:
             return np.empty(0, np.uint8)
         text = np.memmap(self.file(name), np.uint8, mode="r")
-        return np.asarray(text) if mmap else np.array(text)
+        return np.asarray(text) if self.mmap else np.array(text)
 
     def is_newest(self):
         """Whether the manifest that was read is still there."""
@@ -219,7 +219,7 @@ class Folder:
                 )
 
 
-def open_folder(path, read):
+def open_folder(path, read, mmap=True):
     """What `read` makes of the folder at `path`, at one moment.
 
     A writer may replace the manifest and remove files of the old one meanwhile; then
@@ -228,6 +228,7 @@ def open_folder(path, read):
     Args:
         path: the folder.
         read: Folder -> result; may raise IndexCorruptError.
+        mmap: as of the Folder.
 
     Raises:
         FileNotFoundError: no folder or no manifest there.
@@ -237,7 +238,7 @@ def open_folder(path, read):
     for opening in range(_OPENINGS):
         text = _manifest_text(path)
         try:
-            return read(_checked_folder(path, text))
+            return read(_checked_folder(path, text, mmap))
         except (IndexCorruptError, FileNotFoundError) as error:
             if opening < _OPENINGS - 1 and _manifest_text(path) != text:
                 continue
@@ -266,7 +267,7 @@ def _manifest_text(path):
         ) from None
 
 
-def _checked_folder(path, text):
+def _checked_folder(path, text, mmap):
     file = path / MANIFEST
     try:
         manifest = json.loads(text)
@@ -297,7 +298,7 @@ def _checked_folder(path, text):
     segments = path / "segments"
     if segments.is_symlink():  # a writer would remove files behind it
         raise IndexCorruptError(f"{segments} is a link, which no writer of ehi makes")
-    return Folder(path, manifest)
+    return Folder(path, manifest, mmap)
 
 
 def _shape_text(shape):
@@ -349,10 +350,6 @@ def _check_file_name(manifest, name):
 
 # MERGED ehi_index_lock: One writer at a time: a lock on the index folder. Readers need
 # none.
-
-
-class IndexLockedError(RuntimeError):
-    """Another process, or another thread, is writing to the index."""
 
 
 @contextlib.contextmanager

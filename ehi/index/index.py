@@ -1,18 +1,119 @@
-"""The index: trained parameters, the documents they place, and what one can ask."""
+"""The index: parameters and documents joined, and everything that can be asked of them.
+
+    build_index -> Index -> save_index -> open_index -> Index.search -> Hits
+
+`build`, `store`, `search` and `updates` do the work and never import this file.
+"""
 
 import functools
 from dataclasses import dataclass
 
-import numpy as np
-
+from ehi.index import build, store, updates
 from ehi.index.contents import Contents
-from ehi.index.folder import IndexCorruptError
+from ehi.index.errors import IndexCorruptError
+from ehi.index.parameters import Parameters, tree_shape
 from ehi.index.search import search
-from ehi.index.search.codes import byte_codebooks, codeword_columns
-from ehi.index.search.routing import tree_shape
 from ehi.index.search.search import Hits
+from ehi.index.text.encoder import load_text_encoder
 
-PARAMETER_ARRAYS = ("codebooks", "assign_codebooks", "rotation", "leaf_centroids")
+
+def build_index(
+    embeddings,
+    doc_ids,
+    *,
+    tree,
+    query_tree=None,
+    rotation=None,
+    codebooks=None,
+    assign_codebooks=None,
+    leaf_centroids=None,
+    spill=1,
+    leaf_dtype="float32",
+    rerank_vectors=False,
+    encoder=None,
+    config=None,
+    query_head=None,
+):
+    """Routes every document to its top leaves and stores its vector or code there.
+
+    Args:
+        embeddings: (N, D) floats.
+        doc_ids: N distinct ids, integers >= 0 or strings.
+        tree: dict as in `ehi.index.parameters`, or None for a flat index of one leaf.
+        query_tree: the queries' own tree of the same height and branching, or None.
+        rotation: (D, D) orthogonal, z = x @ rotation; PQ leaves only.
+        codebooks: (M, K, S) for PQ leaves, None for raw ones.
+        assign_codebooks: (M, K, S) that choose the codes, None for `codebooks`. A code
+            keeps its meaning when codebooks are trained after it was given (JPQ).
+        leaf_centroids: (P, D), codes are then of x - centroid; PQ leaves only.
+        spill: leaves a document is stored in, s.
+        leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
+        rerank_vectors: also keep all vectors as float16, for search(rerank=).
+        encoder, config: JSON dicts, the identity of what made the embeddings.
+        query_head: dict of arrays kept beside the index, or None.
+
+    Returns:
+        Index, in memory.
+
+    Raises:
+        ValueError: an argument that does not fit, an empty corpus, embeddings that are
+            not finite, ids that repeat, more leaves than documents.
+    """
+    return Index(
+        *build.build(
+            embeddings, doc_ids, leaf_dtype=leaf_dtype, rerank_vectors=rerank_vectors,
+            tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
+            assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids,
+            spill=spill, encoder=encoder, config=config, query_head=query_head,
+        )
+    )  # fmt: skip
+
+
+def open_index(path, *, mmap=True, verify=False):
+    """Opens an index folder.
+
+    The manifest, shapes, dtypes and file sizes are always checked.
+
+    Args:
+        path: the folder.
+        mmap: map the files into memory and read them as needed, else load them.
+        verify: also check the sha256 sum of every file, as `Index.verify` does.
+
+    Returns:
+        Index, a snapshot: what others write later is seen after `Index.refresh`.
+
+    Raises:
+        FileNotFoundError: no index there.
+        IndexCorruptError: a file is missing, truncated, altered or does not fit.
+    """
+    return Index(*store.read_index(path, mmap, verify))
+
+
+def save_index(index, path, documents=None):
+    """Writes an index folder; if one is there, a crash leaves the old or the new one.
+
+    Segments are merged and deleted documents left out, as `Index.compact` does.
+
+    Args:
+        index: the Index. It stays where it is, in memory or in its own folder.
+        path: the folder, made if needed. If it is the index's own folder, the index
+            then sees what was written.
+        documents: JSON values to show, one for each document in order of their rows, or
+            None to keep those the index already has.
+
+    Raises:
+        ValueError: not as many documents as the index holds; or somebody else wrote to
+            the index's own folder since it was opened or refreshed.
+        FileExistsError: `path` is there and is not an index.
+        IndexLockedError: somebody else is writing to it.
+        OSError: it cannot be written; what was there is unchanged.
+    """
+    if store.write_index(path, index.parameters, index.contents, documents):
+        index.refresh()
+
+
+def _of_parameters(name):
+    return property(lambda index: getattr(index.parameters, name))
 
 
 @dataclass(eq=False)
@@ -23,35 +124,28 @@ class Index:
     replace: a search sees all of an update or nothing of it.
 
     Attributes:
-        width: embedding width D.
-        spill: leaves a document is stored in, s.
-        tree, query_tree: dicts as in `ehi.index.search.routing`; tree is None in a
-        flat index,
-            query_tree where queries route as documents do.
-        codebooks: (M, K, S) float32, or None in raw leaves.
-        assign_codebooks: (M, K, S) float32 that choose the codes, where these are
-            others than `codebooks` (JPQ), or None.
-        rotation: (D, D) float32, applied as q @ rotation, or None.
-        leaf_centroids: (P, D) float32 where codes are of residuals, or None.
-        encoder, config: JSON identity of what made the embeddings and the index.
-        query_head: arrays of the query head, for encoders outside this package.
-        mmap: whether files are mapped into memory, in an index of a folder.
+        parameters: the Parameters. All of them are attributes of the index as well:
+            `index.width` is `index.parameters.width`.
         contents: the documents.
     """
 
-    width: int
-    spill: int
-    tree: dict | None = None
-    query_tree: dict | None = None
-    codebooks: np.ndarray | None = None
-    assign_codebooks: np.ndarray | None = None
-    rotation: np.ndarray | None = None
-    leaf_centroids: np.ndarray | None = None
-    encoder: dict | None = None
-    config: dict | None = None
-    query_head: dict | None = None
-    mmap: bool = True
-    contents: Contents | None = None
+    parameters: Parameters
+    contents: Contents
+
+    width = _of_parameters("width")
+    spill = _of_parameters("spill")
+    tree = _of_parameters("tree")
+    query_tree = _of_parameters("query_tree")
+    routing_tree = _of_parameters("routing_tree")
+    num_leaves = _of_parameters("num_leaves")
+    codebooks = _of_parameters("codebooks")
+    assign_codebooks = _of_parameters("assign_codebooks")
+    byte_codebooks = _of_parameters("byte_codebooks")
+    rotation = _of_parameters("rotation")
+    leaf_centroids = _of_parameters("leaf_centroids")
+    encoder = _of_parameters("encoder")
+    config = _of_parameters("config")
+    query_head = _of_parameters("query_head")
 
     def search(
         self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
@@ -83,8 +177,9 @@ class Index:
         """
         contents = self.contents
         found = search.search(
-            self, contents, queries, k, beam=beam, min_prob=min_prob, rerank=rerank,
-            threads=threads, mask=search.row_mask(contents, allow, deny),
+            self.parameters, contents, queries, k, beam=beam, min_prob=min_prob,
+            rerank=rerank, threads=threads,
+            mask=search.row_mask(contents, allow, deny),
         )  # fmt: skip
         rows, *others = found
         return Hits(contents.external_ids(rows), *others, rows)
@@ -107,13 +202,13 @@ class Index:
     @functools.cached_property
     def text_encoder(self):
         """Texts -> unit embeddings: see `ehi.index.text`."""
-        from ehi.index.text import load_text_encoder  # reads files, not only arrays
-
         return load_text_encoder(self)
 
     def count_visited(self, queries, beam, min_prob=0.0):
         """Copies of documents each query would visit, by routing only: (N,) int64."""
-        return search.count_visited(self, self.contents, queries, beam, min_prob)
+        return search.count_visited(
+            self.parameters, self.contents, queries, beam, min_prob
+        )
 
     def add(self, embeddings, ids, *, documents=None, encoder=None):
         """Adds documents: routes and encodes them as the trained parameters say.
@@ -132,8 +227,6 @@ class Index:
             IndexLockedError: somebody else is writing to the folder.
             OSError: the folder cannot be written; the index is as it was.
         """
-        from ehi.index import updates  # it imports this module
-
         updates.add(self, embeddings, ids, documents=documents, encoder=encoder)
 
     def delete(self, ids, *, missing="raise"):
@@ -147,8 +240,6 @@ class Index:
             LookupError: ids that are not there.
             IndexLockedError, OSError: as in `add`.
         """
-        from ehi.index import updates
-
         return updates.delete(self, ids, missing=missing)
 
     def update(self, embeddings, ids, *, documents=None, encoder=None, missing="raise"):
@@ -162,8 +253,6 @@ class Index:
             LookupError: ids that are not there.
             ValueError, IndexLockedError, OSError: as in `add`.
         """
-        from ehi.index import updates
-
         return updates.update(
             self, embeddings, ids, documents=documents, encoder=encoder, missing=missing
         )
@@ -177,8 +266,6 @@ class Index:
         Raises:
             IndexLockedError, OSError: as in `add`.
         """
-        from ehi.index import updates
-
         updates.compact(self)
 
     def refresh(self):
@@ -188,9 +275,7 @@ class Index:
             ValueError: the folder holds an index of other parameters now.
             IndexCorruptError: as `open_index`.
         """
-        from ehi.index import store
-
-        return store.refresh(self)
+        return updates.refresh(self)
 
     def external_ids(self, rows):
         """External ids of document rows, of any shape; row -1 gives -1 or None."""
@@ -228,26 +313,6 @@ class Index:
         """Whether there is something to show of each document."""
         return self.segments[0].documents is not None
 
-    @functools.cached_property
-    def num_leaves(self):
-        height, branching = tree_shape(self.tree)
-        return branching**height
-
-    @property
-    def routing_tree(self):
-        """The tree that queries descend."""
-        return self.tree if self.query_tree is None else self.query_tree
-
-    @functools.cached_property
-    def byte_codebooks(self):
-        """Codebooks of the bytes in `codes`: see `ehi.index.search.codes`."""
-        return byte_codebooks(self.codebooks)
-
-    @functools.cached_property
-    def codeword_columns(self):
-        """The same as columns: see `ehi.index.search.codes`."""
-        return codeword_columns(self.byte_codebooks)
-
     @property
     def leaf_sizes(self):
         """Copies of documents in each leaf: (P,) int64."""
@@ -282,18 +347,8 @@ class Index:
         return sum(array.nbytes for part in arrays for array in part.values())
 
     def parameter_arrays(self):
-        """Every array of the parameters under the name the folder gives it."""
-        arrays = {name: getattr(self, name) for name in PARAMETER_ARRAYS}
-        for name in ("tree", "query_tree"):
-            for key, value in (getattr(self, name) or {}).items():
-                if isinstance(value, list):
-                    levels = enumerate(value)
-                    arrays |= {f"{name}.{key}.{h}": level for h, level in levels}
-                elif isinstance(value, np.ndarray):
-                    arrays[f"{name}.{key}"] = value
-        head = self.query_head or {}
-        arrays |= {f"query_head.{key}": value for key, value in head.items()}
-        return {name: array for name, array in arrays.items() if array is not None}
+        """Every array of the parameters under its name in the manifest of a folder."""
+        return self.parameters.arrays()
 
     def verify(self):
         """Checks the sha256 sums of the folder, then every stored address.
@@ -317,5 +372,4 @@ class Index:
 
     def check_addresses(self):
         """Checks that no array points outside another: see `Segment`."""
-        for segment in self.segments:
-            segment.check_addresses()
+        self.contents.check_addresses()

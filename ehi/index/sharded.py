@@ -16,10 +16,10 @@ import numpy as np
 
 from ehi.index.check import check_count, check_queries
 from ehi.index.folder import read_folder
+from ehi.index.index import Index, open_index, save_index
 from ehi.index.ray_cluster import start_ray
 from ehi.index.search.search import Hits, route_queries, row_mask, search
 from ehi.index.search.topk import EMPTY, pack, unpack
-from ehi.index.store import open_index, save_index
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
 _RERANK_VALUES = 2**22  # of stored vectors, read at once
@@ -58,9 +58,8 @@ def split_index(path, out_dir, shards):
         others = np.concatenate([live[:start], live[stop:]])
         shard = {"number": number, "count": shards, "of": whole}
         config = (index.config or {}) | {SHARD: shard}
-        part = dataclasses.replace(
-            index, config=config, contents=contents.without(others)
-        )
+        parameters = dataclasses.replace(index.parameters, config=config)
+        part = Index(parameters, contents.without(others))
         folder = Path(out_dir) / f"shard-{number:05d}-of-{shards:05d}"
         save_index(part, folder)
         folders.append(folder)
@@ -87,9 +86,14 @@ def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **sett
     """
     settings["mask"] = row_mask(index.contents, allow, deny)
     # Of no queries: refuses what an index refuses.
-    search(index, index.contents, queries[:0], k, rerank=rerank, **settings)
+    search(index.parameters, index.contents, queries[:0], k, rerank=rerank, **settings)
     hits = search(
-        index, index.contents, queries, rerank or k, leaves=leaves, **settings
+        index.parameters,
+        index.contents,
+        queries,
+        rerank or k,
+        leaves=leaves,
+        **settings,
     )
     names = ("scores", "rows", "visited")
     found = {name: getattr(hits, name) for name in names}
@@ -243,7 +247,9 @@ class ShardedIndex:
             TimeoutError: no shard answered.
         """
         shards = self._up(timeout)
-        leaves, nodes_scored = route_queries(self._router, queries, beam, min_prob)
+        leaves, nodes_scored = route_queries(
+            self._router.parameters, queries, beam, min_prob
+        )
         settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
         asked = {}
         for shard in shards:

@@ -17,7 +17,8 @@ from ehi.index.contents import Contents, Documents, as_ids, check_ids
 from ehi.index.folder import writer_lock
 from ehi.index.search.topk import MAX_NUMBER
 
-_IN_MEMORY = threading.Lock()  # of all indexes that no folder's lock protects
+_IN_MEMORY = threading.Lock()  # protects all indexes that have no folder to lock
+_SWAPPING = threading.Lock()
 
 
 def add(index, embeddings, ids, *, documents=None, encoder=None):
@@ -30,7 +31,7 @@ def add(index, embeddings, ids, *, documents=None, encoder=None):
                 f"{len(there)} ids are in the index already, first "
                 f"{_named(ids, there[0])}; update() replaces documents"
             )
-        _swap(index, contents.with_segment(make()))
+        _commit(index, contents.with_segment(make()))
 
 
 def delete(index, ids, *, missing="raise"):
@@ -40,7 +41,7 @@ def delete(index, ids, *, missing="raise"):
     with _writing(index) as contents:
         rows = _rows(contents, ids, missing)
         if len(rows):
-            _swap(index, contents.without(rows))
+            _commit(index, contents.without(rows))
     return len(rows)
 
 
@@ -50,7 +51,7 @@ def update(index, embeddings, ids, *, documents=None, encoder=None, missing="rai
     ids, make = _incoming(index, embeddings, ids, documents, encoder)
     with _writing(index) as contents:
         rows = _rows(contents, ids, missing)
-        _swap(index, contents.without(rows).with_segment(make()))
+        _commit(index, contents.without(rows).with_segment(make()))
     return len(rows)
 
 
@@ -60,9 +61,19 @@ def compact(index):
         if len(contents.segments) == 1 and contents.deleted is None:
             return
         if contents.folder is not None:
-            store.swap(index, store.write_compacted(index, contents))
+            _swap(index, store.write_compacted(index.parameters, contents))
         else:
             index.contents = Contents((merged_segment(contents),))
+
+
+def refresh(index):
+    """Reads what others wrote since: see `Index.refresh`."""
+    old = index.contents
+    if old.folder is None:
+        return False
+    new = store.read_newer(index.parameters, old)
+    _swap(index, new)
+    return new is not old
 
 
 def _incoming(index, embeddings, ids, documents, encoder):
@@ -93,7 +104,7 @@ def _incoming(index, embeddings, ids, documents, encoder):
 
     def make():
         return make_segment(
-            index, embeddings, ids, documents=documents,
+            index.parameters, embeddings, ids, documents=documents,
             leaf_dtype="float32" if first.vectors is None else first.vectors.dtype.name,
             rerank_vectors=first.rerank_vectors is not None,
         )  # fmt: skip
@@ -109,11 +120,11 @@ def _writing(index):
             yield index.contents
         return
     with writer_lock(index.contents.folder.path):
-        store.refresh(index)
+        refresh(index)
         yield index.contents
 
 
-def _swap(index, contents):
+def _commit(index, contents):
     if contents.num_rows > MAX_NUMBER:
         raise ValueError(
             f"{contents.num_rows} documents, deleted ones included, are more than the "
@@ -122,7 +133,19 @@ def _swap(index, contents):
     if contents.folder is None:
         index.contents = contents
     else:
-        store.swap(index, store.write_update(index, contents))
+        _swap(index, store.write_update(index.parameters, contents))
+
+
+def _swap(index, contents):
+    """Makes an index see other contents, unless it sees newer ones already.
+
+    Two threads may read the folder and come back in the other order.
+    """
+    with _SWAPPING:
+        there, new = index.contents.folder, contents.folder
+        if there and new.manifest["generation"] < there.manifest["generation"]:
+            return
+        index.contents = contents
 
 
 def _rows(contents, ids, missing):

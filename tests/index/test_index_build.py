@@ -120,7 +120,9 @@ BAD = {
     },
     "spill 10 is larger than the 9 leaves": {"spill": 10},
     "spill must be at least 1": {"spill": 0},
-    "leaf_dtype must be 'float32' or 'float16', got 'int8'": {"leaf_dtype": "int8"},
+    "leaf_dtype must be one of ('float32', 'float16'), got 'int8'": {
+        "leaf_dtype": "int8"
+    },
     "rotation needs codebooks": {"rotation": np.eye(WIDTH)},
     "rotation is not orthogonal": {
         "rotation": np.eye(WIDTH) * 1.01,

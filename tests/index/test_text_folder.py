@@ -31,7 +31,7 @@ def folder(tmp_path):
 def test_tower_named_relative_to_the_index_moves_with_it(folder, tmp_path):
     index = make_index("../bert_tiny", tower_sha256=weights_sha256(folder))
     save_index(index, tmp_path / "index")
-    expected = load_text_encoder(tmp_path / "index")(TEXTS)
+    expected = load_text_encoder(open_index(tmp_path / "index"))(TEXTS)
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "index").rename(moved / "index")
@@ -43,9 +43,9 @@ def test_tower_named_relative_to_the_index_moves_with_it(folder, tmp_path):
 def test_tower_inside_the_index_folder_comes_first(folder, tmp_path):
     save_index(make_index("bert_tiny"), tmp_path / "index")
     with pytest.raises(TowerNotFoundError):
-        load_text_encoder(tmp_path / "index", cache_dir=tmp_path / "none")
+        load_text_encoder(open_index(tmp_path / "index"), cache_dir=tmp_path / "none")
     shutil.copytree(folder, tmp_path / "index" / "bert_tiny")
-    load_text_encoder(tmp_path / "index", cache_dir=tmp_path / "none")
+    load_text_encoder(open_index(tmp_path / "index"), cache_dir=tmp_path / "none")
 
 
 def test_hub_ids_are_looked_up_in_the_cache(tmp_path, monkeypatch):

@@ -91,10 +91,10 @@ def test_a_write_is_seen_whatever_another_thread_refreshes(tmp_path, monkeypatch
     save_index(built(range(NUM), range(NUM)), tmp_path / "index")
     index, read_folder = open_index(tmp_path / "index"), store.open_folder
 
-    def slow(path, read):
+    def slow(path, read, mmap):
         """Reads, and comes back when another thread has added a document."""
         monkeypatch.setattr(store, "open_folder", read_folder)
-        found = read_folder(path, read)
+        found = read_folder(path, read, mmap)
         index.add(X[:1], [77])
         return found
 

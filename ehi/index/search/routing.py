@@ -16,18 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ehi.index.check import check_count
-from ehi.index.folder import IndexCorruptError
+from ehi.index.errors import IndexCorruptError
+from ehi.index.parameters import tree_shape
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.topk import best_of, pack, smallest, unpack
-
-
-def tree_shape(tree):
-    """(height, branching) of a tree; (0, 1) for None."""
-    if tree is None:
-        return 0, 1
-    if tree["kind"] == "per_node":
-        return len(tree["nodes"]), tree["nodes"][0].shape[1]
-    return len(tree["w"]), tree["w"][0].shape[1]
 
 
 def group_by(values):

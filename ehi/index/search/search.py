@@ -7,7 +7,7 @@ import numpy as np
 
 from ehi.index.check import check_count, check_queries, check_results, check_share
 from ehi.index.contents import as_ids
-from ehi.index.folder import IndexCorruptError
+from ehi.index.errors import IndexCorruptError
 from ehi.index.search.batch import scores_order, search_by_leaf
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.one_query import search_by_query

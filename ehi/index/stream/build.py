@@ -35,9 +35,10 @@ from pathlib import Path
 import numpy as np
 
 from ehi.index import check
-from ehi.index.build import make_leaves, make_parameters
+from ehi.index.build import make_leaves
 from ehi.index.commit import check_replaceable, is_free, write_folder
 from ehi.index.folder import Stream, writer_lock
+from ehi.index.parameters import make_parameters
 from ehi.index.search.blas import one_blas_thread
 from ehi.index.search.routing import assign_leaves, check_beam_of_documents
 from ehi.index.store import manifest_header
@@ -109,7 +110,7 @@ def build_folder(
                 index, sources, dtype, leaf_dtype, rerank_vectors, beam, threads,
                 Path(scratch),
             )  # fmt: skip
-            arrays = {**index.parameter_arrays(), **_documents(job), **arrays}
+            arrays = {**index.arrays(), **_documents(job), **arrays}
             header = manifest_header(index, [("", num)])
             write_folder(path, header, arrays, stored_texts(sources))
     except OSError as error:

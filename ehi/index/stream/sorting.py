@@ -63,9 +63,7 @@ class Copies:
         if index.codebooks is None:
             dtype, width = job.leaf_dtype, index.width
         else:
-            num_subspaces, num_codewords, _ = index.codebooks.shape
-            dtype = np.uint8
-            width = num_subspaces if num_codewords == 256 else num_subspaces // 2
+            dtype, width = np.uint8, index.code_bytes
         record = np.dtype(dtype).itemsize * width
         self.most = max(1, _BAND_BYTES // max(record, 8))  # copies sorted at once
         self.leaves = _band_starts(offsets, self.most)

@@ -163,7 +163,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     """The text encoder that an index names.
 
     Args:
-        index: Index, or path of its folder. Its `encoder` names the tower (a hub id,
+        index: the Index. Its `encoder` names the tower (a hub id,
             or a folder, which may lie relative to that of the index) and the query
             length; `query_head` holds the head.
         tower: hub id or folder to use instead of the named one.
@@ -178,10 +178,6 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
         ValueError: the index does not name its encoder, the tower found has other
             weights than the one it was built with, or its files do not fit.
     """
-    if isinstance(index, str | os.PathLike):
-        from ehi.index.store import open_index  # which may import this module
-
-        index = open_index(index)
     identity = index.encoder or {}
     if "tower" not in identity or "query_length" not in identity:
         raise ValueError(
