@@ -62,11 +62,12 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         query_head=query_head_arrays(trained.graphdef, trained.params),
     )
     seconds = monotonic() - started
-    index = dataclasses.replace(
-        index,
+    parameters = dataclasses.replace(
+        index.parameters,
         config={"build_seconds": seconds},
         encoder=identity | _default_search(config, index, trained, inputs),
     )
+    index = Index(parameters, index.contents)
     save_index(index, path, documents=shown(inputs.dataset))
     drop_old_towers(path, identity)
     return Built(open_index(path), path, seconds)
