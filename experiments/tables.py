@@ -1,10 +1,13 @@
 """Committed records -> the tables and figures of the paper, and those of the README.
 
-python -m experiments.tables --results=DIR --out=DIR [--readme=README.md] [--mix]
+python -m experiments.tables --results=DIR --out=DIR [--mix] \\
+    [--readme README.md DIR/README.md] [--figures=DIR/figures]
 python -m experiments.tables --results=DIR --collect RUN_DIR ...
 
 The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv, .tex and, of T1 and T2,
 .png; OUT/<dataset>-<split>.md, every record; and OUT/published.md, numbers of papers.
+--readme fills the blocks `summary` (one small table) and `tables` (all) of files, and
+--figures draws the three figures of the README.
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
@@ -19,18 +22,18 @@ from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record, Values, aligned, atomic_write
 from ehi.eval.report import HEADER, markdown_table, table_rows
 from ehi.eval.significance import compare
-from ehi.eval.tables import latex, markdown, means_only, to_csv
+from ehi.eval.tables import Table, latex, markdown, means_only, to_csv
+from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, Results, fill, group, missing
 from experiments.paper.published import published_table
+from experiments.paper.readme import draw_figures, fill_blocks, summary
 from experiments.paper.results import collect, read_results
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
-BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
-# What the README shows, of the records that there are.
-README_TABLES = ("T1", "T2", "T3")
-README_DATASETS = ("pydocs", "scifact")
+# What the block `tables` shows, of the records that there are.
+README_DATASETS = ("pydocs", "scifact", "squad-dev")
 README_LEGEND = (
     "nDCG@10, mean over the seeds. Italic: best separate row of a column; bold: best "
     "joint row; † better, ‡ worse than the best separate row with p < 0.05."
@@ -53,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(path)
             return 0
         records, values = read_results(args.results, mix=args.mix)
-        short = {}
-        for results in group(records, aligned(values), args.split):
-            short[results.dataset] = write_tables(args.out, results)
+        found = {r.dataset: r for r in group(records, aligned(values), args.split)}
+        short, grids = {}, {}
+        for name, results in found.items():
+            short[name], grids[name] = write_tables(args.out, results)
         print("\n\n".join((README_LEGEND, *short.values())))
         write_records_and_published(args.out, records, values)
         if args.readme:
@@ -65,7 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"--readme shows {' and '.join(README_DATASETS)}; the records are "
                     f"of {', '.join(short)}"
                 )
-            replace_between_markers(args.readme, "\n\n".join((README_LEGEND, *shown)))
+            full = "\n\n".join((README_LEGEND, *shown))
+            blocks = {"tables": full, "summary": summary(found, grids)}
+            for path in args.readme:
+                fill_blocks(path, blocks)
+        if args.figures:
+            draw_architecture(args.figures / "architecture.svg")
+            draw_figures(args.figures, found)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -77,7 +87,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables")
     parser.add_argument("--results", required=True, type=Path, help="folder of records")
     parser.add_argument("--out", type=Path, help="folder for the full tables")
-    parser.add_argument("--readme", type=Path, help="file whose tables are replaced")
+    parser.add_argument(
+        "--readme", nargs="+", type=Path, help="files whose tables are replaced"
+    )
+    parser.add_argument("--figures", type=Path, help="folder for those of the README")
     parser.add_argument("--split", default="test", help="split of T1-T5")
     parser.add_argument(
         "--mix",
@@ -104,7 +117,7 @@ def separate_counterparts() -> dict[str, str]:
     return {name: s.counterpart for name, s in SYSTEMS.items() if s.counterpart}
 
 
-def write_tables(folder: Path, results: Results) -> str:
+def write_tables(folder: Path, results: Results) -> tuple[str, Table]:
     """Write T1-T5 of one dataset.
 
     Args:
@@ -112,20 +125,22 @@ def write_tables(folder: Path, results: Results) -> str:
         results: of the dataset.
 
     Returns:
-        Markdown of the tables in short form.
+        Markdown of the tables in short form, and the grid of T3.
     """
-    short = []
+    short, grids = [], {}
     for table in TABLES.values():
         if table.datasets and results.dataset not in table.datasets:
             continue
         filled = fill(table, results)
         todo = missing(table, results)
         write_table(folder / results.dataset, table, filled, todo, results)
-        if table.name in README_TABLES:
-            grid = markdown(means_only(filled.tables[0], ".3f"))
-            heading = f"### {table.name}, {results.dataset}: {table.title}"
-            short += [heading, grid, *([f"{todo}."] if todo else [])]
-    return "\n\n".join(short)
+        grids[table.name] = grid = filled.tables[0]
+        if table.layout == "grid":
+            grid = means_only(grid, ".3f")
+        heading = f"### {table.name}, {results.dataset}: {table.title}"
+        short += [heading, markdown(grid), *([f"{todo}."] if todo else [])]
+    note = DATASET_NOTES.get(results.dataset)
+    return "\n\n".join([note, *short] if note else short), grids["T3"]
 
 
 def write_table(
@@ -212,20 +227,6 @@ def tables(
         )
         for title, group in groups.items()
     }
-
-
-def replace_between_markers(path: Path, text: str) -> None:
-    """Put generated text between the two markers of a file.
-
-    Raises:
-        ValueError: the file does not have both markers, in order, once each.
-    """
-    content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"{path} must have one line {BEGIN} and then one line {END}")
-    atomic_write(path, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from ehi.eval.metrics import evaluate
 from ehi.eval.records import read_records, write_records
 from experiments import tables
 from experiments.paper.definitions import TABLES
+from experiments.paper.readme import fill_blocks
 from experiments.paper.results import collect, read_results
+
+BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def run_folder(tmp_path, make_record):
 
 def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
     results, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     runs = [str(run_folder("a", 0)), str(run_folder("b", 1))]
     assert tables.main([f"--results={results}", "--collect", *runs]) == 0
     assert {p.name for p in results.iterdir()} == {
@@ -52,9 +55,7 @@ def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
     none = "| not run | not run | not run |"
     assert f"| kmeans-tree {none} *0.200* {none}" in text
     assert f"| ehi {none} **0.600**† {none}" in text
-    assert text.split(f"{tables.BEGIN}\n")[1].split(f"\n{tables.END}")[0] in (
-        capsys.readouterr().out
-    )
+    assert text.split(f"{BEGIN}\n")[1].split(f"\n{END}")[0] in (capsys.readouterr().out)
     assert "| +0.4000 ++ | 0.008 |" in (out / "pydocs-test.md").read_text()
     assert (
         "| kmeans-tree | +0.4000 | ++ | 0.008 |" in (out / "pydocs/T1.md").read_text()
@@ -66,7 +67,7 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
     monkeypatch.setattr(significance, "randomisation_test", lambda d, **_: few(d))
     results = Path(tables.__file__).parent / "results"
     readme = tmp_path / "README.md"
-    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    readme.write_text(f"{BEGIN}\n{END}\n")
     arguments = [f"--results={results}", f"--out={tmp_path}", f"--readme={readme}"]
     assert tables.main(arguments) == 0
     for name, wanted in (("pydocs", TABLES), ("scifact", set(TABLES) - {"T4"})):
@@ -110,7 +111,7 @@ def test_readme_is_left_alone_by_records_of_other_datasets(
 ):
     write_records(tmp_path / "own.jsonl", [make_record(dataset="own")])
     readme = tmp_path / "README.md"
-    readme.write_text(f"{tables.BEGIN}\nold\n{tables.END}\n")
+    readme.write_text(f"{BEGIN}\nold\n{END}\n")
     arguments = [f"--results={tmp_path}", f"--out={tmp_path}", f"--readme={readme}"]
     assert tables.main(arguments) == 1
     assert "the records are of own" in capsys.readouterr().err
@@ -172,14 +173,12 @@ def test_of_a_cell_in_two_files_the_later_counts(tmp_path, make_record):
     assert [r.ndcg_at_10 for r in read_results(tmp_path)[0]] == [0.2]
 
 
-@pytest.mark.parametrize(
-    "text", ["none", f"{tables.END}{tables.BEGIN}", f"{tables.BEGIN}{tables.END}" * 2]
-)
+@pytest.mark.parametrize("text", ["none", f"{END}{BEGIN}", f"{BEGIN}{END}" * 2])
 def test_readme_without_the_two_markers_is_left_alone(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(ValueError, match="tables:begin"):
-        tables.replace_between_markers(path, "new")
+        fill_blocks(path, {"tables": "new"})
     assert path.read_text() == text
 
 

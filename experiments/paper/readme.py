@@ -1,0 +1,198 @@
+"""What README.md shows of the records: one small table and two figures.
+
+The table is the part of T3 that a newcomer needs; the figures are T1 and T2 with fewer
+rows. The full tables are in `experiments/results/README.md`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ehi.eval.figures import bytes_axis, percent_axis, save
+from ehi.eval.records import Record, atomic_write
+from ehi.eval.tables import Table, markdown, means_only
+from experiments.paper.definitions import TABLES, budgets_of
+from experiments.paper.fill import Results
+
+DATASETS = {"pydocs": "pydocs", "scifact": "SciFact"}  # record -> shown
+
+SYSTEMS = ("scann", "faiss-opq-ivfpq", "kmeans-tree-opq", "distill-vq", "ehi-pq")
+BUDGETS = {  # column of T3 -> shown
+    "visit-5-64x": "5%, 64x",
+    "visit-10-32x": "10%, 32x",
+    "visit-10-64x": "10%, 64x",
+    "visit-10-128x": "10%, 128x",
+}
+
+# Figure -> (its paper table, quantity on the x axis, its rows).
+FIGURES = {
+    "visited": (
+        "T1",
+        "docs_visited",
+        ("scann", "faiss-ivf", "faiss-hnsw", "kmeans-tree", "jtr", "ehi"),
+    ),
+    "bytes": (
+        "T2",
+        "bytes_per_doc",
+        ("scann", "faiss-opq", "opq", "jpq", "distill-vq", "ehi-pq"),
+    ),
+}
+# Separate rows are dashed and joint ones solid; the two of ours have the same look.
+LOOKS = {
+    "scann": ("#999999", "v", "--"),
+    "faiss-ivf": ("#E69F00", "s", "--"),
+    "faiss-opq": ("#E69F00", "s", "--"),
+    "faiss-hnsw": ("#000000", "P", "--"),
+    "kmeans-tree": ("#0072B2", "D", "--"),
+    "opq": ("#0072B2", "D", "--"),
+    "jtr": ("#009E73", "^", "-"),
+    "jpq": ("#CC79A7", "X", "-"),
+    "distill-vq": ("#009E73", "^", "-"),
+    "ehi": ("#D55E00", "o", "-"),
+    "ehi-pq": ("#D55E00", "o", "-"),
+}
+
+
+def summary(results: Mapping[str, Results], grids: Mapping[str, Table]) -> str:
+    """Markdown of the small table, with a sentence on what its numbers mean.
+
+    Args:
+      results: of each dataset; those that `DATASETS` does not name are left out.
+      grids: T3 of each dataset, rows by budgets.
+    """
+    shown = {name: results[name] for name in DATASETS if name in results}
+    kinds = {row.label: row.kind for row in TABLES["T3"].rows}
+    cells: dict[str, list] = {system: [system, kinds[system]] for system in SYSTEMS}
+    header = ["system", "kind"]
+    for name in shown:
+        grid = means_only(grids[name], ".3f")
+        columns = [grid.header.index(budget) for budget in BUDGETS]
+        rows = {row[0]: row for row in grid.rows}
+        for system in SYSTEMS:
+            cells[system] += [rows[system][column] for column in columns]
+        header += [f"{DATASETS[name]} {words}" for words in BUDGETS.values()]
+    table = Table("summary", tuple(header), tuple(map(tuple, cells.values())), (), 2)
+    exact = " and ".join(
+        f"{np.mean([r.ndcg_at_10 for r in ours]):.3f} on {DATASETS[name]}"
+        for name, found in shown.items()
+        if (ours := found.records.get(("dense", "", "flat")))
+    )
+    seeds = {r.seed for found in shown.values() for r in _records(found)}
+    words = (
+        f"nDCG@10, test split, mean of {len(seeds)} seeds, at documents visited and "
+        "compression. Italic: best separate system of T3; bold: best joint one; † "
+        "better, ‡ worse than the best separate one with p < 0.05."
+    )
+    if exact:
+        words += f" Exact search of uncompressed vectors: {exact}."
+    return f"{markdown(table)}\n\n{words}"
+
+
+def _records(results: Results) -> list[Record]:
+    """The records that the small table shows."""
+    cells = ((system, "", budget) for system in SYSTEMS for budget in BUDGETS)
+    return [record for cell in cells for record in results.records.get(cell, ())]
+
+
+def draw_figures(folder: Path, results: Mapping[str, Results]) -> list[Path]:
+    """Draw `visited.png` and `bytes.png`: a panel for each dataset.
+
+    Args:
+      folder: where the files go.
+      results: of each dataset; those that `DATASETS` does not name are left out.
+
+    Returns:
+      Paths of the files.
+    """
+    shown = {name: results[name] for name in DATASETS if name in results}
+    written = []
+    for name, (table, across, systems) in FIGURES.items():
+        figure = Figure(figsize=(9.6, 3.7), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, (dataset, found) in zip(panels, shown.items(), strict=True):
+            _draw_panel(axes, DATASETS[dataset], table, across, systems, found)
+        panels[0].set_ylabel("nDCG@10")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        written.append(folder / f"{name}.png")
+        save(figure, written[-1])
+    return written
+
+
+def _draw_panel(axes, title, table, across, systems, results: Results) -> None:
+    """One dataset: a line for each system, a dashed one across for exact search."""
+    exact = results.records.get(("dense", "", "flat"), ())
+    if exact:
+        level = float(np.mean([record.ndcg_at_10 for record in exact]))
+        axes.axhline(level, color="#555555", linestyle=":", label="exact search")
+    rows = {row.label: row for row in TABLES[table].rows}
+    drawn: list[Record] = []
+    for system in systems:
+        budgets = budgets_of(TABLES[table], rows[system]).values()
+        found = [results.of(rows[system], budget) for budget in budgets]
+        known = [records for records in found if records]
+        drawn += [record for records in known for record in records]
+        points = sorted(_mean(records, across) for records in known)
+        colour, marker, line = LOOKS[system]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            linewidth=2.2 if system.startswith("ehi") else 1.4,
+            zorder=4 if system.startswith("ehi") else 3,
+            label=system,
+        )
+    if across == "docs_visited":
+        percent_axis(axes, [record.docs_visited for record in drawn])
+    else:
+        bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mean(records: Sequence[Record], across: str) -> tuple[float, float]:
+    """Means over the seeds: what the x axis shows (shares in percent), and nDCG@10."""
+    factor = 100 if across == "docs_visited" else 1
+    x = factor * np.mean([getattr(record, across) for record in records])
+    return float(x), float(np.mean([record.ndcg_at_10 for record in records]))
+
+
+def fill_blocks(path: Path, blocks: Mapping[str, str]) -> None:
+    """Put generated text between the markers of a file.
+
+    Args:
+      path: has `<!-- NAME:begin -->` and `<!-- NAME:end -->` of one block or more.
+      blocks: NAME -> text.
+
+    Raises:
+      ValueError: the file has no block, or not both markers of one, in order, once
+        each.
+    """
+    content = path.read_text(encoding="utf-8")
+    names = [name for name in blocks if _marker(name, "(begin|end)", content)]
+    if not names:
+        markers = " or ".join(f"<!-- {name}:begin -->" for name in blocks)
+        raise ValueError(f"{path} has no line {markers}")
+    for name in names:
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, found, rest = content.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed or begin in rest or end in before + after:
+            raise ValueError(
+                f"{path} must have one line {begin} and then one line {end}"
+            )
+        content = f"{before}{begin}\n{blocks[name]}\n{end}{after}"
+    atomic_write(path, content.encode())
+
+
+def _marker(name: str, side: str, content: str) -> re.Match | None:
+    return re.search(f"<!-- {name}:{side} -->", content)
