@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record, Values, aligned, atomic_write
-from ehi.eval.report import HEADER, markdown_table, table_rows
+from ehi.eval.report import HEADER, markdown_table
 from ehi.eval.significance import compare
 from ehi.eval.tables import Table, latex, markdown, means_only, to_csv
 from experiments.paper.architecture import draw as draw_architecture
@@ -222,9 +222,7 @@ def tables(
         groups.setdefault(f"{record.dataset}, {record.split}", []).append(record)
     per_query = aligned(values)
     return {
-        title: markdown_table(
-            header, table_rows(group, compare(group, per_query, counterparts), header)
-        )
+        title: markdown_table(group, compare(group, per_query, counterparts), header)
         for title, group in groups.items()
     }
 

@@ -1,16 +1,16 @@
-"""The comparison table: in the terminal, and as report.md with two figures."""
+"""The comparison table, in the terminal and as report.md with two figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+import rich.table
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ehi.eval.figures import Curve, figure_bytes, figure_visited
 from ehi.eval.records import Record, atomic_write
 from ehi.eval.significance import Comparison, Row, row_of
+from ehi.eval.tables import Table, markdown, mean_of, tested, text
 
 HEADER = (
     "system",
@@ -27,11 +27,11 @@ HEADER = (
     "p",
 )
 NOTES = (
-    "visited %: documents scored by a query, counted, spilled copies included.",
+    "visited %: documents that a query scores, as counted; spilled copies count too.",
     "p50 ms, queries/s: top-10 search of embedded queries, one at a time on one thread "
     "and in one batch.",
     "vs separate: nDCG@10 minus that of the separate pipeline at the same budget, with "
-    "the sign of each seed; p: paired randomisation test over queries, Holm-corrected "
+    "the sign of each seed. p: paired randomisation test over queries, Holm-corrected "
     "over the table.",
     "bytes/doc: codes or vectors with every spilled copy. The index folder also holds "
     "tree and codebooks: on a corpus of 5,000 documents the codebooks dominate "
@@ -44,15 +44,15 @@ def table_rows(
     comparisons: Mapping[Row, Comparison],
     header: Sequence[str] = HEADER,
 ) -> list[list[str]]:
-    """Cells of the table as text: one row a (system, variant, budget).
+    """Cells of the table as text, one row for each (system, variant, budget).
 
-    Effectiveness is 'mean' or, over several seeds, 'mean ± standard deviation'; the
-    other columns are means over seeds.
+    Effectiveness is 'mean', or 'mean ± standard deviation' of several seeds. The other
+    columns are means over seeds.
 
     Args:
-        records: of one dataset and split, in the order the rows shall have.
+        records: of one dataset and split, in the order of the rows.
         comparisons: from `significance.compare`.
-        header: columns, of `HEADER` or 'seeds' (their number).
+        header: columns, from `HEADER` or 'seeds' (their number).
     """
     groups: dict[Row, list[Record]] = {}
     for record in records:
@@ -61,18 +61,31 @@ def table_rows(
     return [[row[name] for name in header] for row in cells]
 
 
+def markdown_table(
+    records: Iterable[Record],
+    comparisons: Mapping[Row, Comparison],
+    header: Sequence[str] = HEADER,
+    notes: Sequence[str] = (),
+) -> str:
+    """The rows of `table_rows` as GitHub Markdown, with a bullet for each note."""
+    rows = map(tuple, table_rows(records, comparisons, header))
+    return markdown(Table("", tuple(header), tuple(rows), tuple(notes), text_columns=2))
+
+
 def print_table(
     records: Sequence[Record],
     comparisons: Mapping[Row, Comparison],
     *,
     console: Console | None = None,
 ) -> None:
-    """Print the table in the terminal; a narrow one folds cells and cuts none."""
+    """Print the table; in a narrow terminal long cells are folded, never cut."""
     console = console or Console()
     if not console.is_terminal:
-        # A log file has no width of its own, and rich would take it for 80 columns.
+        # A log file has no width. Rich would use 80 columns.
         console = Console(file=console.file, width=140)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table = rich.table.Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left"
+    )
     table.title = _title(records)
     for i, name in enumerate(HEADER):
         # Two-word names on two lines keep the columns of numbers narrow.
@@ -80,7 +93,7 @@ def print_table(
         table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
     rows = table_rows(records, comparisons)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        # A gap between systems, none between the budgets of one.
+        # A gap separates systems, not the budgets of one system.
         table.add_row(*row, end_section=bool(following and following[0] != row[0]))
     console.print(table)
     for line in _pairs(comparisons):
@@ -99,7 +112,7 @@ def write_report(
     """Write report.md, visited.png and bytes.png.
 
     Args:
-        folder: where they go.
+        folder: where the files go.
         records: of one dataset and split, not empty.
         comparisons: from `significance.compare`.
         curves: system -> points (share of documents visited, nDCG@10).
@@ -118,9 +131,7 @@ def write_report(
     lines = [
         f"# {_title(records)}",
         "",
-        markdown_table(HEADER, table_rows(records, comparisons)),
-        "",
-        *(f"- {note}" for note in remarks),
+        markdown_table(records, comparisons, notes=remarks),
         "",
         "![nDCG@10 against documents visited](visited.png)",
         "",
@@ -131,52 +142,28 @@ def write_report(
     return folder / "report.md"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """GitHub Markdown; the first two columns are left-aligned, the rest right."""
-    rule = [":--" if i < 2 else "--:" for i in range(len(header))]
-    lines = (header, rule, *rows)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _row(
     row: Row, group: Sequence[Record], comparison: Comparison | None
 ) -> dict[str, str]:
-    def mean(field: str) -> float:
-        return float(np.mean([getattr(record, field) for record in group]))
-
-    def effectiveness(field: str) -> str:
-        return _mean_and_deviation([getattr(record, field) for record in group])
-
-    counted = all(record.docs_visited is not None for record in group)
-    difference, p_value = _verdict(comparison) if comparison else ("-", "-")
+    difference, signs, p_value = tested(comparison)
+    values = {
+        "nDCG@10": mean_of(group, "ndcg_at_10", deviation=True),
+        "RR@10": mean_of(group, "rr_at_10", deviation=True),
+        "R@100": mean_of(group, "recall_at_100", deviation=True),
+        "visited %": mean_of(group, "docs_visited", ".1f", factor=100),
+        "bytes/doc": mean_of(group, "bytes_per_doc", ".5g"),
+        "p50 ms": mean_of(group, "latency_ms_p50", ".3g"),
+        "queries/s": mean_of(group, "qps_batch", ",.0f"),
+        "train s": mean_of(group, "train_seconds", ".0f"),
+        "vs separate": comparison and f"{difference} {signs}",
+        "p": p_value,
+    }
     return {
         "system": ":".join(part for part in row[:2] if part),
         "budget": row[4],
         "seeds": str(len(group)),
-        "nDCG@10": effectiveness("ndcg_at_10"),
-        "RR@10": effectiveness("rr_at_10"),
-        "R@100": effectiveness("recall_at_100"),
-        "visited %": f"{100 * mean('docs_visited'):.1f}" if counted else "-",
-        "bytes/doc": f"{mean('bytes_per_doc'):.5g}",
-        "p50 ms": f"{mean('latency_ms_p50'):.3g}",
-        "queries/s": f"{mean('qps_batch'):,.0f}",
-        "train s": f"{mean('train_seconds'):.0f}",
-        "vs separate": difference,
-        "p": p_value,
+        **{name: text(value) for name, value in values.items()},
     }
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    """'0.6451' of one seed, '0.6451 ± 0.0010' (sample deviation) of several."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
-
-
-def _verdict(comparison: Comparison) -> tuple[str, str]:
-    signs = "".join("-0+"[sign + 1] for sign in comparison.signs)
-    p = comparison.p_holm
-    return f"{comparison.difference:+.4f} {signs}", "<0.001" if p < 1e-3 else f"{p:.3f}"
 
 
 def _pairs(comparisons: Mapping[Row, Comparison]) -> list[str]:
@@ -191,7 +178,7 @@ def _title(records: Sequence[Record]) -> str:
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:
-    """One bullet a fact; a fact that differs between records is listed whole."""
+    """One bullet for each fact, with all its values if the records differ."""
 
     def distinct(texts: Iterable[str]) -> str:
         return "; ".join(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""One table as Markdown, CSV and LaTeX."""
+"""One table as Markdown, CSV and LaTeX, and how its cells are made of records."""
 
 import csv
 import dataclasses
@@ -9,18 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ehi.eval.records import Record
+from ehi.eval.significance import Comparison
+
 
 @dataclass(frozen=True)
 class Number:
     """A number, or the mean of several with their sample standard deviation.
 
     Attributes:
-      value: the number or mean.
-      deviation: of several; None of one.
-      spec: format of both, such as '.4f'.
-      floor: a smaller value is shown as '<floor', as p-values are; CSV has the value.
-      style: '', 'bold' or 'italic'.
-      sign: what follows: '', '†' or '‡'.
+        value: the number or the mean.
+        deviation: sample standard deviation of several numbers; None for one.
+        spec: format of both, such as '.4f'.
+        floor: a smaller value is shown as '<floor', as p-values are; CSV has the value.
+        style: '', 'bold' or 'italic'.
+        sign: shown after the number: '', '†' or '‡'.
     """
 
     value: float
@@ -32,7 +35,7 @@ class Number:
 
     @classmethod
     def mean(cls, values: Sequence[float], spec: str = ".4f", **marks) -> "Number":
-        """Mean and, of several values, their sample standard deviation."""
+        """The mean; several values also have a sample standard deviation."""
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return cls(float(np.mean(values)), deviation, spec, **marks)
 
@@ -43,23 +46,23 @@ class Number:
         text = format(self.value, self.spec)
         if self.deviation is None:
             return text
-        # A deviation has no sign, whatever the mean is shown with.
+        # '+' asks for the sign of the mean; a deviation has none.
         return f"{text} ± {format(self.deviation, self.spec.lstrip('+'))}"
 
 
-# None is what does not apply to a row; it is shown as '-'.
+# None means that a column does not apply to a row; it is shown as '-'.
 Value = str | Number | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown, whatever the format; code in `notes` stands between backticks."""
+    """What every format shows. In `notes`, code stands between backticks."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
-    text_columns: int = 1  # the first ones are left-aligned
+    text_columns: int = 1  # so many columns, from the left, are left-aligned
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -70,8 +73,46 @@ class Table:
                 )
 
 
+def text(value: Value) -> str:
+    """A cell as plain text, '-' for None."""
+    return "-" if value is None else str(value)
+
+
+def mean_of(
+    records: Sequence[Record],
+    field: str,
+    spec: str = ".4f",
+    *,
+    factor: float = 1,
+    deviation: bool = False,
+) -> Number | None:
+    """Mean of a field over records; None if there is no record or one has no value.
+
+    Args:
+        records: of one row, usually one a seed.
+        field: of `Record`.
+        spec: format of the number.
+        factor: multiplies the values, such as 100 for percent.
+        deviation: also show the sample standard deviation.
+    """
+    values = [getattr(record, field) for record in records]
+    if not values or None in values:
+        return None
+    number = Number.mean([factor * value for value in values], spec)
+    return number if deviation else dataclasses.replace(number, deviation=None)
+
+
+def tested(comparison: Comparison | None) -> tuple[Value, Value, Value]:
+    """Difference, sign of each seed ('-', '0' or '+'), and corrected p-value."""
+    if comparison is None:
+        return None, None, None
+    signs = "".join("-0+"[sign + 1] for sign in comparison.signs)
+    p_value = Number(comparison.p_holm, spec=".3f", floor=0.001)
+    return Number(comparison.difference, spec="+.4f"), signs, p_value
+
+
 def means_only(table: Table, spec: str) -> Table:
-    """The table without deviations, its numbers in another format."""
+    """The same table without deviations; `spec` formats its numbers."""
     rows = tuple(
         tuple(
             dataclasses.replace(cell, deviation=None, spec=spec)
@@ -85,27 +126,27 @@ def means_only(table: Table, spec: str) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """GitHub Markdown: the table and a bullet for each note; the title is left out."""
+    """GitHub Markdown: the table and a bullet for each note, without the title."""
     stars = {"": "", "bold": "**", "italic": "*"}
 
     def shown(cell: Value) -> str:
         if not isinstance(cell, Number):
-            return "-" if cell is None else cell.replace("|", r"\|")
+            return text(cell).replace("|", r"\|")
         star = stars[cell.style]
         return f"{star}{cell}{star}{cell.sign}"
 
     left = table.text_columns
     rule = [":--" if i < left else "--:" for i in range(len(table.header))]
     lines = [table.header, rule, *([shown(c) for c in row] for row in table.rows)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    shown_table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {note}" for note in table.notes)
-    return f"{text}\n\n{notes}" if notes else text
+    return f"{shown_table}\n\n{notes}" if notes else shown_table
 
 
 def to_csv(table: Table) -> str:
-    """CSV to six digits; deviations in a column of their own, '<column> sd'.
+    """CSV with six digits. Deviations have their own columns, '<column> sd'.
 
-    What does not apply is empty.
+    A cell that does not apply is empty.
     """
     spread = [
         any(isinstance(c, Number) and c.deviation is not None for c in column)
@@ -156,11 +197,11 @@ def latex(table: Table) -> str:
 def _latex_cell(cell: Value) -> str:
     if not isinstance(cell, Number):
         return "--" if cell is None else _escaped(cell)
-    text = str(cell).replace("±", r"\pm").replace("%", r"\%")
-    # Bold mathematics would need a package: the number is text, its signs are not.
-    text = re.sub(r"(\\pm|[-+<])", r"$\1$", text)
+    number = str(cell).replace("±", r"\pm").replace("%", r"\%")
+    # Bold mathematics needs another package, so only the signs are mathematics.
+    number = re.sub(r"(\\pm|[-+<])", r"$\1$", number)
     macro = {"": "{}", "bold": r"\textbf{{{}}}", "italic": r"\emph{{{}}}"}[cell.style]
-    return macro.format(text) + _escaped(cell.sign)
+    return macro.format(number) + _escaped(cell.sign)
 
 
 _SPECIAL = {
@@ -176,9 +217,9 @@ _SPECIAL = {
 }
 
 
-def _escaped(text: str) -> str:
-    escaped = "".join(_SPECIAL.get(character, character) for character in text)
-    # Two hyphens of an option would become one dash.
+def _escaped(plain: str) -> str:
+    escaped = "".join(_SPECIAL.get(character, character) for character in plain)
+    # LaTeX shows two hyphens, as of an option, as one dash.
     return escaped.replace("--", "-{}-")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ehi.eval import significance
 from ehi.eval.records import Cell, Record
 from ehi.eval.significance import Comparison, compare_pairs
-from ehi.eval.tables import Number, Table, Value
+from ehi.eval.tables import Number, Table, Value, mean_of, tested
 from experiments.paper.definitions import PaperTable, Row, budgets_of, cells, rows_of
 
 SEEDS = 3
@@ -223,35 +223,24 @@ def _details(table, results, best, tests, title) -> Table:
                 rows.append((*line, NOT_RUN, *[None] * (len(header) - 4)))
                 continue
             line += _measured(found)
-            tested = row.kind in ("joint", "control") and column in best
-            line += [best[column].label if tested else None]
-            line += _tested(tests.get(("separate", row, column)))
+            has_rival = row.kind in ("joint", "control") and column in best
+            line += [best[column].label if has_rival else None]
+            line += tested(tests.get(("separate", row, column)))
             if table.reference:
                 line.append(_loss(found, results, table.reference))
-                line.append(_tested(tests.get(("reference", row, column)))[2])
+                line.append(tested(tests.get(("reference", row, column)))[2])
             rows.append(tuple(line))
     return Table(title, header, tuple(rows), text_columns=2)
 
 
 def _measured(found: Sequence[Record]) -> list[Value]:
     """nDCG@10, R@100, percent visited and bytes a document."""
-    counted = all(record.docs_visited is not None for record in found)
-    visited = np.mean([100 * r.docs_visited for r in found]) if counted else None
     return [
-        Number.mean([record.ndcg_at_10 for record in found]),
-        Number.mean([record.recall_at_100 for record in found]),
-        None if visited is None else Number(float(visited), spec=".1f"),
-        Number(float(np.mean([r.bytes_per_doc for r in found])), spec=".5g"),
+        mean_of(found, "ndcg_at_10", deviation=True),
+        mean_of(found, "recall_at_100", deviation=True),
+        mean_of(found, "docs_visited", ".1f", factor=100),
+        mean_of(found, "bytes_per_doc", ".5g"),
     ]
-
-
-def _tested(test: Comparison | None) -> tuple[Value, Value, Value]:
-    """Difference, sign of each seed, and corrected p-value."""
-    if test is None:
-        return None, None, None
-    signs = "".join("-0+"[sign + 1] for sign in test.signs)
-    p_value = Number(test.p_holm, spec=".3f", floor=0.001)
-    return Number(test.difference, spec="+.4f"), signs, p_value
 
 
 def _loss(found: Sequence[Record], results: Results, reference: tuple) -> Value:
@@ -277,7 +266,7 @@ def _ablations(table, results, tests, title) -> Table:
                 rows.append((*line, NOT_RUN, *[None] * 4))
                 continue
             ndcg, _, visited, _ = _measured(found)
-            test = _tested(tests.get(("reference", row, column)))
+            test = tested(tests.get(("reference", row, column)))
             rows.append((*line, ndcg, visited, *test))
     return Table(title, header, tuple(rows), text_columns=2)
 
@@ -298,13 +287,12 @@ COSTS = {
 
 def _cost(table, results, title) -> Table:
     def cost(found: Sequence[Record], field: str, factor: float, spec: str) -> Value:
-        values = [getattr(record, field) for record in found]
-        if not found or None in values:
-            return None
-        number = Number.mean([factor * value for value in values], spec)
         # Sizes differ by a few bytes between seeds, if at all.
-        steady = field in ("index_bytes", "bytes_per_doc") or not number.deviation
-        return Number(number.value, spec=spec) if steady else number
+        steady = field in ("index_bytes", "bytes_per_doc")
+        number = mean_of(found, field, spec, factor=factor, deviation=not steady)
+        # Values that are equal for all seeds are shown as one number.
+        same = number is not None and not number.deviation
+        return Number(number.value, spec=spec) if same else number
 
     rows = []
     for row in table.rows:
