@@ -1,7 +1,7 @@
-"""Search results for people and programs: what was found, and the way through the tree.
+"""Search results as JSON values and as text, with the leaves that a query visited.
 
-What an index shows of a document is the JSON object it was saved with; 'title' and
-'line' (its first line) are used here.
+An index stores a JSON object for each document that it can show; 'title' and 'line'
+(the first line) are used here.
 """
 
 from typing import Any
@@ -14,19 +14,19 @@ from ehi.index import Hits, Index
 def describe_hits(
     index: Index, hits: Hits, query_number: int = 0, *, k: int | None = None
 ) -> dict[str, Any]:
-    """One query's results as JSON values.
+    """Describe the results of one query as JSON values.
 
     Args:
-        index: that was searched.
+        index: the one that was searched.
         hits: of N queries.
-        query_number: which of the N.
-        k: results described; None for all.
+        query_number: row of the query in `hits`.
+        k: number of results to describe; None for all.
 
     Returns:
-        'documents_visited', 'documents', 'leaves' (paths visited, best first),
-        'num_leaves' and 'hits': rank, score, id, title, line and the path of the leaf
-        in which the document was found. A path is the child numbers from the root,
-        '' in a flat index.
+        'documents_visited', 'documents', 'leaves' (paths of the visited leaves, best
+        first), 'num_leaves' and 'hits'. A hit has its rank, score, id, title, line and
+        the path of the leaf that holds it. A path lists the child numbers from the
+        root; it is '' in a flat index.
     """
     leaves = hits.leaves[query_number]
     found = []
@@ -55,7 +55,7 @@ def describe_hits(
 
 
 def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) -> str:
-    """Lines of text for the result of `describe_hits`."""
+    """Format the result of `describe_hits` as lines of text."""
     visited, documents = described["documents_visited"], described["documents"]
     leaves = described["leaves"]
     head = f'"{query}"\n    visited {visited:,} of {documents:,} documents'
@@ -70,14 +70,14 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
         leaf = f"  leaf {hit['leaf']}" if hit["leaf"] else ""
         title = hit["title"] if not leaf else f"{hit['title']:{min(width, 60)}}"
         lines.append(f"{hit['rank']:3}  {hit['score']:.4f}  {title}{leaf}")
-        # The first line of a document may repeat its name; then it adds nothing.
+        # The first line may only repeat the title.
         if hit["line"] and hit["line"] != hit["title"]:
             lines.append(f"             {hit['line']}")
     return "\n".join(lines)
 
 
 def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
-    """The best visited leaf that holds a document, which may be spilled to several."""
+    """The best visited leaf that holds a document; several may hold copies of it."""
     for leaf in leaves[leaves >= 0].tolist():
         rows = index.contents.rows_in_leaf(leaf)  # sorted
         place = np.searchsorted(rows, row)

@@ -1,4 +1,4 @@
-"""What the figures share: axes, scales, the styles and the names of lines."""
+"""The figures of a report: what effectiveness costs in work and in memory."""
 
 import io
 import re
@@ -13,133 +13,13 @@ from matplotlib.figure import Figure
 
 from ehi.eval.records import Record, atomic_write
 
-# Okabe and Ito's palette, readable with any colour vision; yellow left out, too pale on
-# white. Beyond seven systems colours repeat, markers go on.
+# Points (share of documents visited, nDCG@10).
+Curve = Sequence[tuple[float, float]]
+
+# Okabe and Ito's palette is readable with any colour vision. Its yellow is left out: too
+# pale on white. From the eighth system on, colours repeat with new markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX*<>p"
-
-
-def new_axes(title: str) -> tuple[Figure, Axes]:
-    """A figure of nDCG@10 and its axes."""
-    # Figure and canvas without pyplot: no global state, no display.
-    figure = Figure(figsize=(7.5, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_ylabel("nDCG@10")
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def exact_line(axes: Axes, name: str, ndcg: float) -> tuple[float, str, str]:
-    """Draw the horizontal line of an exhaustive search; return its label."""
-    axes.axhline(ndcg, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
-    return ndcg, name, "#555555"
-
-
-def styles() -> Iterator[dict[str, Any]]:
-    """Colour and marker of one line after the other."""
-    for i in range(len(COLOURS) * len(MARKERS)):
-        yield {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 5,
-            "linewidth": 1.6,
-            "clip_on": False,
-            "zorder": 3,
-        }
-
-
-def percent_axis(axes: Axes, visited: Sequence[float]) -> None:
-    """A logarithmic x axis in percent, from where `visited` (shares) begin."""
-    axes.set_xscale("log")
-    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
-    left = 100 * min(visited, default=0.01)
-    axes.set_xlim(max(tick for tick in ticks if tick <= max(left, 0.5)), 103)
-    _set_ticks(axes, ticks, [f"{tick:g}%" for tick in ticks])
-    axes.set_xlabel("documents visited")
-
-
-def bytes_axis(axes: Axes, compression_of: Mapping[float, float]) -> None:
-    """A logarithmic x axis in bytes, whose ticks say the compression as well."""
-    axes.set_xscale("log")
-    axes.margins(x=0.1)
-    _set_ticks(axes, *_byte_ticks(compression_of))
-    axes.set_xlabel("bytes per document (compression)")
-
-
-def _byte_ticks(compression_of: Mapping[float, float]) -> tuple[list, list[str]]:
-    """Sizes at least 15% apart, the smaller of two close ones kept."""
-    ticks: list[float] = []
-    for size in sorted(compression_of):
-        if not ticks or size > 1.15 * ticks[-1]:
-            ticks.append(size)
-    return ticks, [f"{size:.4g}\n({compression_of[size]:.3g}x)" for size in ticks]
-
-
-def _set_ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    low, high = axes.get_xlim()
-    inside = [(t, x) for t, x in zip(ticks, labels, strict=True) if low <= t <= high]
-    axes.set_xticks(*zip(*inside, strict=True) if inside else ([], []))
-    axes.minorticks_off()
-
-
-def label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
-    """Name the lines right of the plot, spread out so that no two names touch.
-
-    Args:
-        axes: with all lines drawn.
-        labels: (y, name, colour[, x]) of the end of each line; x defaults to the edge.
-    """
-    low, high = axes.get_ylim()
-    labels = sorted(labels, key=lambda label: label[0])
-    wanted = np.array([(label[0] - low) / (high - low) for label in labels])
-    places = spread(wanted, gap=0.055)
-    for (y, name, colour, *x), place in zip(labels, places, strict=True):
-        at_data = (x[0], y) if x else (1.0, y)
-        axes.annotate(
-            name,
-            xy=at_data,
-            xycoords="data" if x else axes.get_yaxis_transform(),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            color=colour,
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
-        )
-
-
-def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Places closest to the wanted ones (sorted) that are at least `gap` apart.
-
-    With u_i = place_i - i gap the condition is that u does not decrease: isotonic
-    regression, solved by pooling adjacent violators.
-    """
-    blocks: list[tuple[float, int]] = []  # (mean, size)
-    for i, place in enumerate(wanted):
-        mean, size = place - i * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            before, count = blocks.pop()
-            mean = (mean * size + before * count) / (size + count)
-            size += count
-        blocks.append((mean, size))
-    steady = np.concatenate([np.full(size, mean) for mean, size in blocks] or [[]])
-    return steady + gap * np.arange(len(wanted))
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a PNG file at once."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    atomic_write(path, buffer.getvalue())
-
-
-# MERGED ehi_eval_figures: The figures of a report: what effectiveness costs in work
-# and in memory.
-
-Curve = Sequence[tuple[float, float]]
 
 
 def figure_visited(
@@ -163,20 +43,22 @@ def figure_visited(
         visited, ndcg = np.array(sorted(points)).T
         axes.plot(100 * visited, ndcg, **style)
         labels.append((float(ndcg[-1]), name, style["color"]))
-    labels += [exact_line(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()]
-    percent_axis(axes, [v for points in curves.values() for v, _ in points])
-    label_ends(axes, labels)
+    labels += [
+        _exact_line(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()
+    ]
+    _percent_axis(axes, [v for points in curves.values() for v, _ in points])
+    _label_ends(axes, labels)
     save(figure, path)
 
 
 def figure_bytes(
     path: str | Path, records: Iterable[Record], *, title: str = ""
 ) -> None:
-    """Draw nDCG@10 against bytes per document, one line a system and visit budget.
+    """Draw nDCG@10 against bytes per document: a line for each system and visit budget.
 
-    Seeds are averaged. Exhaustive searches of raw vectors (budget 'flat') are lines
-    across; searches of raw vectors that visit a part of the documents are left out:
-    they differ in work, not in bytes.
+    Seeds are averaged. Exhaustive searches of raw vectors (budget 'flat') are horizontal
+    lines. Searches of raw vectors that visit a part of the documents are left out: they
+    differ in work, not in bytes.
 
     Args:
         path: of the PNG file.
@@ -198,7 +80,7 @@ def figure_bytes(
             by_bytes.setdefault(record.bytes_per_doc, []).append(record.ndcg_at_10)
             compression_of[record.bytes_per_doc] = record.compression
     figure, axes = new_axes(title)
-    labels = [exact_line(axes, name, float(np.mean(v))) for name, v in exact.items()]
+    labels = [_exact_line(axes, name, float(np.mean(v))) for name, v in exact.items()]
     for style, (name, by_bytes) in zip(styles(), points.items(), strict=False):
         size = sorted(by_bytes)
         ndcg = [float(np.mean(by_bytes[b])) for b in size]
@@ -206,8 +88,8 @@ def figure_bytes(
             style |= {"markerfacecolor": "white", "linestyle": ":"}
         axes.plot(size, ndcg, **style)
         labels.append((ndcg[-1], name, style["color"], size[-1]))
-    bytes_axis(axes, compression_of)
-    label_ends(axes, labels)
+    _bytes_axis(axes, compression_of)
+    _label_ends(axes, labels)
     save(figure, path)
 
 
@@ -219,9 +101,9 @@ def figure_rows(
     exact: Mapping[str, Sequence[Record]],
     title: str = "",
 ) -> None:
-    """Draw rows of a paper table: one point a budget, bars of the seeds' deviation.
+    """Draw rows of a paper table: a point for each budget, with its deviation over seeds.
 
-    Records that do not know what the x axis shows are left out.
+    Records without a value for the x axis are left out.
 
     Args:
         path: of the PNG file.
@@ -239,7 +121,7 @@ def figure_rows(
         )
     figure, axes = new_axes(title)
     labels = [
-        exact_line(
+        _exact_line(
             axes, f"{name}, exact", float(np.mean([r.ndcg_at_10 for r in found]))
         )
         for name, found in exact.items()
@@ -257,15 +139,15 @@ def figure_rows(
         labels.append((float(ndcg[-1]), name, style["color"], float(x[-1])))
         drawn += known
     if across == "docs_visited":
-        percent_axis(axes, [record.docs_visited for record in drawn])
+        _percent_axis(axes, [record.docs_visited for record in drawn])
     else:
-        bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
-    label_ends(axes, labels)
+        _bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
+    _label_ends(axes, labels)
     save(figure, path)
 
 
 def _points(records: Iterable[Record], across: str) -> np.ndarray:
-    """(budgets, 3): x, mean nDCG@10, its sample deviation (0 of one seed), x sorted."""
+    """(budgets, 3): x, mean nDCG@10 and its sample deviation (0 for one seed), by x."""
     by_budget: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         point = (getattr(record, across), record.ndcg_at_10)
@@ -275,3 +157,120 @@ def _points(records: Iterable[Record], across: str) -> np.ndarray:
         x, ndcg = np.array(found).T
         points.append((x.mean(), ndcg.mean(), ndcg.std(ddof=1) if len(x) > 1 else 0.0))
     return np.array(sorted(points))
+
+
+def new_axes(title: str) -> tuple[Figure, Axes]:
+    """Make a figure of nDCG@10 and its axes."""
+    # pyplot would need global state and a display.
+    figure = Figure(figsize=(7.5, 4.4), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_ylabel("nDCG@10")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _exact_line(axes: Axes, name: str, ndcg: float) -> tuple[float, str, str]:
+    """Draw the horizontal line of an exhaustive search and return its label."""
+    axes.axhline(ndcg, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
+    return ndcg, name, "#555555"
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Yield the colour and marker of each line in turn."""
+    for i in range(len(COLOURS) * len(MARKERS)):
+        yield {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1.6,
+            "clip_on": False,
+            "zorder": 3,
+        }
+
+
+def _percent_axis(axes: Axes, visited: Sequence[float]) -> None:
+    """Make the x axis logarithmic, in percent, from the least of `visited` (shares)."""
+    axes.set_xscale("log")
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
+    left = 100 * min(visited, default=0.01)
+    axes.set_xlim(max(tick for tick in ticks if tick <= max(left, 0.5)), 103)
+    _set_ticks(axes, ticks, [f"{tick:g}%" for tick in ticks])
+    axes.set_xlabel("documents visited")
+
+
+def _bytes_axis(axes: Axes, compression_of: Mapping[float, float]) -> None:
+    """Make the x axis logarithmic, in bytes; its ticks also name the compression."""
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    _set_ticks(axes, *_byte_ticks(compression_of))
+    axes.set_xlabel("bytes per document (compression)")
+
+
+def _byte_ticks(compression_of: Mapping[float, float]) -> tuple[list, list[str]]:
+    """Ticks at least 15% apart; of two close sizes the smaller one is kept."""
+    ticks: list[float] = []
+    for size in sorted(compression_of):
+        if not ticks or size > 1.15 * ticks[-1]:
+            ticks.append(size)
+    return ticks, [f"{size:.4g}\n({compression_of[size]:.3g}x)" for size in ticks]
+
+
+def _set_ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    low, high = axes.get_xlim()
+    inside = [(t, x) for t, x in zip(ticks, labels, strict=True) if low <= t <= high]
+    axes.set_xticks(*zip(*inside, strict=True) if inside else ([], []))
+    axes.minorticks_off()
+
+
+def _label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
+    """Write the names of the lines right of the plot, so that no two names touch.
+
+    Args:
+        axes: axes with all lines drawn.
+        labels: (y, name, colour[, x]) of each line's end; x defaults to the edge.
+    """
+    low, high = axes.get_ylim()
+    labels = sorted(labels, key=lambda label: label[0])
+    wanted = np.array([(label[0] - low) / (high - low) for label in labels])
+    places = spread(wanted, gap=0.055)
+    for (y, name, colour, *x), place in zip(labels, places, strict=True):
+        at_data = (x[0], y) if x else (1.0, y)
+        axes.annotate(
+            name,
+            xy=at_data,
+            xycoords="data" if x else axes.get_yaxis_transform(),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
+        )
+
+
+def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Find the places nearest to `wanted` (sorted) that are at least `gap` apart.
+
+    Let u_i = place_i - i gap. Then u must not decrease, which is isotonic regression;
+    pooling adjacent violators solves it.
+    """
+    blocks: list[tuple[float, int]] = []  # (mean, size)
+    for i, place in enumerate(wanted):
+        mean, size = place - i * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, count = blocks.pop()
+            mean = (mean * size + before * count) / (size + count)
+            size += count
+        blocks.append((mean, size))
+    steady = np.concatenate([np.full(size, mean) for mean, size in blocks] or [[]])
+    return steady + gap * np.arange(len(wanted))
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG file in one piece."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    atomic_write(path, buffer.getvalue())

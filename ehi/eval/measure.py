@@ -13,28 +13,28 @@ from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
 from ehi.index.search.routing import leaf_log_probs
 
-# Results a user looks at; effectiveness is measured on `k` of `measure` instead.
+# Results that a user looks at. Effectiveness is measured on more: `k` of `measure`.
 LATENCY_K = 10
-# Beams above the bisected one that are tried before giving up.
+# Beams above the bisected one to try before giving up.
 _LOOK_AHEAD = 4
 
 
 def beam_for_budget(
     index: Index | Baseline, queries: np.ndarray, percent: float
 ) -> int | None:
-    """Largest beam whose counted mean of documents visited fits a budget.
+    """Find the largest beam whose mean count of visited documents fits a budget.
 
-    The count grows with the beam, strictly so in a tree of height 1. In a deeper tree a
-    wider beam can swap a large leaf for a small one, so that the count may dip: the
-    bisected beam is raised while one of the next four fits as well.
+    The count grows with the beam, strictly in a tree of height 1. In a deeper tree a
+    wider beam can replace a large leaf by a small one, so the count may drop. After
+    bisection the beam is therefore raised as long as one of the next four fits.
 
     Args:
-        index: searched by routing only; no document is scored.
-        queries: (N, D) embeddings of the queries that the mean is taken over.
-        percent: of the documents that may be visited, 0 < percent <= 100.
+        index: only routed through; no document is scored.
+        queries: (N, D) embeddings; the mean is over these queries.
+        percent: documents that may be visited, 0 < percent <= 100.
 
     Returns:
-        The beam, or None where one leaf a query is already too much.
+        The beam, or None if one leaf for each query is already too much.
 
     Raises:
         ValueError: `percent` is out of range.
@@ -43,7 +43,7 @@ def beam_for_budget(
 
     def fits(beam: int) -> bool:
         mean = index.count_visited(queries, beam).mean()
-        # 10% of 5,212 documents is not a float: allow for the rounding.
+        # Rounding: 10% of 5,212 documents is no exact float.
         return mean <= percent / 100 * index.num_documents * (1 + 1e-9)
 
     if not fits(1):
@@ -64,22 +64,22 @@ def beam_for_budget(
 def min_prob_for_budget(
     index: Index, queries: np.ndarray, percent: float
 ) -> float | None:
-    """Leaf probability from which on visiting all leaves fits a budget.
+    """Find the least leaf probability for which visiting all such leaves fits a budget.
 
-    All leaves of all queries are put in the order of p(leaf | query), behind the best
-    one of each query, and cut where their documents are as many as may be visited. Of
-    searches that visit so many this one reaches the most probability, which leaves of
-    equal sizes would make the best for relevant documents, if p is true.
+    Each query visits its best leaf. The other leaves of all queries are sorted by
+    p(leaf | query), and taken until the budget of documents is used up. No other search
+    of this budget reaches more probability. If p is true and leaves have equal sizes,
+    it finds the most relevant documents.
 
     Memory: 24 N P bytes.
 
     Args:
-        index: its tree and the sizes of its leaves.
-        queries: (N, D) embeddings of the queries that the mean is taken over.
-        percent: of the documents that may be visited, 0 < percent <= 100.
+        index: only its tree and the sizes of its leaves are read.
+        queries: (N, D) embeddings; the mean is over these queries.
+        percent: documents that may be visited, 0 < percent <= 100.
 
     Returns:
-        `min_prob` of `Index.search` with a beam of all leaves, or None where the best
+        `min_prob` for `Index.search` with a beam of all leaves, or None if the best
         leaf of each query is already too much.
 
     Raises:
@@ -97,7 +97,7 @@ def min_prob_for_budget(
     order = np.argsort(-log_probs, axis=None)
     ordered = log_probs.ravel()[order]
     fits = int(np.searchsorted(np.cumsum(sizes[order % len(sizes)]), budget, "right"))
-    # Between two different values, so that rounding cannot move a leaf across.
+    # Cut between two different values, so that rounding cannot move a leaf across.
     while 0 < fits < len(ordered) and ordered[fits - 1] == ordered[fits]:
         fits -= 1
     if not fits:
@@ -126,31 +126,32 @@ def measure(
     latency_queries: int = 200,
     run_path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Search a split and return the fields of its record that the index decides.
+    """Search a split and return the fields of its record that depend on the index.
 
-    Latency (one query at a time, one thread) and batch speed (`threads` threads) are
-    those of a top-10 search of embeddings in memory; encoding the query is not counted.
+    Speed is that of a top-10 search of embeddings in memory, without encoding the
+    query: latency of one query at a time on one thread, queries per second of a batch
+    on `threads` threads.
 
     Args:
-        index: what is measured.
+        index: the index to measure.
         queries: (N, D) embeddings.
         query_ids: names of the N queries.
         qrels: grades of the split.
-        beam: leaves a query visits, with `min_prob` at most.
-        min_prob: probability from which on a leaf is visited, or None for all of the
-            beam, as of an index that knows no probabilities.
-        tower_width: T, the width that compression is counted against.
+        beam: leaves that a query visits; with `min_prob` at most so many.
+        min_prob: least probability of a visited leaf, or None to visit the whole beam,
+            as an index without probabilities does.
+        tower_width: T; compression is relative to T floats.
         rerank: stored vectors read for each query.
-        k: depth of the ranking that is scored, at most `rerank` where that is set.
-        threads: of the batch search.
-        latency_queries: queries timed one by one, spread over the N.
-        run_path: where the TREC run goes (`NAME.run`, or `NAME.run.gz`); the values
-            of each query go to `NAME.npy` beside it. None writes neither.
+        k: depth of the scored ranking, at most `rerank` if that is set.
+        threads: threads of the batch search.
+        latency_queries: number of queries timed one by one, spread over the N.
+        run_path: path of the TREC run (`NAME.run` or `NAME.run.gz`); the values of each
+            query go to `NAME.npy` beside it. None writes neither.
 
     Returns:
-        Keyword arguments of `Record`, from `ndcg_at_10` to `threads`.
+        Keyword arguments of `Record`: its fields from `ndcg_at_10` to `threads`.
     """
-    # Re-ranking orders the documents whose vectors it reads; there are no others.
+    # Re-ranking returns only documents whose vectors it reads.
     depth, top = (min(k, rerank or k) for k in (k, LATENCY_K))
     settings = {"beam": beam, "rerank": rerank}
     if min_prob is not None:
@@ -199,15 +200,15 @@ def curve(
     *,
     threads: int = 1,
 ) -> list[tuple[float, float]]:
-    """nDCG@10 against the mean share of documents visited.
+    """Measure nDCG@10 and the mean share of documents visited, at some settings.
 
     Args:
-        index: what is searched.
+        index: the index to search.
         queries: (N, D) embeddings.
         query_ids: names of the N queries.
         qrels: grades of the split.
-        settings: arguments of a search, one point of the curve each.
-        threads: of the search.
+        settings: arguments of one search for each point of the curve.
+        threads: threads of a search.
 
     Returns:
         A pair (share of documents visited, nDCG@10) for each setting.
@@ -225,7 +226,7 @@ def _latency(
     search: Callable[[np.ndarray], None], queries: np.ndarray, count: int
 ) -> dict[str, float]:
     rows = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
-    # The first searches pay for page faults and lazy set-up, not for searching.
+    # Warm up: the first searches include page faults and lazy set-up.
     for row in rows[:10]:
         search(queries[row : row + 1])
     milliseconds = []
@@ -249,5 +250,5 @@ def _queries_per_second(
         start = time.perf_counter()
         search(queries)
         seconds.append(time.perf_counter() - start)
-    # The fastest: other processes can only slow a search down.
+    # Other processes can only slow a search down, so the fastest run counts.
     return len(queries) / min(seconds)

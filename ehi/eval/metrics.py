@@ -1,8 +1,8 @@
-"""TREC run files and the effectiveness measures, by ir_measures (trec_eval).
+"""TREC run files and effectiveness measures, computed by ir_measures (trec_eval).
 
-A run is an ordered mapping query id -> document id -> score, best first, with scores
-that strictly decrease in float32: trec_eval reads scores into C floats and breaks ties
-by document id, so equal scores would be re-ordered behind the index's back.
+A run maps query id -> document id -> score, best first. Scores strictly decrease in
+float32, because trec_eval reads scores into C floats and orders equal ones by document
+id: it would change the order that the index returned.
 """
 
 import functools
@@ -31,18 +31,18 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 def strictly_decreasing(scores: np.ndarray) -> np.ndarray:
-    """Lower tied float32 scores, by one unit in the last place each, along a row.
+    """Lower each tied float32 score by one unit in the last place.
 
     Args:
-        scores: (k,) scores, best first; a later score may equal, but not exceed, an
-          earlier one beyond rounding to float32.
+        scores: (k,) scores, best first; after rounding to float32, no score may exceed
+            an earlier one.
 
     Returns:
         (k,) float32 scores, each smaller than the one before.
     """
     scores = np.array(scores, dtype=np.float32)
     for i in np.flatnonzero(np.diff(scores) >= 0) + 1:
-        # A nudge can tie with the next score, which is then nudged in turn.
+        # The lowered score can tie with the next one, which is lowered in turn.
         while i < len(scores) and scores[i] >= scores[i - 1]:
             scores[i] = np.nextafter(scores[i - 1], np.float32(-np.inf))
             i += 1
@@ -50,7 +50,7 @@ def strictly_decreasing(scores: np.ndarray) -> np.ndarray:
 
 
 def run_from_hits(query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray) -> Run:
-    """Turn search results into a run whose order trec_eval keeps.
+    """Make a run of search results; trec_eval keeps its order.
 
     Args:
         query_ids: names of the N queries.
@@ -74,11 +74,12 @@ def run_from_hits(query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray)
 def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
     """Write a run in TREC format: query, Q0, document, rank, score, tag.
 
-    White space (the column separator) and '%' in ids are percent-encoded. A path that
-    ends in .gz is compressed: 1,000 queries x 1,000 documents are 50 MB of text.
+    White space separates the columns, so white space and '%' in ids are
+    percent-encoded. A path that ends in .gz is compressed: 1,000 queries x 1,000
+    documents are 50 MB of text.
     """
     encode = functools.cache(_encode_id)
-    # 9 significant digits bring every float32 back exactly.
+    # 9 significant digits represent every float32 exactly.
     lines = [
         f"{encode(query_id)} Q0 {encode(doc_id)} {rank} {score:.9g} {tag}\n"
         for query_id, docs in run.items()
@@ -86,17 +87,17 @@ def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
     ]
     data = "".join(lines).encode()
     if Path(path).suffix == ".gz":
-        # Level 1 is 4 times faster than the default; no time stamp, so that equal runs
+        # Level 1 is 4 times faster than the default. Without a time stamp equal runs
         # are equal files.
         data = gzip.compress(data, compresslevel=1, mtime=0)
     atomic_write(path, data)
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run file of `write_run`, or of any other TREC tool.
+    """Read a run file that `write_run` or another TREC tool wrote.
 
     Raises:
-        ValueError: a line does not have six columns or its score is no number.
+        ValueError: a line does not have six columns, or its score is not a number.
     """
     run: Run = {}
     opener = gzip.open if Path(path).suffix == ".gz" else open
@@ -118,7 +119,7 @@ def read_run(path: str | Path) -> Run:
 def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
     """Score every query of a split that has a relevant document.
 
-    A query without hits counts as 0; a query without a relevant document is left out.
+    A query without hits scores 0. A query without a relevant document is left out.
 
     Args:
         run: ranking of each query.
@@ -126,7 +127,7 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
 
     Returns:
         (N,) structured array, sorted by query id, with the fields `query_id` and the
-        keys of `MEASURES`; `np.save` keeps it whole.
+        keys of `MEASURES`. `np.save` can write it.
 
     Raises:
         ValueError: no query has a relevant document.
@@ -148,7 +149,7 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
 
 
 def means(per_query: np.ndarray) -> dict[str, float]:
-    """Mean over queries of each measure, from the result of `evaluate`."""
+    """Mean of each measure over the queries of `evaluate`."""
     return {name: float(per_query[name].mean()) for name in MEASURES}
 
 

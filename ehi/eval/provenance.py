@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, hardware, commit and config."""
+"""The origin of a number: versions, hardware, commit and config."""
 
 import hashlib
 import importlib.metadata
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python's version and those of the installed packages, none of them imported."""
+    """Versions of Python and of the installed packages, without importing them."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -38,9 +38,9 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def hardware() -> str:
-    """One line: processor, cores this process may use, memory, accelerators.
+    """One line: processor, cores that this process may use, memory, accelerators.
 
-    Accelerators are named where jax is already loaded; it is not imported for that.
+    Accelerators are named only if jax is already loaded: this function never loads it.
     """
     parts = [_cpu_model(), f"{_num_cores()} cores", f"{_memory_gib():.0f} GiB"]
     if jax := sys.modules.get("jax"):
@@ -51,10 +51,10 @@ def hardware() -> str:
 
 
 def git_commit(folder: str | Path) -> str:
-    """Commit that is checked out, with '+dirty' where tracked files were changed.
+    """The commit that is checked out, with '+dirty' if tracked files have changed.
 
     Args:
-        folder: inside the repository.
+        folder: any folder of the repository.
 
     Returns:
         The 40 hexadecimal digits, or 'unknown' outside a repository or without git.
@@ -79,11 +79,11 @@ def config_hash(
     """First 12 hexadecimal digits of the sha256 of a config's canonical JSON.
 
     Args:
-        config: JSON values; the order of keys does not count.
-        without: keys left out, so that the seeds of one experiment share a hash.
+        config: JSON values; the order of keys does not matter.
+        without: keys to leave out, so that the seeds of one experiment share a hash.
 
     Raises:
-        TypeError: a value is not JSON, so that its hash could differ between runs.
+        TypeError: a value is not JSON, so its hash could differ between runs.
     """
     counted = {key: value for key, value in config.items() if key not in without}
     canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))

@@ -1,7 +1,11 @@
-"""Result records: one line of `results.jsonl` for one evaluated cell.
+"""Result records, and the per-query values beside them.
 
-Records are the only source of tables. A file is rewritten whole and a cell appears in
-it once: writing the same cell again replaces it.
+A record is one line of `results.jsonl`: one evaluated cell. Records are the only source
+of tables. A file holds each cell once; writing a cell again replaces it.
+
+A run folder holds one `.npy` for each cell, with all measures of each query. Paired
+tests need nDCG@10 only, so one `.npz` for each dataset keeps that beside the records:
+an array for each cell, and the query ids of each split once.
 """
 
 import dataclasses
@@ -18,6 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MEASURE = "ndcg@10"  # what is kept of each query
+_SEPARATOR = "|"  # between the parts of a cell, in the names of an .npz
+
 
 class Cell(NamedTuple):
     """What identifies a record."""
@@ -31,19 +38,22 @@ class Cell(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """Name, without ending, of the files of this cell: 'ehi.pydocs.test.0.flat'."""
+        """Stem of the file names of this cell, such as 'ehi.pydocs.test.0.flat'."""
         return ".".join(str(part) for part in self if part != "")
+
+
+# Cell -> ids of its queries (N,), sorted, and their values (N,).
+Values = dict[Cell, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One evaluated cell. `_at_` in a field is written `@` in JSON: `ndcg@10`.
+    """One evaluated cell. JSON writes `_at_` of a field as `@`: `ndcg@10`.
 
-    Fields that a system cannot know (documents visited inside a library, leaf load of
-    a graph) are None.
+    A field is None if the system cannot know it, such as the leaf load of a graph.
     """
 
-    # The cell. `variant` is '' for the default; `budget` is 'flat', 'visit-10-64x', ...
+    # The cell. `variant` is '' by default; `budget` is 'flat', 'visit-10-64x', ...
     system: str
     variant: str = ""
     dataset: str
@@ -56,7 +66,7 @@ class Record:
     recall_at_10: float
     recall_at_100: float
     recall_at_1000: float
-    # Work: documents, and tree nodes, scored by a query / documents in the corpus.
+    # Work of a query: documents and tree nodes scored / documents in the corpus.
     docs_visited: float | None
     nodes_scored: float | None
     # Size: `compression` is 4 x tower width / bytes_per_doc.
@@ -65,7 +75,7 @@ class Record:
     index_bytes: int
     # How it was searched, and how fast (milliseconds; queries a second).
     beam: int | None
-    min_prob: float | None = None  # of leaves visited; None where the beam alone says
+    min_prob: float | None = None  # of visited leaves; None if the beam alone limits
     rerank: int
     leaf_load_max: int | None
     leaf_load_cv: float | None
@@ -74,11 +84,11 @@ class Record:
     latency_ms_p99: float
     qps_batch: float
     threads: int
-    # What it cost to make.
+    # Cost of making it.
     train_seconds: float
     build_seconds: float
-    examples_per_second: float | None = None  # of training, where there is any
-    # Where it comes from. `recipe` is raised when the numbers of a system change.
+    examples_per_second: float | None = None  # of training; None without training
+    # Origin. `recipe` is raised whenever the numbers of a system change.
     config_hash: str
     recipe: int
     git_commit: str
@@ -89,7 +99,7 @@ class Record:
     def __post_init__(self) -> None:
         for name, allowed in _FIELD_TYPES.items():
             value = getattr(self, name)
-            # bool is an int to Python, never to a record.
+            # Python takes a bool for an int; a record does not.
             if not isinstance(value, allowed) or isinstance(value, bool):
                 expected = " or ".join(kind.__name__ for kind in allowed)
                 raise ValueError(f"{_key(name)}: expected {expected}, found {value!r}")
@@ -113,8 +123,8 @@ class Record:
         """Check and read one JSON object.
 
         Raises:
-            ValueError: it is no object, a field is unknown or missing (unless older
-              records lack it), or its value has the wrong type.
+            ValueError: `data` is not an object, a field is unknown or missing (fields
+                that older records lack may be missing), or a value has the wrong type.
         """
         if not isinstance(data, dict):
             raise ValueError(f"expected a JSON object, found {data!r:.40}")
@@ -126,68 +136,7 @@ class Record:
         return cls(**{known[key]: value for key, value in data.items()})
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read a file of records.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not a valid record, or repeats the cell of an earlier line
-          (file and line named).
-    """
-    line_of: dict[Cell, int] = {}
-    records = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        try:
-            record = Record.from_json(json.loads(line.decode()))
-            if (first := line_of.setdefault(record.cell, number)) != number:
-                raise ValueError(f"same cell as line {first}: {tuple(record.cell)}")
-        except ValueError as error:  # also of UnicodeDecodeError and JSONDecodeError
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        records.append(record)
-    return records
-
-
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Add records to a file, replacing those of the same cells in place.
-
-    The file is rewritten whole and renamed, so that a crash leaves the old or the new.
-    """
-    path = Path(path)
-    merged = {r.cell: r for r in read_records(path)} if path.exists() else {}
-    merged |= {record.cell: record for record in records}
-    lines = [
-        json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
-        for record in merged.values()
-    ]
-    atomic_write(path, "".join(lines).encode())
-
-
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Write a file so that readers, and a crash, see the old content or the new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; results are as readable as any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def atomic_write_npy(path: str | Path, array: np.ndarray) -> None:
-    """`np.save` through `atomic_write`."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    atomic_write(path, buffer.getvalue())
-
-
-# Fields that records of earlier commits do not have.
+# Records of earlier commits lack these fields.
 _ADDED_LATER = {"examples_per_second", "min_prob"}
 
 
@@ -208,32 +157,79 @@ _FIELD_TYPES = {
 }
 
 
-# MERGED ehi_eval_per_query: Per-query values of many cells, kept for the paired tests
-# of later tables.
-#
-# A run folder holds one `.npy` a cell (all measures, written by `measure`). What is
-# kept
-# with the records is nDCG@10 alone, of all cells of one dataset in one `.npz`: an
-# array a
-# cell, and the query ids of each split once.
-#
+def read_records(path: str | Path) -> list[Record]:
+    """Read a file of records.
 
-MEASURE = "ndcg@10"
-_SEPARATOR = "|"
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a valid record, or repeats an earlier line's cell; the
+            message names file and line.
+    """
+    line_of: dict[Cell, int] = {}
+    records = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        try:
+            record = Record.from_json(json.loads(line.decode()))
+            if (first := line_of.setdefault(record.cell, number)) != number:
+                raise ValueError(f"same cell as line {first}: {tuple(record.cell)}")
+        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        records.append(record)
+    return records
 
-# A cell's values with the ids of its queries, sorted by them.
-Values = dict[Cell, tuple[np.ndarray, np.ndarray]]
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Add records to a file; a record of a cell that is there is replaced.
+
+    The whole file is written anew and renamed: a crash leaves the old or the new file.
+    """
+    path = Path(path)
+    merged = {r.cell: r for r in read_records(path)} if path.exists() else {}
+    merged |= {record.cell: record for record in records}
+    lines = [
+        json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+        for record in merged.values()
+    ]
+    atomic_write(path, "".join(lines).encode())
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write a file: readers, also after a crash, see the old or the new content."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; results are readable for others.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def atomic_write_npy(path: str | Path, array: np.ndarray) -> None:
+    """`np.save` through `atomic_write`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    atomic_write(path, buffer.getvalue())
 
 
 def read_run_values(folder: str | Path, records: Iterable[Record]) -> Values:
     """Read the `.npy` of each record that has one in a run folder.
 
     Args:
-        folder: holds `<record.cell.stem>.npy`.
+        folder: may hold `<record.cell.stem>.npy` for each record.
         records: of one run.
 
     Returns:
-        cell -> query ids (N,), nDCG@10 (N,).
+        cell -> query ids (N,), nDCG@10 (N,), of the records that have a file.
+
+    Raises:
+        ValueError: a file is damaged.
     """
     found = {}
     for record in records:
@@ -243,15 +239,15 @@ def read_run_values(folder: str | Path, records: Iterable[Record]) -> Values:
                 per_query = np.load(path, allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise ValueError(
-                    f"{path} is damaged: delete it and results.jsonl beside its folder,"
-                    f" and run again ({error})"
+                    f"{path} is damaged ({error}): delete it and the results.jsonl "
+                    "beside its folder, and run again"
                 ) from None
             found[record.cell] = (per_query["query_id"], per_query[MEASURE])
     return found
 
 
 def read_values(path: str | Path) -> Values:
-    """Read an `.npz` of `write_values`; empty where there is none."""
+    """Read an `.npz` of `write_values`; a missing file is an empty one."""
     if not Path(path).exists():
         return {}
     found = {}
@@ -266,10 +262,10 @@ def read_values(path: str | Path) -> Values:
 
 
 def write_values(path: str | Path, values: Values) -> None:
-    """Add cells to an `.npz`, replacing those it has; rewritten whole and renamed.
+    """Add cells to an `.npz`; a cell that is there is replaced.
 
     Raises:
-        ValueError: two cells of one split have other queries (as in `aligned`).
+        ValueError: two cells of one split have different queries (see `aligned`).
     """
     merged = read_values(path) | values
     aligned(merged)
@@ -283,21 +279,21 @@ def write_values(path: str | Path, values: Values) -> None:
 
 
 def aligned(values: Mapping[Cell, tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Drop the query ids after checking that all cells of a split have the same.
+    """Check that all cells of a split have the same query ids, and drop the ids.
 
     Returns:
-        cell -> (N,) values, as `significance.compare` takes them.
+        cell -> (N,) values, the argument of `significance.compare`.
 
     Raises:
-        ValueError: two cells of one dataset and split were scored on other queries.
+        ValueError: two cells of one dataset and split have different queries.
     """
     first_of: dict[tuple[str, str], Cell] = {}
     for cell, (query_ids, _) in values.items():
         first = first_of.setdefault((cell.dataset, cell.split), cell)
         if not np.array_equal(query_ids, values[first][0]):
             raise ValueError(
-                f"{tuple(cell)} was scored on other queries than {tuple(first)}: "
-                "another version of the dataset? Re-run one of them"
+                f"{tuple(cell)} was scored on other queries than {tuple(first)}, "
+                "perhaps of another version of the dataset: run one of them again"
             )
     return {cell: ndcg for cell, (_, ndcg) in values.items()}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ehi.eval.records import Cell, Record
 
-# Permutations drawn at once: bounds memory at 1,000 x queries.
+# Permutations drawn at once; memory is proportional to this x queries.
 _CHUNK = 1000
 
 
@@ -21,13 +21,14 @@ def randomisation_test(
 
       p = P(|sum_q s_q d_q| >= |sum_q d_q|)
 
-    All 2^N sign patterns are enumerated where these are no more than `permutations`;
-    otherwise p = (1 + hits) / (1 + permutations) of random patterns, which is never 0.
+    If there are at most `permutations` sign patterns (2^N), all are enumerated.
+    Otherwise random patterns are drawn, and p = (1 + hits) / (1 + permutations), which
+    is never 0.
 
     Args:
-        differences: (N,) value of one system minus that of the other, query by query.
+        differences: (N,) value of one system minus the value of the other, by query.
         permutations: number of random sign patterns.
-        seed: of the random patterns.
+        seed: for the random patterns.
 
     Raises:
         ValueError: `differences` is empty, not one-dimensional or not finite.
@@ -39,11 +40,11 @@ def randomisation_test(
         raise ValueError(f"expected (N,) differences, found {differences.shape}")
     if not np.isfinite(differences).all():
         raise ValueError("differences are not finite")
-    # A query on which both are equal adds the same to both sides of the comparison.
+    # A query on which both systems are equal adds 0 to both sums.
     differences = differences[differences != 0]
     if differences.size == 0:
         return 1.0
-    # Sums that are equal on paper differ in the last bits: count them as equal.
+    # Rounding makes equal sums differ in the last bits; the slack counts them as equal.
     observed = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
     exact = differences.size < 63 and 2**differences.size <= permutations
     total = 2**differences.size if exact else permutations
@@ -57,7 +58,7 @@ def randomisation_test(
             random = rng.bytes(len(rows) * -(-differences.size // 8))
             packed = np.frombuffer(random, dtype=np.uint8).reshape(len(rows), -1)
             bits = np.unpackbits(packed, axis=1, count=differences.size)
-        # sum of s d with s = 2 bit - 1.
+        # The sum of s d, with s = 2 bit - 1.
         sums = 2 * (bits @ differences) - differences.sum()  # (rows,)
         hits += int((np.abs(sums) >= observed).sum())
     return hits / total if exact else (1 + hits) / (1 + total)
@@ -67,10 +68,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction: p_(i) <- max over j <= i of (n - j + 1) p_(j).
 
     Args:
-        p_values: n p-values of one table.
+        p_values: the n p-values of one table.
 
     Returns:
-        (n,) corrected p-values, at most 1, in the same order.
+        (n,) corrected p-values in the same order, at most 1.
 
     Source: Holm, Scandinavian Journal of Statistics 6, 1979.
     """
@@ -84,21 +85,21 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A system against its counterpart at one budget, over the seeds that both have."""
+    """A system compared with its counterpart at one budget, over their common seeds."""
 
     counterpart: str
     difference: float  # mean over queries and seeds
     p_value: float
     p_holm: float
     seeds: tuple[int, ...]
-    signs: tuple[int, ...]  # of the mean difference of each seed: 1, 0 or -1
+    signs: tuple[int, ...]  # sign of each seed's mean difference: 1, 0 or -1
 
 
 Row = tuple[str, str, str, str, str]  # a cell without its seed
 
 
 def row_of(cell: Cell) -> Row:
-    """(system, variant, dataset, split, budget): what a table shows as one row."""
+    """(system, variant, dataset, split, budget): one row of a table."""
     return (cell.system, cell.variant, cell.dataset, cell.split, cell.budget)
 
 
@@ -111,16 +112,16 @@ def compare(
 ) -> dict[Row, Comparison]:
     """Test each row against its counterpart's row of the same variant and budget.
 
-    Rows without a counterpart, or without per-query values, are left out.
+    Rows without a counterpart or without per-query values are left out.
 
     Args:
-        records: records of a table.
+        records: of one table.
         per_query: cell -> (N,) values of the same N queries in the same order.
         counterparts: system -> system, such as 'ehi' -> 'kmeans-tree'.
-        permutations: of each test.
+        permutations: number of sign patterns of each test.
 
     Raises:
-        ValueError: two cells to be compared have different numbers of queries.
+        ValueError: two compared cells have different numbers of queries.
     """
     cells = [record.cell for record in records if record.cell in per_query]
     pairs = [
@@ -141,17 +142,17 @@ def compare_pairs(
 ) -> dict[tuple[Row, Row], Comparison]:
     """Test the first row of each pair against the second.
 
-    Each query's value is its mean over the seeds that both rows have. Pairs that have
-    no seed in common, or no per-query values, are left out. The p-values of one call
-    (one table) are Holm-corrected together.
+    The value of a query is its mean over the seeds that both rows have. Pairs without a
+    common seed or without per-query values are left out. The p-values of one call (one
+    table) are Holm-corrected together.
 
     Args:
-        pairs: rows and what each is tested against.
+        pairs: (row, the row that it is tested against).
         per_query: cell -> (N,) values of the same N queries in the same order.
-        permutations: of each test.
+        permutations: number of sign patterns of each test.
 
     Raises:
-        ValueError: two cells to be compared have different numbers of queries.
+        ValueError: two compared cells have different numbers of queries.
     """
     by_row: dict[Row, dict[int, np.ndarray]] = {}
     for cell, values in per_query.items():

@@ -1,4 +1,4 @@
-"""What the libraries' indexes share: they are searched and counted as an Index is."""
+"""What all library indexes share: the search and the counts of an `Index`."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from ehi.index.check import check_count, check_queries
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BaselineHits:
-    """Results of N queries, as `ehi.index.Hits` has them.
+    """Results of N queries, with the fields of `ehi.index.Hits`.
 
     Attributes:
         ids: (N, k) external ids, best first: int64 padded with -1, or objects padded
@@ -31,8 +31,8 @@ class BaselineHits:
     def visited(self) -> np.ndarray:
         """(N,) int64 documents scored.
 
-        Counted when asked for: the libraries do not return it with the results, and a
-        second look inside the search would be timed as part of it.
+        The libraries do not return this count, and counting in the search would be
+        timed as part of it. So it is counted on first use.
         """
         return self._baseline.count_visited(self._queries, self._beam)
 
@@ -43,20 +43,20 @@ class BaselineHits:
 
 
 class Baseline:
-    """A library's index with what `ehi.eval.measure` asks of an Index.
+    """A library's index, with the part of `Index` that `ehi.eval.measure` uses.
 
-    A subclass sets the attributes and has `_find(queries, k, beam, rerank, threads)`,
-    which returns scores (N, k) and rows (N, k), and `_count(queries, beam)`, which
-    returns the documents scored (N,).
+    A subclass sets the attributes and defines two methods:
+    `_find(queries, k, beam, rerank, threads)` returns scores (N, k) and rows (N, k);
+    `_count(queries, beam)` returns the documents scored (N,).
 
     Attributes:
         num_documents, width: N and D.
-        num_leaves: largest beam: inverted lists P; N of a graph, whose beam is
-            efSearch; 1 of an exhaustive search.
-        num_centroids: scored by every query to choose lists, P or 0.
-        leaf_sizes: (P,) documents in each list, None of a graph.
-        bytes_per_doc: everything stored per document but its id.
-        index_bytes: of the serialised index.
+        num_leaves: largest beam. The number of inverted lists P; N for a graph, whose
+            beam is efSearch; 1 for an exhaustive search.
+        num_centroids: centroids that each query scores to choose lists, P or 0.
+        leaf_sizes: (P,) documents in each list; None for a graph.
+        bytes_per_doc: bytes stored per document, without its id.
+        index_bytes: size of the serialised index.
     """
 
     num_leaves: int
@@ -72,7 +72,7 @@ class Baseline:
         self._reranks = reranks
         self._ids = None
         if doc_ids is not None:
-            # One entry more: row -1, of padding, is None.
+            # The last entry serves row -1, the padding.
             self._ids = np.array([*doc_ids, None], dtype=object)
 
     def search(
@@ -84,19 +84,20 @@ class Baseline:
         rerank: int = 0,
         threads: int = 1,
     ) -> BaselineHits:
-        """The k best documents by the library's score.
+        """Find the k best documents by the library's score.
 
         Args:
             queries: (N, D) floats.
-            k: results of a query.
-            beam: lists visited (nprobe, leaves_to_search), or efSearch of a graph,
-                which finds no more than `beam` documents; else 1.
-            rerank: 0, or how many of the best are scored again with stored vectors.
-            threads: of the library.
+            k: number of results of each query.
+            beam: lists to visit (nprobe, leaves_to_search); efSearch of a graph, which
+                finds at most `beam` documents; 1 for an exhaustive search.
+            rerank: number of candidates scored again with stored vectors, or 0.
+            threads: threads of the library.
 
         Raises:
-            ValueError: queries of another width or dtype or not finite; k, beam, rerank
-                or threads out of range; rerank without stored vectors.
+            ValueError: queries have another width or dtype or are not finite; k, beam,
+                rerank or threads are out of range; `rerank` needs vectors that the
+                index does not store.
         """
         queries = check_queries(queries, self.width)
         k, beam = check_count("k", k), self._check_beam(beam)
@@ -107,18 +108,18 @@ class Baseline:
         return BaselineHits(ids, scores, rows, self, queries, beam)
 
     def count_visited(self, queries: np.ndarray, beam: int) -> np.ndarray:
-        """Documents each query scores, counted: (N,) int64."""
+        """Count the documents that each query scores: (N,) int64."""
         queries = check_queries(queries, self.width)
         return self._count(queries, self._check_beam(beam))
 
     @property
     def leaf_load_max(self) -> int | None:
-        """Documents in the fullest list; None of a graph."""
+        """Documents in the fullest list; None for a graph."""
         return None if self.leaf_sizes is None else int(self.leaf_sizes.max())
 
     @property
     def leaf_load_cv(self) -> float | None:
-        """Standard deviation of the list sizes over their mean; None of a graph."""
+        """Standard deviation / mean of the list sizes; None for a graph."""
         if self.leaf_sizes is None:
             return None
         return float(self.leaf_sizes.std() / self.leaf_sizes.mean())
@@ -132,15 +133,17 @@ class Baseline:
     def _check_beam(self, beam: int) -> int:
         beam = check_count("beam", beam)
         if beam > self.num_leaves:
-            raise ValueError(f"beam {beam} is larger than {self.num_leaves}")
+            raise ValueError(
+                f"beam {beam} is larger than {self.num_leaves}, the largest allowed"
+            )
         return beam
 
     def _check_rerank(self, rerank: int, k: int) -> int:
         rerank = check_count("rerank", rerank, least=0)
         if rerank and not self._reranks:
             raise ValueError(
-                f"rerank={rerank} needs a baseline built with rerank_vectors=True, "
-                "this one stores none"
+                f"rerank={rerank} needs a baseline built with rerank_vectors=True; "
+                "this one stores no vectors"
             )
         if 0 < rerank < k:
             raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
@@ -148,7 +151,7 @@ class Baseline:
 
 
 def padded(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float32 and rows int64, those without a row -inf and -1."""
+    """Scores as float32 and rows as int64; padding has score -inf and row -1."""
     rows = np.where(rows < 0, -1, rows).astype(np.int64)
     scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
     return scores, rows

@@ -1,4 +1,4 @@
-"""The traditional pipeline by the libraries people use, measured as an Index is."""
+"""Baselines: indexes of Faiss and ScaNN, by name."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ BASELINES = (
     "faiss-fastscan",
     "scann",
 )
-# ScaNN can do without lists, and without codes.
+# For ScaNN both lists and codes are optional.
 WITH_LISTS = {"faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq", "scann"}
 _BYTE_CODES = {"faiss-pq", "faiss-opq", "faiss-ivfpq", "faiss-opq-ivfpq"}
 _CODES = _BYTE_CODES | {"lsh", "itq-lsh", "faiss-fastscan"}
@@ -36,20 +36,20 @@ def build_baseline(
     doc_ids: Sequence[str] | None = None,
     rerank_vectors: bool = False,
 ) -> Baseline:
-    """Train one library's index on document embeddings and fill it with them.
+    """Train a library's index on document embeddings and add them to it.
 
     Args:
         name: one of `BASELINES`.
         documents: (N, D) float32 unit rows; the score is the inner product.
-        num_leaves: P, inverted lists of an IVF or ScaNN; None where there are none.
+        num_leaves: P, the inverted lists of an IVF or ScaNN; None for other indexes.
         code_bytes: bytes of a document's code; None for raw vectors.
-        seed: of every random choice; ScaNN takes none, its builds are all alike.
+        seed: for all random choices. ScaNN has no seed and always builds the same.
         doc_ids: external ids of the N documents; None for their row numbers.
-        rerank_vectors: keep 2-byte vectors for `rerank`.
+        rerank_vectors: also store 2-byte vectors for `rerank`.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit each other.
-        ImportError: the library is not installed; says how to install it.
+        ValueError: unknown name, or sizes that do not fit together.
+        ImportError: the library is not installed; the message says how to install it.
     """
     if name not in BASELINES:
         raise ValueError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
@@ -59,7 +59,7 @@ def build_baseline(
     _check_sizes(name, documents.shape, num_leaves, code_bytes)
     sizes = {"num_leaves": num_leaves, "code_bytes": code_bytes}
     kept = {"doc_ids": doc_ids, "rerank_vectors": rerank_vectors}
-    # Faiss and ScaNN are extras: their modules are read only when one is asked for.
+    # Faiss and ScaNN are optional, so each is imported only when it is needed.
     if name == "scann":
         from ehi.eval.baselines.scann import build_scann
 
@@ -87,12 +87,13 @@ def _check_sizes(name, shape, num_leaves, code_bytes):
     if code_bytes is None or name == "lsh":
         return
     if name == "itq-lsh":
-        # Its bits are rotated principal axes, of which there are D. ITQ after a random
-        # expansion to 2 D took 50 s at D = 384 and had less recall than `lsh`.
+        # Its bits are rotated principal axes, and there are D of those. ITQ after a
+        # random expansion to 2 D took 50 s at D = 384 and had less recall than `lsh`.
         if 8 * code_bytes > width:
             raise ValueError(
-                f"itq-lsh has at most one bit a dimension: code_bytes={code_bytes} are "
-                f"{8 * code_bytes} bits of {width} dimensions; use 'lsh'"
+                f"itq-lsh has at most one bit for each dimension: code_bytes="
+                f"{code_bytes} are {8 * code_bytes} bits of {width} dimensions; use "
+                "'lsh'"
             )
         return
     codewords, blocks = 16, 2 * code_bytes

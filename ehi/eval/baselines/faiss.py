@@ -1,4 +1,4 @@
-"""A filled index of Faiss: searched, its work counted, its bytes measured."""
+"""Baselines by Faiss: flat, inverted lists, product codes, hashes and a graph."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,135 @@ import numpy as np
 from ehi.eval.baselines.base import Baseline, padded
 from ehi.index.faiss_to import import_faiss
 
+_KMEANS_ITERATIONS = 25
+# Each round has one iteration of k-means. Four take up to 3 times as long and end at
+# the same distortion (1 and 4: 0.190 and 0.191 on pydocs at 24 bytes, 0.107 and 0.108
+# on SciFact at 48). Codebooks that are fitted afresh to the rotation end at 0.198.
+_OPQ_ROUNDS = 50
+_HNSW_LINKS = 32
+_HNSW_BREADTH = 200
+
+
+def build_faiss(
+    name: str,
+    documents: np.ndarray,
+    *,
+    num_leaves: int | None,
+    code_bytes: int | None,
+    seed: int,
+    doc_ids: Sequence[str] | None,
+    rerank_vectors: bool,
+) -> Baseline:
+    """Train and fill the Faiss index called `name`: see `build_baseline`.
+
+    Raises:
+        ImportError: Faiss is not installed.
+    """
+    faiss = import_faiss()
+    # One thread: with several, places in a graph and the order of sums would differ
+    # between builds of one seed.
+    with omp_threads(faiss, 1):
+        transform, rows = None, documents
+        if "opq" in name or name == "itq-lsh":
+            transform, codebooks = _transform(faiss, name, rows, code_bytes, seed)
+            rows = transform.apply(documents)
+        index = _new_index(faiss, name, rows.shape[1], num_leaves, code_bytes, seed)
+        for clustering in _clusterings(index):
+            _best_kmeans(clustering, len(rows), seed)
+        if name == "faiss-opq":
+            _start_from(faiss, index.pq, codebooks)
+        index.train(rows)
+        index.add(rows)
+        if transform is not None:
+            index = faiss.IndexPreTransform(transform, index)
+        kept = documents.astype(np.float16) if rerank_vectors else None
+        return FaissBaseline(index, documents.shape, doc_ids, kept)
+
+
+def _new_index(faiss, name, width, num_leaves, code_bytes, seed):
+    """An empty index for rows that are already rotated."""
+    product = faiss.METRIC_INNER_PRODUCT
+    if name in ("faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq"):
+        coarse = faiss.IndexFlatIP(width)
+        if name == "faiss-ivf":
+            return faiss.IndexIVFFlat(coarse, width, num_leaves, product)
+        return faiss.IndexIVFPQ(coarse, width, num_leaves, code_bytes, 8, product)
+    if name in ("faiss-pq", "faiss-opq"):
+        return faiss.IndexPQ(width, code_bytes, 8, product)
+    if name == "faiss-fastscan":
+        return faiss.IndexPQFastScan(width, 2 * code_bytes, 4, product)
+    if name == "itq-lsh":
+        return faiss.IndexLSH(width, width, False, False)
+    if name == "lsh":
+        # Thresholds at the documents' medians lost recall on pydocs and SciFact at
+        # every size, because queries lie elsewhere.
+        index = faiss.IndexLSH(width, 8 * code_bytes, True, False)
+        index.rrot.init(seed)
+        return index
+    if name == "faiss-hnsw":
+        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, product)
+        index.hnsw.efConstruction = _HNSW_BREADTH
+        index.hnsw.rng = faiss.RandomGenerator(seed)
+        return index
+    return faiss.IndexFlatIP(width)
+
+
+def _clusterings(index) -> Iterator[Any]:
+    """Settings of each k-means that training runs."""
+    if hasattr(index, "nlist"):
+        # Rows have unit norm, and lists are chosen by inner product.
+        index.cp.spherical = True
+        yield index.cp
+    if hasattr(index, "pq"):
+        yield index.pq.cp
+
+
+def _best_kmeans(clustering, num_rows, seed):
+    """Use all rows; Faiss does not warn if it wants more of them."""
+    clustering.niter = _KMEANS_ITERATIONS
+    clustering.seed = seed
+    clustering.max_points_per_centroid = num_rows
+    clustering.min_points_per_centroid = 1
+
+
+def _transform(faiss, name, rows, code_bytes, seed):
+    """The fitted rotation, and for OPQ its codebooks (M, K, S) as one flat array.
+
+    Raises:
+        ValueError: there are fewer rows than principal axes.
+    """
+    width = rows.shape[1]
+    if name == "itq-lsh":
+        bits = 8 * code_bytes
+        if len(rows) < bits:
+            raise ValueError(f"{len(rows)} documents are fewer than {bits} bits")
+        transform = faiss.ITQTransform(width, bits, bits < width)
+        transform.itq.seed = seed
+        transform.train(rows)
+        return transform, None
+    transform = faiss.OPQMatrix(width, code_bytes, width)
+    transform.niter, transform.niter_pq = _OPQ_ROUNDS, 1
+    transform.max_train_points = len(rows)
+    # Without a start Faiss draws its first rotation from a fixed seed.
+    random = np.random.default_rng(seed).standard_normal((width, width))
+    start = np.linalg.qr(random)[0].astype(np.float32)
+    faiss.copy_array_to_vector(start.ravel(), transform.A)
+    quantiser = faiss.ProductQuantizer(width, code_bytes, 8)
+    _best_kmeans(quantiser.cp, len(rows), seed)
+    transform.pq = quantiser
+    transform.train(rows)
+    transform.pq = None  # Python frees the quantiser when this function returns
+    return transform, faiss.vector_to_array(quantiser.centroids)
+
+
+def _start_from(faiss, quantiser, codebooks):
+    """Make training start from the codebooks of the fitted rotation."""
+    faiss.copy_array_to_vector(codebooks, quantiser.centroids)
+    quantiser.train_type = faiss.ProductQuantizer.Train_hot_start
+
 
 class FaissBaseline(Baseline):
-    """A Faiss index, whole (`_index`) and without the rotation before it (`_core`)."""
+    """A Faiss index: whole (`_index`), and without a rotation before it (`_core`)."""
 
     def __init__(
         self,
@@ -47,7 +173,7 @@ class FaissBaseline(Baseline):
         self.index_bytes = faiss.serialize_index(index).nbytes + rerank_bytes
 
     def _code_bytes(self) -> int:
-        """Bytes of codes or vectors and, of a graph, of levels, offsets and links."""
+        """Bytes of codes or vectors; a graph also has levels, offsets and links."""
         if not self._is_graph:
             return self._core.code_size * self.num_documents
         graph = self._core.hnsw
@@ -56,8 +182,8 @@ class FaissBaseline(Baseline):
         return links + 4 * self.width * self.num_documents
 
     def _find(self, queries, k, beam, rerank, threads):
-        # A graph widens its search to k: a beam that keeps its meaning finds no more
-        # than `beam` documents.
+        # Faiss widens the search of a graph to k. Asking for at most `beam` documents
+        # keeps the meaning of the beam.
         wanted = min(rerank or k, beam) if self._is_graph else rerank or k
         with omp_threads(self._faiss, threads):
             found = self._index.search(queries, wanted, params=self._settings(beam))
@@ -71,7 +197,7 @@ class FaissBaseline(Baseline):
         )
 
     def _settings(self, beam):
-        """Parameters of one search: the index itself stays as it is."""
+        """Parameters of one search; they do not change the index."""
         if self._is_ivf:
             settings = self._faiss.SearchParametersIVF(nprobe=beam)
             if self._transform is None:
@@ -82,7 +208,7 @@ class FaissBaseline(Baseline):
         return None
 
     def _rescore(self, queries, rows):
-        """The same candidates, ordered by their stored float16 vectors."""
+        """Order the same candidates by their stored float16 vectors."""
         scores = np.full(rows.shape, -np.inf, np.float32)
         for query, candidates in enumerate(rows):
             found = candidates >= 0
@@ -103,7 +229,7 @@ class FaissBaseline(Baseline):
         return self.leaf_sizes[lists].sum(axis=1)
 
     def _count_in_graph(self, queries, beam):
-        """Distances computed, by the statistics of Faiss, which add up over a batch."""
+        """Count distances; the statistics of Faiss are sums over a batch."""
         statistics, settings = self._faiss.cvar.hnsw_stats, self._settings(beam)
         visited = np.empty(len(queries), np.int64)
         with omp_threads(self._faiss, 1):
@@ -116,140 +242,10 @@ class FaissBaseline(Baseline):
 
 @contextlib.contextmanager
 def omp_threads(faiss: ModuleType, threads: int) -> Iterator[None]:
-    """Lend Faiss so many threads, and take them back."""
+    """Set the threads of Faiss, and restore them at the end."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
         yield
     finally:
         faiss.omp_set_num_threads(before)
-
-
-# MERGED ehi_eval_baselines_faiss: Baselines by Faiss: flat, inverted lists, product
-# codes, hashes and a graph.
-
-_KMEANS_ITERATIONS = 25
-# One iteration of k-means a round: 50 rounds of 1 and of 4 end at the same distortion
-# (0.190 and 0.191 on pydocs at 24 bytes, 0.107 and 0.108 on SciFact at 48), the latter
-# in up to 3 times the time. Codebooks fitted afresh to the rotation end at 0.198.
-_OPQ_ROUNDS = 50
-_HNSW_LINKS = 32
-_HNSW_BREADTH = 200
-
-
-def build_faiss(
-    name: str,
-    documents: np.ndarray,
-    *,
-    num_leaves: int | None,
-    code_bytes: int | None,
-    seed: int,
-    doc_ids: Sequence[str] | None,
-    rerank_vectors: bool,
-) -> Baseline:
-    """Train and fill the Faiss index that `name` stands for: see `build_baseline`.
-
-    Raises:
-        ImportError: Faiss is not installed.
-    """
-    faiss = import_faiss()
-    # Equal seeds shall give equal indexes: threads would race for places in the graph
-    # and for the order of sums.
-    with omp_threads(faiss, 1):
-        transform, rows = None, documents
-        if "opq" in name or name == "itq-lsh":
-            transform, codebooks = _transform(faiss, name, rows, code_bytes, seed)
-            rows = transform.apply(documents)
-        index = _new_index(faiss, name, rows.shape[1], num_leaves, code_bytes, seed)
-        for clustering in _clusterings(index):
-            _best_kmeans(clustering, len(rows), seed)
-        if name == "faiss-opq":
-            _start_from(faiss, index.pq, codebooks)
-        index.train(rows)
-        index.add(rows)
-        if transform is not None:
-            index = faiss.IndexPreTransform(transform, index)
-        kept = documents.astype(np.float16) if rerank_vectors else None
-        return FaissBaseline(index, documents.shape, doc_ids, kept)
-
-
-def _new_index(faiss, name, width, num_leaves, code_bytes, seed):
-    """The index, empty, of rows that are rotated already."""
-    product = faiss.METRIC_INNER_PRODUCT
-    if name in ("faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq"):
-        coarse = faiss.IndexFlatIP(width)
-        if name == "faiss-ivf":
-            return faiss.IndexIVFFlat(coarse, width, num_leaves, product)
-        return faiss.IndexIVFPQ(coarse, width, num_leaves, code_bytes, 8, product)
-    if name in ("faiss-pq", "faiss-opq"):
-        return faiss.IndexPQ(width, code_bytes, 8, product)
-    if name == "faiss-fastscan":
-        return faiss.IndexPQFastScan(width, 2 * code_bytes, 4, product)
-    if name == "itq-lsh":
-        return faiss.IndexLSH(width, width, False, False)
-    if name == "lsh":
-        # Thresholds at the medians of the documents lost recall on pydocs and SciFact,
-        # at every size: queries lie elsewhere.
-        index = faiss.IndexLSH(width, 8 * code_bytes, True, False)
-        index.rrot.init(seed)
-        return index
-    if name == "faiss-hnsw":
-        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, product)
-        index.hnsw.efConstruction = _HNSW_BREADTH
-        index.hnsw.rng = faiss.RandomGenerator(seed)
-        return index
-    return faiss.IndexFlatIP(width)
-
-
-def _clusterings(index) -> Iterator[Any]:
-    """Settings of every k-means that training will run."""
-    if hasattr(index, "nlist"):
-        # Lists of unit rows, searched by inner product.
-        index.cp.spherical = True
-        yield index.cp
-    if hasattr(index, "pq"):
-        yield index.pq.cp
-
-
-def _best_kmeans(clustering, num_rows, seed):
-    """All rows, silently also where there are fewer than Faiss would like."""
-    clustering.niter = _KMEANS_ITERATIONS
-    clustering.seed = seed
-    clustering.max_points_per_centroid = num_rows
-    clustering.min_points_per_centroid = 1
-
-
-def _transform(faiss, name, rows, code_bytes, seed):
-    """The fitted rotation and, of OPQ, its codebooks (M, K, S) as one flat array.
-
-    Raises:
-        ValueError: fewer rows than principal axes.
-    """
-    width = rows.shape[1]
-    if name == "itq-lsh":
-        bits = 8 * code_bytes
-        if len(rows) < bits:
-            raise ValueError(f"{len(rows)} documents are fewer than {bits} bits")
-        transform = faiss.ITQTransform(width, bits, bits < width)
-        transform.itq.seed = seed
-        transform.train(rows)
-        return transform, None
-    transform = faiss.OPQMatrix(width, code_bytes, width)
-    transform.niter, transform.niter_pq = _OPQ_ROUNDS, 1
-    transform.max_train_points = len(rows)
-    # Faiss draws its first rotation from a fixed seed unless there is one already.
-    random = np.random.default_rng(seed).standard_normal((width, width))
-    start = np.linalg.qr(random)[0].astype(np.float32)
-    faiss.copy_array_to_vector(start.ravel(), transform.A)
-    quantiser = faiss.ProductQuantizer(width, code_bytes, 8)
-    _best_kmeans(quantiser.cp, len(rows), seed)
-    transform.pq = quantiser
-    transform.train(rows)
-    transform.pq = None  # ours, and gone when this returns
-    return transform, faiss.vector_to_array(quantiser.centroids)
-
-
-def _start_from(faiss, quantiser, codebooks):
-    """Let training refine the codebooks that the rotation was fitted with."""
-    faiss.copy_array_to_vector(codebooks, quantiser.centroids)
-    quantiser.train_type = faiss.ProductQuantizer.Train_hot_start

@@ -1,7 +1,7 @@
-"""ScaNN: a spherical k-means tree, 4-bit anisotropic codes, re-ordering.
+"""Baselines by ScaNN: a spherical k-means tree, 4-bit anisotropic codes, re-ordering.
 
-Its wheel runs without TensorFlow, by `scann_ops_pybind`. It keeps no statistics; asked
-for all documents it returns exactly those of the lists it visited, so they are counted.
+`scann_ops_pybind` runs without TensorFlow. ScaNN has no statistics. A search for all
+documents returns those of the visited lists, so counting its results counts the work.
 """
 
 import tempfile
@@ -15,9 +15,9 @@ import numpy as np
 from ehi.eval.baselines.base import Baseline, padded
 
 _KMEANS_ITERATIONS = 25
-# The threshold of ScaNN's own examples; 0.1 found as much.
+# The threshold of ScaNN's own examples; recall with 0.1 is the same.
 _ANISOTROPIC = 0.2
-# Results held at once while documents are counted.
+# Results held at once while counting.
 _COUNTED = 2**22
 
 
@@ -31,9 +31,9 @@ def build_scann(
 ) -> "ScannBaseline":
     """Train and fill a ScaNN searcher: see `build_baseline`.
 
-    Codes are of the vectors, against ScaNN's default: those of residuals lost 4 to 10
-    points of nDCG@10 at 24 and 48 bytes, 10% visited (train queries of pydocs and
-    SciFact).
+    Codes are those of vectors, not of residuals (ScaNN's default): residual codes lost
+    4 to 10 points of nDCG@10 at 24 and 48 bytes with 10% visited (train queries of
+    pydocs and SciFact).
 
     Raises:
         ImportError: ScaNN is not installed.
@@ -46,7 +46,7 @@ def build_scann(
             num_leaves,
             num_leaves,
             training_sample_size=rows,
-            # Lists below the default of 50 are as good as others in a small corpus.
+            # In a small corpus lists shorter than the default, 50, are no worse.
             min_partition_size=1,
             training_iterations=_KMEANS_ITERATIONS,
             spherical=True,
@@ -64,7 +64,7 @@ def build_scann(
     if rerank_vectors:
         builder = builder.reorder(rows, quantize=scann.ReorderType.BFLOAT16)
     searcher = builder.set_n_training_threads(1).build()
-    # Two 4-bit codes a byte, as they are scanned; `serialize` writes one a byte.
+    # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte.
     stored = 4 * width if code_bytes is None else code_bytes
     stored += 2 * width * rerank_vectors
     return ScannBaseline(
@@ -73,7 +73,7 @@ def build_scann(
 
 
 class ScannBaseline(Baseline):
-    """A ScaNN searcher; one built to re-order does so in every search."""
+    """A ScaNN searcher. If built with vectors, it re-orders in every search."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ScannBaseline(Baseline):
         rerank = super()._check_rerank(rerank, k)
         if self._reranks and not rerank:
             raise ValueError(
-                f"scann with rerank_vectors re-orders in every search: rerank must be "
+                "scann with rerank_vectors re-orders in every search: rerank must be "
                 f"at least k={k}, got 0"
             )
         return rerank
@@ -122,7 +122,7 @@ class ScannBaseline(Baseline):
         else:
             self._searcher.set_num_threads(threads)
             rows, scores = self._searcher.search_batched_parallel(queries, **settings)
-        # Padding is row 0 with a score that is no number.
+        # ScaNN pads with row 0 and score NaN.
         return padded(scores, np.where(np.isnan(scores), -1, rows.astype(np.int64)))
 
     def _count(self, queries, beam):
