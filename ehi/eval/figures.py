@@ -16,8 +16,8 @@ from ehi.eval.records import Record, atomic_write
 # Points (share of documents visited, nDCG@10).
 Curve = Sequence[tuple[float, float]]
 
-# Okabe and Ito's palette is readable with any colour vision. Its yellow is left out: too
-# pale on white. From the eighth system on, colours repeat with new markers.
+# Okabe and Ito's palette is readable with any colour vision. Its yellow is too pale on
+# white and left out. From the eighth system on, colours repeat with new markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX*<>p"
 
@@ -56,9 +56,9 @@ def figure_bytes(
 ) -> None:
     """Draw nDCG@10 against bytes per document: a line for each system and visit budget.
 
-    Seeds are averaged. Exhaustive searches of raw vectors (budget 'flat') are horizontal
-    lines. Searches of raw vectors that visit a part of the documents are left out: they
-    differ in work, not in bytes.
+    Seeds are averaged. Exhaustive searches of raw vectors (budget 'flat') are
+    horizontal lines. Searches of raw vectors that visit a part of the documents are
+    left out: they differ in work, not in bytes.
 
     Args:
         path: of the PNG file.
@@ -101,7 +101,7 @@ def figure_rows(
     exact: Mapping[str, Sequence[Record]],
     title: str = "",
 ) -> None:
-    """Draw rows of a paper table: a point for each budget, with its deviation over seeds.
+    """Draw rows of a paper table, a point for each budget with its seeds' deviation.
 
     Records without a value for the x axis are left out.
 
