@@ -71,5 +71,5 @@ def test_missing_library_says_how_to_install_it(monkeypatch, name, library, extr
         return original(wanted, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=rf"pip install -e '.\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install 'ehi\[{extra}\]'"):
         build_baseline(name, DOCUMENTS, **SIZES[name])

@@ -143,6 +143,6 @@ def import_scann() -> ModuleType:
         import scann
     except ImportError as error:
         raise ImportError(
-            "this baseline needs ScaNN: pip install -e '.[baselines]'"
+            "this baseline needs ScaNN: pip install 'ehi[baselines]'"
         ) from error
     return scann
