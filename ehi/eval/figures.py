@@ -43,11 +43,9 @@ def figure_visited(
         visited, ndcg = np.array(sorted(points)).T
         axes.plot(100 * visited, ndcg, **style)
         labels.append((float(ndcg[-1]), name, style["color"]))
-    labels += [
-        _exact_line(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()
-    ]
-    _percent_axis(axes, [v for points in curves.values() for v, _ in points])
-    _label_ends(axes, labels)
+    labels += [exact_line(axes, f"{name}, exact", ndcg) for name, ndcg in exact.items()]
+    percent_axis(axes, [v for points in curves.values() for v, _ in points])
+    label_ends(axes, labels)
     save(figure, path)
 
 
@@ -80,7 +78,7 @@ def figure_bytes(
             by_bytes.setdefault(record.bytes_per_doc, []).append(record.ndcg_at_10)
             compression_of[record.bytes_per_doc] = record.compression
     figure, axes = new_axes(title)
-    labels = [_exact_line(axes, name, float(np.mean(v))) for name, v in exact.items()]
+    labels = [exact_line(axes, name, float(np.mean(v))) for name, v in exact.items()]
     for style, (name, by_bytes) in zip(styles(), points.items(), strict=False):
         size = sorted(by_bytes)
         ndcg = [float(np.mean(by_bytes[b])) for b in size]
@@ -88,8 +86,8 @@ def figure_bytes(
             style |= {"markerfacecolor": "white", "linestyle": ":"}
         axes.plot(size, ndcg, **style)
         labels.append((ndcg[-1], name, style["color"], size[-1]))
-    _bytes_axis(axes, compression_of)
-    _label_ends(axes, labels)
+    bytes_axis(axes, compression_of)
+    label_ends(axes, labels)
     save(figure, path)
 
 
@@ -121,7 +119,7 @@ def figure_rows(
         )
     figure, axes = new_axes(title)
     labels = [
-        _exact_line(
+        exact_line(
             axes, f"{name}, exact", float(np.mean([r.ndcg_at_10 for r in found]))
         )
         for name, found in exact.items()
@@ -139,10 +137,10 @@ def figure_rows(
         labels.append((float(ndcg[-1]), name, style["color"], float(x[-1])))
         drawn += known
     if across == "docs_visited":
-        _percent_axis(axes, [record.docs_visited for record in drawn])
+        percent_axis(axes, [record.docs_visited for record in drawn])
     else:
-        _bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
-    _label_ends(axes, labels)
+        bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
+    label_ends(axes, labels)
     save(figure, path)
 
 
@@ -172,7 +170,7 @@ def new_axes(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _exact_line(axes: Axes, name: str, ndcg: float) -> tuple[float, str, str]:
+def exact_line(axes: Axes, name: str, ndcg: float) -> tuple[float, str, str]:
     """Draw the horizontal line of an exhaustive search and return its label."""
     axes.axhline(ndcg, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
     return ndcg, name, "#555555"
@@ -191,7 +189,7 @@ def styles() -> Iterator[dict[str, Any]]:
         }
 
 
-def _percent_axis(axes: Axes, visited: Sequence[float]) -> None:
+def percent_axis(axes: Axes, visited: Sequence[float]) -> None:
     """Make the x axis logarithmic, in percent, from the least of `visited` (shares)."""
     axes.set_xscale("log")
     ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -201,7 +199,7 @@ def _percent_axis(axes: Axes, visited: Sequence[float]) -> None:
     axes.set_xlabel("documents visited")
 
 
-def _bytes_axis(axes: Axes, compression_of: Mapping[float, float]) -> None:
+def bytes_axis(axes: Axes, compression_of: Mapping[float, float]) -> None:
     """Make the x axis logarithmic, in bytes; its ticks also name the compression."""
     axes.set_xscale("log")
     axes.margins(x=0.1)
@@ -225,7 +223,7 @@ def _set_ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> Non
     axes.minorticks_off()
 
 
-def _label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
+def label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
     """Write the names of the lines right of the plot, so that no two names touch.
 
     Args:
