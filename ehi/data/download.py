@@ -8,7 +8,8 @@ import zipfile
 from pathlib import Path
 
 from tensorflow_datasets.core.download import checksums
-from tqdm import tqdm
+
+from ehi.progress import Progress
 
 CORPUS = "corpus.jsonl"
 TIMEOUT_SECONDS = 30
@@ -105,11 +106,10 @@ def _copy(url: str, file, digest) -> None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             size = int(response.headers.get("Content-Length") or 0) or None
-            bar = tqdm(desc=url, total=size, unit="B", unit_scale=True, disable=None)
-            with bar:
+            with Progress(f"download {url}", size, "bytes") as progress:
                 while chunk := response.read(CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
-                    bar.update(len(chunk))
+                    progress.update(len(chunk))
     except OSError as error:
         raise ConnectionError(f"cannot download {url}: {error}") from error

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from tqdm import tqdm
+
+from ehi.progress import track
 
 TABLES = "tables.npz"
 READ_AHEAD = 1024
@@ -164,8 +165,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return splits
 
     def _corpus_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
-        bar = tqdm(self.documents(), desc="preparing", unit=" documents", disable=None)
-        for row, document in enumerate(bar):
+        documents = track(self.documents(), "prepare", "documents")
+        for row, document in enumerate(documents):
             example = vars(document)
             self.doc_rows[document.id] = row
             self.corpus_digest.update(json.dumps(example).encode() + b"\n")

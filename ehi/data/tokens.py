@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from ehi.index.text.checkpoint import BPE_FILES, open_tokenizer
+from ehi.progress import Progress
 
 CHUNK_TEXTS = 1024
 IDS, OFFSETS = "ids.npy", "offsets.npy"
@@ -130,13 +130,12 @@ def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str], name: str, dtype):
     """Token ids and lengths of a chunk of texts at a time."""
     remaining = iter(texts)
-    bar = tqdm(total=len(texts), desc=f"tokenising {name}", unit=" texts", disable=None)
-    with bar:
+    with Progress(f"tokenise {name}", len(texts), "texts") as progress:
         while chunk := list(itertools.islice(remaining, CHUNK_TEXTS)):
             encoded = [item.ids for item in tokenizer.encode_batch_fast(chunk)]
             flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype)
             yield flat, [len(ids) for ids in encoded]
-            bar.update(len(chunk))
+            progress.update(len(chunk))
 
 
 def _offsets(lengths: Iterable[list[int]]) -> np.ndarray:

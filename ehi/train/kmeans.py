@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ehi.model.pq import nearest
+from ehi.progress import Progress, track
 
 # Rows whose distances to all centroids are in memory at a time.
 _CHUNK = 16384
@@ -45,7 +46,9 @@ def kmeans(
     x = check_rows(x, num_clusters, "clusters")
     root = jnp.zeros(len(x), jnp.int32)
     start = jnp.zeros((1, num_clusters, x.shape[1]))
-    centroids, chosen = _split_groups(x, root, start, iterations, key, spherical)
+    with Progress(f"k-means of {len(x):,} rows"):
+        found = _split_groups(x, root, start, iterations, key, spherical)
+        centroids, chosen = jax.block_until_ready(found)
     return centroids[0], chosen
 
 
@@ -74,13 +77,14 @@ def kmeans_tree(
     """
     x = _unit(check_rows(x, branching**height, "leaves"))
     nodes, parents, levels = jnp.zeros(len(x), jnp.int32), _unit(x.mean(0))[None], []
-    for h in range(height):
+    for h in track(range(height), "k-means tree", "levels", bar=False):
         seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
         shape = (branching**h, branching, x.shape[1])
         # Where a node has fewer rows than children, noise tells the others apart.
         noise = 0.1 * _unit(jax.random.normal(noise_key, shape))
         start = _unit(parents[:, None] + noise)  # (B^h, B, D)
-        children, nodes = _split_groups(x, nodes, start, iterations, seed_key, True)
+        found = _split_groups(x, nodes, start, iterations, seed_key, True)
+        children, nodes = jax.block_until_ready(found)  # so that time counts
         levels.append(children)
         parents = children.reshape(-1, x.shape[1])  # (B^(h+1), D)
     return levels, nodes

@@ -2,14 +2,12 @@
 
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ehi.parallel import preemption, processes
 from ehi.parallel.mesh import (
@@ -24,6 +22,7 @@ from ehi.parallel.mesh import (
     state_sharding,
     table_sharding,
 )
+from ehi.progress import Progress
 from ehi.train import checkpoint
 from ehi.train.batch import TrainingSet, make_batch
 from ehi.train.logs import MetricLog
@@ -97,7 +96,13 @@ def run_phase(
     with (
         preemption.finishing_steps(),
         checkpoint.Writer(directory) as writer,
-        _bar(f"{run} {name}", start, phase.steps) as bar,
+        Progress(
+            f"{run} {name}",
+            phase.steps,
+            "steps",
+            start=start,
+            silent=not processes.is_first(),
+        ) as progress,
     ):
         for step in range(start, phase.steps):
             if mines and step % mines == 0:
@@ -108,11 +113,11 @@ def run_phase(
             state, metrics = train_step(state, tables, batch, key)
             stopping = stop.after(metrics)
             pending.append(metrics)
-            bar.update()
+            progress.update()
             done, last = step + 1, step + 1 == phase.steps
             saves = last or stopping or done % phase.checkpoint_every == 0
             if saves or done % phase.log_every == 0:
-                bar.set_postfix(_flush(log, run, name, done, pending, clock))
+                progress.note("loss", _flush(log, run, name, done, pending, clock))
             if saves:
                 extra = {} if mined is None else {"mined": mined}
                 writer.save(done, {"state": state, "extra": extra})
@@ -154,11 +159,6 @@ def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> No
         )
 
 
-def _bar(label: str, start: int, steps: int) -> tqdm:
-    silent = not sys.stderr.isatty() or not processes.is_first()
-    return tqdm(total=steps, initial=start, desc=label, unit="step", disable=silent)
-
-
 def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
     alone = jax.process_count() == 1
     batch = make_batch(
@@ -176,8 +176,12 @@ def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
     return join_batch(mesh, batch, phase.batch_size, pool, phase.encoded) | flag
 
 
-def _flush(log, run, name, done, pending, clock) -> dict:
-    """One device_get for all steps since the last; stop at the first non-finite one."""
+def _flush(log, run, name, done, pending, clock) -> float:
+    """Log the steps since the last call, with one device_get, and return their loss.
+
+    Raises:
+      FloatingPointError: a metric is not finite; the first such step is named.
+    """
     rows = jax.device_get(pending)
     first = done - len(rows) + 1
     pending.clear()
@@ -190,7 +194,7 @@ def _flush(log, run, name, done, pending, clock) -> dict:
             )
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     log.write(run, name, done, means | clock.lap(len(rows)))
-    return {"loss": f"{means['loss']:.3f}"}
+    return means["loss"]
 
 
 class _Clock:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from ehi.model.pq import check_sizes, decode
+from ehi.progress import Progress, track
 from ehi.train.kmeans import check_rows, choose, refine
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
@@ -45,8 +45,10 @@ def fit_pq(
     """
     x = check_rows(x, num_codewords, "codewords")
     check_sizes(x.shape[1], num_subspaces, num_codewords)
-    codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
-    return _refine_codebooks(x, codebooks, codes, iterations)[0]
+    with Progress(f"PQ of {len(x):,} rows"):
+        codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
+        codebooks, _ = _refine_codebooks(x, codebooks, codes, iterations)
+        return jax.block_until_ready(codebooks)
 
 
 def fit_opq(
@@ -91,11 +93,13 @@ def fit_opq(
     rotation = jax.random.orthogonal(rotation_key, x.shape[1])
     z = _dot(x, rotation)
     codebooks, codes = _start_codebooks(z, num_subspaces, num_codewords, rows_key)
-    for _ in tqdm(range(rounds), "OPQ", disable=None):
+    for _ in track(range(rounds), "OPQ", "rounds"):
         codebooks, codes = _refine_codebooks(z, codebooks, codes, 2)
         rotation = _procrustes(_cross(x, codebooks, codes))
         z = _dot(x, rotation)
-    return rotation, _refine_codebooks(z, codebooks, codes, iterations)[0]
+    with Progress("OPQ, last iterations"):
+        codebooks, _ = _refine_codebooks(z, codebooks, codes, iterations)
+        return rotation, jax.block_until_ready(codebooks)
 
 
 def _start_codebooks(z, num_subspaces, num_codewords, key):
