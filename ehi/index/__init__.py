@@ -20,7 +20,8 @@ f frontier nodes.
 """
 
 from ehi.index.errors import IndexCorruptError, IndexLockedError
-from ehi.index.faiss_from import FaissIndex, from_faiss, to_faiss
+from ehi.index.faiss_from import from_faiss
+from ehi.index.faiss_to import FaissIndex, to_faiss
 from ehi.index.index import Index, build_index, open_index, save_index
 from ehi.index.search.routing import assign_leaves, leaf_log_probs
 from ehi.index.search.search import Hits

@@ -1,13 +1,13 @@
-"""Faiss both ways: `to_faiss(index)` and `from_faiss(faiss_index)`.
+"""An index of Faiss as an Index: the lists become leaves, centroids become tree nodes.
 
-Faiss is imported by these functions when they run, not with this module.
+`from_faiss` imports Faiss when it runs, not with this module.
 """
 
 import numpy as np
 
 from ehi.index.check import finite_rows
 from ehi.index.contents import Contents, Segment, check_ids
-from ehi.index.faiss_to import FaissIndex, import_faiss, list_ids, to_faiss
+from ehi.index.faiss_to import import_faiss, list_ids
 from ehi.index.index import Index
 from ehi.index.parameters import (
     Parameters,
@@ -16,25 +16,24 @@ from ehi.index.parameters import (
     check_tree,
 )
 
-__all__ = ["FaissIndex", "from_faiss", "to_faiss"]
-
 _KINDS = ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
 
 
 def from_faiss(faiss_index, ids=None):
     """An inner-product index of Faiss as an Index.
 
-    Lists and codes stay as they are. The coarse centroids become the nodes of a tree of
-    height 1, so that `search(beam=b)` visits the lists that Faiss does with nprobe = b;
-    a flat index becomes one of a single leaf. A rotation before raw vectors is undone.
+    Lists and codes do not change. The coarse centroids become the nodes of a tree of
+    height 1, so `search(beam=b)` visits the lists that Faiss visits with nprobe = b. A
+    flat index becomes an index of one leaf. A rotation of raw vectors is undone.
 
     Args:
-        faiss_index: IndexFlatIP, IndexIVFFlat, or IndexIVFPQ of 4 or 8 bits, with
-            orthonormal LinearTransforms (OPQ) before it or none, and IndexFlatIP or
-            IndexFlatL2 as coarse quantiser.
+        faiss_index: IndexFlatIP, IndexIVFFlat, or IndexIVFPQ of 4 or 8 bits. Its coarse
+            quantiser is IndexFlatIP or IndexFlatL2. Orthonormal LinearTransforms (OPQ)
+            may come before it.
         ids: the external id of Faiss id i is ids[i]; None takes the Faiss ids. An id in
-            several lists is one spilled document, if all are in equally many. Of an
-            export of `to_faiss`, ids are those of the rows, deleted ones included.
+            several lists is one spilled document; all ids must be in the same number of
+            lists. For an export of `to_faiss`, i is the row, and rows of deleted
+            documents count.
 
     Returns:
         Index, in memory.
@@ -43,6 +42,14 @@ def from_faiss(faiss_index, ids=None):
         ImportError: Faiss is not installed.
         ValueError: another metric or another kind of index, an empty one, ids that do
             not fit.
+
+    Example:
+        >>> import faiss, numpy as np
+        >>> flat = faiss.IndexFlatIP(4)
+        >>> flat.add(np.eye(4, dtype=np.float32))
+        >>> index = from_faiss(flat, ids=["a", "b", "c", "d"])
+        >>> index.search(np.array([[0.1, 0.9, 0.5, 0]]), k=2).ids.tolist()
+        [['b', 'c']]
     """
     faiss = import_faiss()
     core, rotation = _core(faiss, faiss_index)
@@ -84,25 +91,25 @@ def from_faiss(faiss_index, ids=None):
 
 
 def _core(faiss, index):
-    """The index behind the transforms before it, and their product (D, D) or None.
+    """The index after all transforms, and the product of these (D, D) or None.
 
     Raises:
-        ValueError: a kind, metric or transform that an Index does not have.
+        ValueError: a kind, metric or transform that an Index cannot represent.
     """
     chained = isinstance(index, faiss.IndexPreTransform)
     core = faiss.downcast_index(index.index) if chained else index
     kind = type(core).__name__
     if isinstance(core, faiss.Index) and core.metric_type == faiss.METRIC_L2:
         raise ValueError(
-            f"this {kind} ranks by L2 distance. An Index ranks by inner product, which "
-            "orders documents otherwise unless all have one norm: normalise the "
-            "embeddings and build the Faiss index with METRIC_INNER_PRODUCT"
+            f"this {kind} ranks by L2 distance, but an Index by inner product. The "
+            "orders differ unless all norms are equal: normalise the embeddings and "
+            "build the Faiss index with METRIC_INNER_PRODUCT"
         )
-    # Subclasses hold something else beside the lists, or in them.
+    # A subclass holds something else beside its lists, or in them.
     if kind not in (*_KINDS, "IndexFlat"):
         raise ValueError(
-            f"cannot take {kind}; allowed are {', '.join(_KINDS)}, each perhaps in "
-            "an IndexPreTransform"
+            f"cannot take {kind}; allowed are {', '.join(_KINDS)}, also in an "
+            "IndexPreTransform"
         )
     if core.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(
@@ -122,20 +129,20 @@ def _matrix(faiss, step):
     kind = type(step).__name__
     if not isinstance(step, faiss.LinearTransform):
         raise ValueError(
-            f"cannot take {kind}; allowed before the lists are orthonormal "
-            "LinearTransforms: apply others to the embeddings"
+            f"cannot take {kind}; allowed before an index are orthonormal "
+            "LinearTransforms: apply other transforms to the embeddings"
         )
     if step.d_in != step.d_out:
         raise ValueError(f"this {kind} changes the width: {step.d_in} to {step.d_out}")
     if step.A.size() != step.d_in * step.d_out:
         raise ValueError(f"this {kind} is not trained")
     if step.have_bias:
-        raise ValueError(f"this {kind} has a bias, which an Index has not")
+        raise ValueError(f"this {kind} has a bias, which an Index cannot represent")
     return faiss.vector_to_array(step.A).reshape(step.d_out, step.d_in).T
 
 
 def _coarse(faiss, core, rotation):
-    """The tree that visits leaves as the coarse quantiser does; centroids (P, D)."""
+    """The tree that visits the leaves that the coarse quantiser visits; (P, D)."""
     quantiser = faiss.downcast_index(core.quantizer)
     kind = type(quantiser).__name__
     metrics = (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2)
@@ -160,9 +167,9 @@ def _coarse(faiss, core, rotation):
 
 
 def _lists(faiss, core):
-    """Where each list starts (P + 1,), and of each copy its id (C,) and bytes (C, m).
+    """Where each list starts (P + 1,); the id (C,) and the bytes (C, m) of each copy.
 
-    Within a list, copies stand in the order of their ids.
+    Within a list, copies are in the order of their ids.
     """
     lists = core.invlists
     sizes = [lists.list_size(number) for number in range(core.nlist)]
@@ -191,18 +198,18 @@ def _codebooks(faiss, quantiser):
 
 
 def _spill(distinct, rows, offsets):
-    """Lists that every document stands in."""
+    """The number of lists that every document is in."""
     counts = np.bincount(rows)
     same_list = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     twice = (rows[1:] == rows[:-1]) & (same_list[1:] == same_list[:-1])
     if twice.any():
         again = distinct[rows[1:][twice][0]]
-        raise ValueError(f"Faiss id {again} stands twice in one list")
+        raise ValueError(f"Faiss id {again} is twice in one list")
     if counts.min() < counts.max():
         most, least = distinct[counts.argmax()], distinct[counts.argmin()]
         raise ValueError(
-            f"Faiss id {most} stands in {counts.max()} lists and id {least} in "
-            f"{counts.min()}; ids must be distinct, or all spilled alike"
+            f"Faiss id {most} is in {counts.max()} lists and id {least} in "
+            f"{counts.min()}; all ids must be in the same number of lists"
         )
     return int(counts[0])
 
@@ -212,8 +219,8 @@ def _external(numbers, ids):
     if ids is None:
         if numbers[0] < 0:
             raise ValueError(
-                f"ids start from 0, the Faiss index has {numbers[0]}: add its "
-                "documents under other ids"
+                f"ids start from 0, the Faiss index has {numbers[0]}: give its "
+                "documents other ids"
             )
         return check_ids(numbers, len(numbers))
     ids = list(ids)

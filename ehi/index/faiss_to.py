@@ -1,9 +1,10 @@
-"""An Index as an index of Faiss.
+"""An Index as an index of Faiss, and a search of it in the leaves that we choose.
 
-The leaves become the inverted lists of an IndexIVFFlat (raw leaves, float16 vectors as
-the float32 values they are) or an IndexIVFPQ (codes, byte for byte), by inner product;
-ids in the lists are document rows. A rotation stands before it, in an
-IndexPreTransform.
+Raw leaves become the inverted lists of an IndexIVFFlat, float16 vectors as float32.
+Codes become those of an IndexIVFPQ, byte for byte. The metric is the inner product, and
+ids in the lists are document rows. A rotation comes first, in an IndexPreTransform.
+
+The functions import Faiss when they run.
 """
 
 import functools
@@ -24,20 +25,23 @@ from ehi.index.search.routing import route, rows_at_once
 from ehi.index.search.search import check_beam
 from ehi.index.search.topk import EMPTY, drop_duplicates, pack, smallest, unpack
 
+_VALUES = 2**22  # of the largest temporary array of a search
+
 
 def to_faiss(index, *, fastscan=False):
     """Copies the documents of an index into an index of Faiss.
 
-    Deleted documents are left out; what is added or deleted later is not seen. The
-    coarse quantiser holds leaf centroids where codes are of residuals, the nodes of a
-    tree of height 1 without residual layer and biases, else the mean of each leaf.
-    Only with the nodes does Faiss's own `search` visit the leaves that ours does, so
-    search through the wrapper.
+    Deleted documents are left out, and later changes of the index are not seen. The
+    vectors of the coarse quantiser are the leaf centroids if codes are of residuals,
+    the nodes of a tree of height 1 without residual layer and biases, or else the mean
+    of each leaf. Faiss's own `search` visits the leaves that ours visits only if these
+    are the nodes, so search through the wrapper.
 
     Args:
         index: an Index.
-        fastscan: an IndexIVFPQFastScan, for 4-bit codes: several times faster, with
-            scores rounded by its 8-bit tables; see `rerank` of `FaissIndex.search`.
+        fastscan: True makes an IndexIVFPQFastScan of 4-bit codes. It is several times
+            faster, and its 8-bit tables round the scores: see `rerank` of
+            `FaissIndex.search`.
 
     Returns:
         FaissIndex.
@@ -45,7 +49,15 @@ def to_faiss(index, *, fastscan=False):
     Raises:
         ImportError: Faiss is not installed.
         ValueError: fastscan of leaves other than 4-bit codes.
-        IndexCorruptError: leaves point at rows that are not there.
+        IndexCorruptError: leaves point at rows that do not exist.
+
+    Example:
+        >>> import faiss, numpy as np
+        >>> from ehi.index import build_index
+        >>> index = build_index(np.eye(4), ["a", "b", "c", "d"], tree=None)
+        >>> ids, scores = to_faiss(index).search(np.array([[0.25, 0.5, 0, 0]]), k=2)
+        >>> ids.tolist(), scores.tolist()
+        ([['b', 'a']], [[0.5, 0.25]])
     """
     faiss = import_faiss()
     source = replace(index)
@@ -99,7 +111,7 @@ def _fill(faiss, lists, index):
 
 
 def _given_centroids(index):
-    """(P, D) vectors of the leaves that the index itself has, or None."""
+    """(P, D) vectors that the index has of its leaves, or None."""
     if index.leaf_centroids is not None:
         return index.leaf_centroids
     tree = index.routing_tree
@@ -110,7 +122,7 @@ def _given_centroids(index):
 
 
 def _stored(index, leaf):
-    """The bytes of a leaf as Faiss holds them, and a function giving their vectors."""
+    """The bytes of a leaf as Faiss stores them, and a function: () -> their vectors."""
     deleted = index.contents.deleted
     parts = []
     for segment in index.segments:
@@ -126,31 +138,16 @@ def _stored(index, leaf):
     return stored, lambda: decode(stored, index.byte_codebooks)
 
 
-# MERGED ehi_index_interop_search: An exported index, searched by Faiss in the leaves
-# that our routing chooses.
-
-_VALUES = 2**22  # of the largest temporary array of a search
-
-
-def import_faiss():
-    """The module `faiss`, or an ImportError that says how to install it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("this needs Faiss: pip install 'ehi[faiss]'") from error
-    return faiss
-
-
 @dataclass(frozen=True, eq=False)
 class FaissIndex:
-    """An index of Faiss, and the Index that routes its queries and names its results.
+    """An index of Faiss, and the Index that routes queries and knows external ids.
 
     Made by `to_faiss` or `read`.
 
     Attributes:
         index: the faiss index; its ids are rows of `source`.
-        source: the Index as it was when exported. Its leaves are read by `rerank` only,
-            so one that is mapped into memory costs little.
+        source: the Index as it was when exported. Only `rerank` reads its leaves, so an
+            index that is mapped into memory takes little memory.
     """
 
     index: Any
@@ -159,9 +156,9 @@ class FaissIndex:
     def search(self, queries, k=10, *, beam=1, rerank=0):
         """The k best documents in the `beam` best leaves of each query.
 
-        The same ids, and scores to within 1e-4, as `source.search` found when exported,
-        but for documents of equal scores, and those of fast-scan. A fast-scan score is
-        rounded: `rerank` candidates by it are scored again with the exact codes.
+        Ids are those of `source.search` at the time of the export, and scores are
+        within 1e-4; documents of equal scores may swap. Fast-scan rounds its scores, so
+        `rerank` candidates by these are scored again with the exact codes.
 
         Args:
             queries: (N, D) floats.
@@ -195,10 +192,10 @@ class FaissIndex:
         return source.external_ids(rows), scores
 
     def write(self, path):
-        """Writes the faiss index to a file, which it replaces whole.
+        """Writes the faiss index to a file, and replaces an old file as a whole.
 
         Raises:
-            OSError: it cannot be written; a file that was there is as it was.
+            OSError: it cannot be written; an old file is unchanged.
         """
         faiss, path = import_faiss(), Path(path)
         part = path.with_name(f"{path.name}.part")
@@ -220,19 +217,19 @@ class FaissIndex:
 
         Args:
             path: the file.
-            source: the Index it was exported from, of the same documents.
+            source: the Index that was exported, with the same documents.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no file.
             IndexCorruptError: Faiss cannot read it.
-            ValueError: `source` holds other documents, or has other leaves.
+            ValueError: `source` has other documents or other leaves.
         """
         faiss = import_faiss()
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is no file of Faiss: it does not exist")
+            raise FileNotFoundError(f"no Faiss index at {path}: it does not exist")
         try:
             found = faiss.read_index(os.fspath(path))
-        except RuntimeError as error:  # of which the last line says why
+        except RuntimeError as error:  # its last line says why
             reason = str(error).strip().splitlines()[-1]
             raise IndexCorruptError(f"Faiss cannot read {path}: {reason}") from None
         read = cls(found, replace(source))
@@ -246,14 +243,14 @@ class FaissIndex:
             ids = list_ids(faiss, lists.invlists, leaf)
             if not np.array_equal(ids, source.contents.rows_in_leaf(leaf)):
                 raise ValueError(
-                    f"{path} holds other documents than the index in leaf {leaf}: "
-                    "export it again"
+                    f"{path} and the index have different documents in leaf {leaf}: "
+                    "export the index again"
                 )
         return read
 
     @functools.cached_property
     def _lists(self):
-        """The faiss index without the rotation before it."""
+        """The faiss index after the rotation."""
         faiss = import_faiss()
         if isinstance(self.index, faiss.IndexPreTransform):
             return faiss.downcast_index(self.index.index)
@@ -261,7 +258,7 @@ class FaissIndex:
 
     @functools.cached_property
     def _copies(self):
-        """Of each segment, the copies of every document: (N, s)."""
+        """For each segment, the copies of every document: (N, s)."""
         spill = self.source.spill
         return [
             np.argsort(segment.leaf_rows, kind="stable").reshape(-1, spill)
@@ -295,8 +292,8 @@ class FaissIndex:
         scores = np.empty((num, wanted), np.float32)
         rows = np.empty((num, wanted), np.int64)
         rotated, leaves, offsets = map(np.ascontiguousarray, (rotated, leaves, offsets))
-        # The method without `_c` takes the number of leaves from the index, where
-        # setting it would disturb other threads.
+        # The method without `_c` reads the number of leaves from the index, and setting
+        # it there would disturb other threads.
         self._lists.search_preassigned_c(
             num, faiss.swig_ptr(rotated), wanted, faiss.swig_ptr(leaves),
             faiss.swig_ptr(offsets), faiss.swig_ptr(scores), faiss.swig_ptr(rows),
@@ -335,7 +332,16 @@ def list_ids(faiss, invlists, number):
 
 
 def _vectors(index, segment, copies):
-    """What is known of copies of documents, without their centroids: (m, D)."""
+    """Vectors of copies of documents, or their decoded codes: (m, D)."""
     if segment.codes is None:
         return segment.vectors[copies].astype(np.float32)
     return decode(segment.codes[copies], index.byte_codebooks)
+
+
+def import_faiss():
+    """The module `faiss`, or an ImportError that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("this needs Faiss: pip install 'ehi[faiss]'") from error
+    return faiss

@@ -1,8 +1,8 @@
-"""Ray, connected: an extra, imported by the functions that use it and nowhere else."""
+"""Connects to Ray, which is an extra: only the functions that use it import it."""
 
 import os
 
-_OBJECT_STORE = 100_000_000  # bytes of a new local cluster: what passes is small
+_OBJECT_STORE = 100_000_000  # bytes of a new local cluster; little data passes through
 
 
 def start_ray(address="local", num_cpus=2):
@@ -11,7 +11,7 @@ def start_ray(address="local", num_cpus=2):
     Its usage statistics are switched off.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Ray is not installed.
         ConnectionError: no cluster at this address, or a new one does not start.
     """
     ray = import_ray()
@@ -29,7 +29,7 @@ def start_ray(address="local", num_cpus=2):
         options["runtime_env"] = {"env_vars": ours}
     try:
         ray.init(address=address, **options)
-    except Exception as error:  # of many kinds; a plain Exception after a slow start
+    except Exception as error:  # of many types; a plain Exception after a slow start
         raise ConnectionError(f"no Ray at {address!r}: {error}") from error
     return ray, True
 
@@ -41,6 +41,6 @@ def import_ray():
         import ray
     except ImportError:
         raise ImportError(
-            "Ray is not installed: pip install 'ehi[ray]' brings it"
+            "Ray is not installed: pip install 'ehi[ray]' installs it"
         ) from None
     return ray

@@ -1,9 +1,17 @@
-"""An index divided by document into several, and what these find merged again.
+"""An index that no single machine holds: shards by document, one router.
 
-The whole index and its parts give the same answers: a document stands in one part with
-all its copies, queries go to the same leaves of every part, and rows of the parts, one
-after the other, are in the order of the whole, so that ties are broken as there. Scores
-are equal but for rounding: a leaf cut into parts is multiplied in other shapes.
+    folders = split_index("runs/x/index", "parts", shards=4)
+    with ShardedIndex.start(folders) as index:
+        hits = index.search(queries, k=10, beam=8)
+
+The router has the parameters. It routes the queries once, asks all shards for the best
+documents in these leaves, and merges the answers by score and then by row. Every shard
+is a Ray actor. The functions that use Ray, of the extra `ray`, import it.
+
+The shards together answer as the whole index does, ties included: one shard holds all
+copies of a document, queries visit the same leaves in every shard, and the rows of the
+shards, one after the other, are in the order of the whole index. Scores differ by
+rounding only, because the products have other shapes.
 """
 
 import dataclasses
@@ -18,21 +26,27 @@ from ehi.index.check import check_count, check_queries
 from ehi.index.folder import read_folder
 from ehi.index.index import Index, open_index, save_index
 from ehi.index.ray_cluster import start_ray
-from ehi.index.search.search import Hits, route_queries, row_mask, search
+from ehi.index.search.search import (
+    Hits,
+    rerank_scores,
+    route_queries,
+    row_mask,
+    search,
+)
 from ehi.index.search.topk import EMPTY, pack, unpack
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
-_RERANK_VALUES = 2**22  # of stored vectors, read at once
+_START_SECONDS = 300  # for all shards to open
 
 
 def split_index(path, out_dir, shards):
     """Divides an index by document into folders with the same parameters and ids.
 
-    Documents stay in their order: shard k of S has those numbered k N // S up to
+    Documents keep their order: shard k of S has the documents k N // S up to
     (k + 1) N // S, deleted ones not counted. Memory: that of `Index.compact`.
 
     Args:
-        path: folder of the index, which stays as it is.
+        path: folder of the index, which stays unchanged.
         out_dir: where `shard-00000-of-00004` and so on are written.
         shards: how many, 1 .. N.
 
@@ -66,113 +80,11 @@ def split_index(path, out_dir, shards):
     return folders
 
 
-def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
-    """What one shard finds, for `merge_answers`: name -> array.
-
-    With `rerank`, that is as many candidates with both scores: which of them are
-    scored again is known only when all shards have answered.
-
-    Args:
-        index: the Index of the shard.
-        leaves: (N, b) where the queries go, of `route_queries`.
-        queries, k, rerank, allow, deny, settings: as of `Index.search`.
-
-    Returns:
-        ids, scores, rows and visited, as in Hits, and 'rescored' (N, rerank) float32
-        with `rerank`.
-
-    Raises:
-        ValueError: what `Index.search` refuses.
-    """
-    settings["mask"] = row_mask(index.contents, allow, deny)
-    # Of no queries: refuses what an index refuses.
-    search(index.parameters, index.contents, queries[:0], k, rerank=rerank, **settings)
-    hits = search(
-        index.parameters,
-        index.contents,
-        queries,
-        rerank or k,
-        leaves=leaves,
-        **settings,
-    )
-    names = ("scores", "rows", "visited")
-    found = {name: getattr(hits, name) for name in names}
-    found["ids"] = index.external_ids(hits.rows)
-    if rerank:
-        queries = check_queries(queries, index.width)
-        found["rescored"] = np.empty(hits.rows.shape, np.float32)
-        step = max(1, _RERANK_VALUES // (rerank * index.width))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            rows = np.maximum(hits.rows[part], 0)
-            vectors = index.contents.rerank_vectors(rows)  # (n, r, D)
-            scores = np.matmul(vectors, queries[part, :, None])[:, :, 0]
-            found["rescored"][part] = scores
-    return found
-
-
-def merge_answers(answers, first_rows, k):
-    """What all shards found together, best first, ties by row: fields of Hits.
-
-    Args:
-        answers: of `answer`, one a shard.
-        first_rows: (shards,) where the rows of each start.
-        k: results of a query.
-    """
-    rows = [
-        np.where(found["rows"] < 0, -1, found["rows"] + first)
-        for found, first in zip(answers, first_rows, strict=True)
-    ]
-    columns = {"rows": np.concatenate(rows, axis=1)}
-    for name in ("ids", "scores", "rescored"):
-        if name in answers[0]:
-            columns[name] = np.concatenate([a[name] for a in answers], axis=1)
-    candidates = answers[0]["rows"].shape[1]
-    columns = _best(columns, columns["scores"], candidates)
-    if "rescored" in columns:
-        columns = _best(columns, columns.pop("rescored"), k)
-    return columns | {"visited": sum(found["visited"] for found in answers)}
-
-
-def _best(columns, scores, k):
-    """The k best columns of every array (N, c) by score, then by row."""
-    rows = columns["rows"]
-    keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
-    order = np.argsort(keys, axis=1)[:, :k]
-    best = {
-        name: np.take_along_axis(values, order, axis=1)
-        for name, values in columns.items()
-    }
-    best["scores"] = unpack(np.take_along_axis(keys, order, axis=1))[0]
-    return best
-
-
-# MERGED ehi_index_ray_shards: An index that no single machine holds: document shards
-# as Ray actors, one router.
-#
-#     folders = split_index("runs/x/index", "parts", shards=4)
-#     with ShardedIndex.start(folders) as index:
-#         hits = index.search(queries, k=10, beam=8)
-#
-# The router has the parameters: it finds the leaves of the queries once, asks all
-# shards
-# for what stands in them, and merges what they find. A document stands in one shard
-# with
-# all its copies, and rows of all shards are in the order of the whole index, so merging
-# by score and then by row gives its answer, ties included. Scores are equal but for
-# rounding: a leaf cut into shards is multiplied in other shapes.
-#
-# Needs the extra `ray`, which is imported by the functions that use it.
-#
-
-_START_SECONDS = 300  # for all shards to open
-
-
 @dataclass(eq=False, slots=True)
 class ShardedHits(Hits):
     """Results of N queries from the shards that answered: see `Hits`.
 
-    `visited` is summed over the shards, `nodes_scored` is of the router.
+    `visited` is the sum over these shards. The router counts `nodes_scored`.
 
     Attributes:
         answered: documents of these shards / documents of all; 1.0 is everything.
@@ -184,7 +96,7 @@ class ShardedHits(Hits):
 class ShardedIndex:
     """Document shards behind one router. Made by `start`; `close` ends its actors.
 
-    One thread at a time may search. Nobody may write to the folders meanwhile.
+    Only one thread at a time may search, and nobody may write to the folders.
     """
 
     def __init__(self, ray, actors, sizes, owns_ray, router):
@@ -199,14 +111,14 @@ class ShardedIndex:
         """Opens every folder in an actor of its own, spread over the machines.
 
         Args:
-            folders: of `split_index`, all parts of one index, in any order; where this
-                machine and those of the actors can read them.
+            folders: of `split_index`, all parts of one index, in any order. This
+                machine and those of the actors must be able to read them.
             address: of a Ray cluster, or 'local' for a new one on this machine, which
-                `close` ends. Where Ray is connected already, that is used instead.
-            num_cpus: of a new local one.
+                `close` ends. If Ray is connected already, that cluster is used.
+            num_cpus: of a new local cluster.
 
         Raises:
-            ValueError: a shard is missing, there twice, or of another index.
+            ValueError: a shard is missing, given twice, or of another index.
             FileNotFoundError: no index in a folder.
             ImportError: Ray is not installed.
         """
@@ -273,7 +185,7 @@ class ShardedIndex:
         )  # fmt: skip
 
     def close(self):
-        """Ends the actors, and Ray where `start` started it."""
+        """Ends the actors, and Ray if `start` started it."""
         actors, self._actors = self._actors, []
         _stop(self._ray, actors, self._owns_ray)
 
@@ -284,7 +196,7 @@ class ShardedIndex:
         self.close()
 
     def _up(self, timeout):
-        """Shards to ask: all but those that failed and are not back yet."""
+        """Shards to ask: all except those that failed and are not back yet."""
         if not self._actors:
             raise ValueError("this ShardedIndex is closed")
         if len(self._down) == len(self._actors):
@@ -302,7 +214,7 @@ class ShardedIndex:
         self._down[shard] = self._actors[shard].sizes.remote()
 
     def _part_of(self, shard, name, chosen):
-        """What of `allow` or `deny` a shard gets: all ids, its rows of a mask."""
+        """A shard's part of `allow` or `deny`: all ids, or its rows of a mask."""
         if not (isinstance(chosen, np.ndarray) and chosen.dtype == bool):
             return chosen
         total = int(self._num_rows.sum())
@@ -315,7 +227,7 @@ class ShardedIndex:
         return chosen[first : first + self._num_rows[shard]]
 
     def _collect(self, asked, timeout):
-        """Shard -> answer, of those that answered in time; the others are down."""
+        """Shard -> answer, for the shards that answered in time; others are down."""
         calls, answers = list(asked.values()), {}
         if calls:
             self._ray.wait(calls, num_returns=len(calls), timeout=timeout)
@@ -327,22 +239,6 @@ class ShardedIndex:
             except (self._ray.exceptions.RayActorError, TimeoutError):
                 self._miss(shard)
         return answers
-
-
-class _Server:
-    """A shard in its actor."""
-
-    def __init__(self, folder):
-        self.index = open_index(folder)
-
-    def sizes(self):
-        return self.index.contents.num_rows, self.index.num_documents
-
-    def pid(self):
-        return os.getpid()
-
-    def search(self, queries, leaves, k, **settings):
-        return answer(self.index, queries, leaves, k, **settings)
 
 
 def _in_order(folders):
@@ -368,8 +264,92 @@ def _in_order(folders):
     return [found[number] for number in range(count)]
 
 
+class _Server:
+    """A shard in its actor."""
+
+    def __init__(self, folder):
+        self.index = open_index(folder)
+
+    def sizes(self):
+        return self.index.contents.num_rows, self.index.num_documents
+
+    def pid(self):
+        return os.getpid()
+
+    def search(self, queries, leaves, k, **settings):
+        return answer(self.index, queries, leaves, k, **settings)
+
+
 def _stop(ray, actors, owns_ray):
     for actor in actors:
         ray.kill(actor)
     if owns_ray:
         ray.shutdown()
+
+
+def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
+    """What one shard finds, for `merge_answers`: name -> array.
+
+    With `rerank`, a shard returns as many candidates with both scores. Only the answers
+    of all shards together show which candidates are among the `rerank` best.
+
+    Args:
+        index: the Index of the shard.
+        leaves: (N, b) leaves that the queries visit, of `route_queries`.
+        queries, k, rerank, allow, deny, settings: as of `Index.search`.
+
+    Returns:
+        ids, scores, rows and visited, as in Hits, and 'rescored' (N, rerank) float32
+        with `rerank`.
+
+    Raises:
+        ValueError: as `Index.search`.
+    """
+    parameters, contents = index.parameters, index.contents
+    settings["mask"] = row_mask(contents, allow, deny)
+    # A search of no queries refuses what an index refuses, `rerank` < k included.
+    search(parameters, contents, queries[:0], k, rerank=rerank, **settings)
+    hits = search(parameters, contents, queries, rerank or k, leaves=leaves, **settings)
+    names = ("scores", "rows", "visited")
+    found = {name: getattr(hits, name) for name in names}
+    found["ids"] = index.external_ids(hits.rows)
+    if rerank:
+        queries = check_queries(queries, index.width)
+        found["rescored"] = rerank_scores(contents, queries, hits.rows)
+    return found
+
+
+def merge_answers(answers, first_rows, k):
+    """The best of all shards' answers, ties by row: fields of Hits.
+
+    Args:
+        answers: of `answer`, one for each shard.
+        first_rows: (shards,) where the rows of each start.
+        k: results of each query.
+    """
+    rows = [
+        np.where(found["rows"] < 0, -1, found["rows"] + first)
+        for found, first in zip(answers, first_rows, strict=True)
+    ]
+    columns = {"rows": np.concatenate(rows, axis=1)}
+    for name in ("ids", "scores", "rescored"):
+        if name in answers[0]:
+            columns[name] = np.concatenate([a[name] for a in answers], axis=1)
+    candidates = answers[0]["rows"].shape[1]
+    columns = _best(columns, columns["scores"], candidates)
+    if "rescored" in columns:
+        columns = _best(columns, columns.pop("rescored"), k)
+    return columns | {"visited": sum(found["visited"] for found in answers)}
+
+
+def _best(columns, scores, k):
+    """The k best columns of every array (N, c) by score, then by row."""
+    rows = columns["rows"]
+    keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+    order = np.argsort(keys, axis=1)[:, :k]
+    best = {
+        name: np.take_along_axis(values, order, axis=1)
+        for name, values in columns.items()
+    }
+    best["scores"] = unpack(np.take_along_axis(keys, order, axis=1))[0]
+    return best

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faiss_cases import NUM, PRODUCT, WIDTH, X, make, trained
 
-from ehi.index.faiss_from import from_faiss, to_faiss
+from ehi.index import from_faiss, to_faiss
 
 faiss = pytest.importorskip("faiss")
 pytestmark = pytest.mark.faiss
@@ -64,11 +64,11 @@ def biased():
         ),
         (
             lambda: trained("IVF1,Flat", np.arange(NUM) // 2),
-            "Faiss id 0 stands twice in one list",
+            "Faiss id 0 is twice in one list",
         ),
         (
             lambda: trained("IVF700,Flat", np.r_[0, np.arange(NUM - 1)]),
-            "Faiss id 0 stands in 2 lists and id 1 in 1",
+            "Faiss id 0 is in 2 lists and id 1 in 1",
         ),
     ],
 )

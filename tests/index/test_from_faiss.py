@@ -18,8 +18,7 @@ from faiss_cases import (
     update,
 )
 
-from ehi.index import open_index, save_index
-from ehi.index.faiss_from import from_faiss, to_faiss
+from ehi.index import from_faiss, open_index, save_index, to_faiss
 
 faiss = pytest.importorskip("faiss")
 pytestmark = pytest.mark.faiss

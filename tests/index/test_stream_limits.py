@@ -13,10 +13,10 @@ from ehi.index import open_index
 _CHILD = """
 import resource, signal, sys
 import numpy as np
-from ehi.index.stream import ids, scratch
+from ehi.index.stream import sorting
 from ehi.index.stream import Shard, build_folder
 
-scratch._BAND_BYTES, ids._REGION_IDS = 2**22, 2**14
+sorting._BAND_BYTES, sorting._REGION_IDS = 2**22, 2**14
 path, num, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
 tree = {"kind": "per_node", "nodes": [rng.standard_normal((1, 64, 64))], "scale": 1.0}

@@ -42,7 +42,7 @@ BAD = {
     r"shard 3 must hold blocks .* got the shape \(4,\)": {
         "embeddings": lambda: iter(X)
     },
-    r"doc_ids repeat: 'dök/7' stands in row 7 of shard 0 and in row 5 of shard 3": {
+    r"doc_ids repeat: 'dök/7' is in row 7 of shard 0 and in row 5 of shard 3": {
         "ids": [*IDS[121:126], IDS[7], *IDS[127:400]]
     },
     "the ids of shard 3 are integers, those before it strings": {
@@ -77,7 +77,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
 
 BAD_NAMES = {
     "two shards have the name 'a'": ["a", "b", "c", "a", "d"],
-    "numbers of shards count from 0 on, and shard 3 is missing": [0, 1, 2, 5, 4],
+    "numbers of shards count from 0, and shard 3 is missing": [0, 1, 2, 5, 4],
     "shard 0 is missing: got 5 shards from -1 to 3": [0, 1, 2, 3, -1],
     "must be all strings or all numbers, or all None": ["a", 1, "c", "d", None],
 }
@@ -100,7 +100,7 @@ BAD_ARGUMENTS = {
         "shards": [Shard(np.ones((9, 2), int), IDS[:9])]
     },
     "too large for 8 documents": {"shards": [Shard(X[:8], IDS[:8])]},
-    "beam 1 is narrower than the 2 leaves a document": {"beam": 1, "spill": 2},
+    "beam 1 is smaller than the 2 leaves of each document": {"beam": 1, "spill": 2},
     "threads must be at least 1": {"threads": 0},
     "leaf_dtype must be one of": {"leaf_dtype": "int8"},
     "rotation needs codebooks": {"rotation": np.eye(WIDTH)},
@@ -170,5 +170,5 @@ def test_equal_hashes_of_different_strings_are_no_repetition(tmp_path, monkeypat
     hashes = "ehi.index.stream.sorting._hash"
     monkeypatch.setattr(hashes, lambda ids: np.full(len(ids), 7, np.uint64))
     build_folder(tmp_path / "new", make_shards(), tree=TREE)
-    with pytest.raises(ValueError, match="repeat: 'dök/3' stands in row 3 of shard 0"):
+    with pytest.raises(ValueError, match="repeat: 'dök/3' is in row 3 of shard 0"):
         build_folder(tmp_path / "new", make_shards(ids=IDS[3:282]), tree=TREE)

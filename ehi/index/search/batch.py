@@ -1,8 +1,10 @@
-"""Scores of several leaves at once, each against the queries that visit it.
+"""Scores of many queries: each leaf is read once, for all queries that visit it.
+
+    tasks (a leaf and its queries) -> groups -> Blocks of scores -> Products -> TopK
 
 One leaf is little work for a call into NumPy, and with several threads every call waits
-for the interpreter's lock. So the scores of some leaves stand one after the other in
-one buffer, and what selects among them is called once for all.
+for the interpreter's lock. So the scores of several leaves lie one after the other in
+one buffer, and one call selects from all of them.
 """
 
 import functools
@@ -16,6 +18,136 @@ from ehi.index.contents import Segment
 from ehi.index.search.blas import aligned_empty, blas_architecture, map_threads
 from ehi.index.search.codes import decode
 from ehi.index.search.topk import TopK, drop_duplicates, unpack
+
+# Limits that keep what is computed at once in the cache: scores of one product, scores
+# of one selection, documents of one product.
+_BLOCK_SCORES, _GROUP_SCORES, _BLOCK_ROWS = 2**19, 2**17, 2**13
+_GROUPS = 8  # for each thread, at least: a thread that is done early takes the next
+_DECODED_ROWS = 1024  # decoded at once, in the cache; 512 take 3% longer
+_SMALL_PRODUCT, _SMALL_ROWS, _FEW = 10**6, 32, 3  # see `_steps`
+_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # see `scores_order`
+
+
+def search_by_leaf(request, queries, rotated, leaves):
+    """The best documents of each query in its leaves.
+
+    Args and returns as of `search_by_query`.
+    """
+    groups = _groups(_tasks(request, leaves), request.threads)
+    room = max((_num_scores(group) for group in groups), default=0)
+    todo = iter(groups)
+    best = TopK(len(queries), request.copies)
+    visited = np.zeros(len(queries), np.int64)
+    # Threads gain nothing on short steps, because each step waits for the interpreter's
+    # lock. So threads take turns, and only products and decoding run side by side.
+    turn = threading.Lock()
+
+    def run(_):
+        workspace = Workspace(np.empty(room, np.float32), np.empty(room, bool))
+        buffer = aligned_empty((_DECODED_ROWS, request.parameters.width), np.float32)
+        blocks = None
+        while True:
+            with turn:  # once for each group
+                if blocks is not None:
+                    best.offer(blocks)
+                group = next(todo, None)
+                if group is None:
+                    return
+                blocks, products = _prepare(request, group, queries, rotated, workspace)
+                scored = np.repeat(blocks.num_documents, blocks.num_queries)
+                np.add.at(visited, blocks.queries, scored)
+            multiply(request.parameters, products, buffer)
+
+    map_threads(run, range(request.threads), request.threads)
+    keys = best.result()
+    if request.parameters.spill > 1:
+        keys = drop_duplicates(keys, request.candidates)
+    return *unpack(keys), visited
+
+
+class _Task(NamedTuple):
+    """Copies start .. stop of a leaf's documents, and the queries (n,) that visit."""
+
+    segment: Segment
+    leaf: int
+    members: np.ndarray
+    start: int
+    stop: int
+
+    def num_scores(self):
+        return len(self.members) * (self.stop - self.start)
+
+
+def _tasks(request, leaves):
+    """Every block of scores to compute, largest first."""
+    visits = np.flatnonzero(leaves >= 0)
+    visited = leaves.ravel()[visits]
+    # A stable sort of 16-bit integers is a radix sort: linear time.
+    narrow = np.uint16 if request.parameters.num_leaves <= 2**16 else np.int64
+    order = np.argsort(visited.astype(narrow), kind="stable")
+    members, visited = visits[order] // leaves.shape[1], visited[order]
+    cuts = np.flatnonzero(np.diff(visited, prepend=-1, append=-1)).tolist()
+    distinct = visited[cuts[:-1]]
+    tasks = []
+    for segment in request.contents.segments:
+        starts = segment.leaf_offsets[distinct].tolist()
+        stops = segment.leaf_offsets[distinct + 1].tolist()
+        for leaf, span, start, stop in zip(
+            distinct.tolist(), itertools.pairwise(cuts), starts, stops, strict=True
+        ):
+            part = members[slice(*span)]
+            block = min(_BLOCK_SCORES // len(part), _BLOCK_ROWS)
+            block = max(block, 2 * request.copies, 256)
+            tasks += [
+                _Task(segment, leaf, part, first, min(first + block, stop))
+                for first in range(start, stop, block)
+            ]
+    tasks.sort(key=_Task.num_scores, reverse=True)
+    return tasks
+
+
+def _groups(tasks, threads):
+    """Lists of tasks; one selection takes the scores of all tasks in a list."""
+    most = _GROUP_SCORES
+    if threads > 1:
+        most = min(most, _num_scores(tasks) // (_GROUPS * threads))
+    groups, room = [], 0
+    for task in tasks:
+        size = task.num_scores()
+        if size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(task)
+        room -= size
+    return groups
+
+
+def _num_scores(tasks):
+    return sum(task.num_scores() for task in tasks)
+
+
+def _prepare(request, group, queries, rotated, workspace):
+    """The Blocks of a group of tasks, without scores yet, and their Products."""
+    allowed = [_allowed(request.mask, task) for task in group]
+    rows, copies = zip(*allowed, strict=True)
+    members = [task.members for task in group]
+    blocks = Blocks(members, rows, workspace, scores_order())
+    chosen = queries[blocks.queries]
+    turned = chosen if rotated is queries else rotated[blocks.queries]
+    parameters = request.parameters
+    return blocks, products_of(parameters, group, copies, blocks, chosen, turned)
+
+
+def _allowed(mask, task):
+    """Rows of a task's copies that a mask keeps, and which copies they are."""
+    start, stop = task.start, task.stop
+    rows = task.segment.rows(start, stop)
+    if mask is None:
+        return rows, slice(start, stop)
+    kept = np.flatnonzero(mask[rows])
+    if len(kept) == len(rows):
+        return rows, slice(start, stop)
+    return rows[kept], start + kept
 
 
 class Workspace(NamedTuple):
@@ -31,21 +163,21 @@ class Workspace(NamedTuple):
 
 
 class Blocks:
-    """Scores of n queries and m documents of each of some leaves.
+    """Scores of n queries and m documents for each of several leaves.
 
     Attributes:
         queries: (sum n,) query numbers, leaf by leaf, distinct within a leaf.
         rows: (sum m,) document rows, leaf by leaf.
         num_queries, num_documents: (leaves,) n and m.
-        parts: which of `queries` are a leaf's: slices.
-        scores: (n, m) float32 of each leaf, in the buffer, to be written to.
+        parts: for each leaf, the slice of `queries` that visits it.
+        scores: for each leaf, (n, m) float32 in the buffer, to be written to.
     """
 
     def __init__(self, queries, rows, workspace, order):
         """Lays out the blocks of leaves.
 
         Args:
-            queries, rows: of each leaf: (n,) and (m,).
+            queries, rows: for each leaf, (n,) and (m,).
             workspace: the Workspace, with room for all scores.
             order: 'C' for scores query by query, 'F' for document by document.
         """
@@ -62,14 +194,15 @@ class Blocks:
         self._hits = self._views(workspace.hits)
 
     def bounds(self, k):
-        """A lower bound of the k-th best score of each of `queries`: (sum n,).
+        """A lower bound of the k-th best score for each of `queries`: (sum n,).
 
-        That of `kth_bound`; -inf where the leaf has less than k documents.
+        It is that of `kth_bound`, and -inf in a leaf of less than k documents.
         """
-        # Runs of so many scores are compared at once, which longer ones do faster; of
-        # document by document they are n times as long anyway.
+        # So many runs of scores are compared at once. Query by query, longer runs are
+        # faster. Document by document, the runs of n queries lie side by side, so
+        # they are n times as long anyway.
         groups = max(64, 4 * k) if self.order == "C" else max(32, 2 * k)
-        enough = self.num_documents >= k  # of others nothing is known, or stored
+        enough = self.num_documents >= k  # the other leaves take no memory below
         shape = self.num_queries[enough].sum(), groups
         maxima = np.full(shape, -np.inf, np.float32, order=self.order)
         done = 0
@@ -95,7 +228,7 @@ class Blocks:
         return self.workspace.hits[: self.first_score[-1]].nonzero()[0]
 
     def take(self, positions):
-        """What stands at positions: queries, scores and rows, (hits,) each."""
+        """Queries, scores and rows at positions in the buffer, (hits,) each."""
         leaf = self.first_score.searchsorted(positions, side="right") - 1
         inside = positions - self.first_score[leaf]
         if self.order == "C":
@@ -109,7 +242,7 @@ class Blocks:
         )
 
     def _views(self, buffer):
-        """Of each leaf its part of a buffer: (n, m)."""
+        """For each leaf its part of a buffer: (n, m)."""
         spans = itertools.pairwise(self.first_score.tolist())
         flat = [buffer[start:stop] for start, stop in spans]
         n, m = self.num_queries.tolist(), self.num_documents.tolist()
@@ -121,62 +254,38 @@ class Blocks:
 
 
 def _starts(sizes):
-    """Where each of some parts starts, and where the last one stops."""
+    """Where each of several parts starts, and where the last one stops."""
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
     return starts
 
 
-# MERGED ehi_index_products: Scores of many queries against the documents of some
-# leaves: matrix products.
-
-_DECODED_ROWS = 1024  # decoded at once, near the cache; 512 take 3% longer
-_SMALL_PRODUCT, _SMALL_ROWS, _FEW = 10**6, 32, 3  # see `_steps`
-_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # see `scores_order`
-
-
-@functools.cache
-def scores_order():
-    """The memory order of scores (n, m) of queries and documents: 'C' or 'F'.
-
-    OpenBLAS copies what it multiplies into an order of its own, but for small matrices
-    with the kernels for AVX-512. Of 16 queries and 448 documents of width 384 these
-    take 41 us document by document and 126 query by query, those for AVX2 96 and 79.
-    """
-    return "F" if blas_architecture() in _SMALL_KERNELS else "C"
-
-
-def new_buffer(index):
-    """Room for what `multiply` decodes at once: (rows, D) float32."""
-    return aligned_empty((_DECODED_ROWS, index.width), np.float32)
-
-
 class Products(NamedTuple):
-    """What makes the scores of Blocks.
+    """The matrix products that fill the scores of Blocks.
 
     Attributes:
-        steps: (left, right, out) of matrix products; where left are codes or float16,
-            these documents (m, .) have to be decoded, and right are queries (D, n).
-        shifts: (out, shift) (n, m) and (n, 1), to be added where codes are of
-            residuals.
+        steps: (left, right, out) of each product. If left is (m, .) codes or float16
+            vectors, they are decoded first, and right is the queries (D, n).
+        shifts: (out, shift) (n, m) and (n, 1); the shift of a leaf centroid is added to
+            the scores of codes of residuals.
     """
 
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
     shifts: list[tuple[np.ndarray, np.ndarray]]
 
 
-def products_of(index, tasks, copies, blocks, queries, rotated):
-    """The Products of documents and queries of some leaves.
+def products_of(parameters, tasks, copies, blocks, queries, rotated):
+    """The Products of documents and queries of several leaves.
 
     Args:
-        index: the Index.
-        tasks: of each leaf its `segment` and its number `leaf`.
-        copies: which copies of documents of each, a slice or numbers (m,).
+        parameters: those of the index.
+        tasks: for each leaf its `segment` and its number `leaf`.
+        copies: for each leaf its copies of documents, a slice or numbers (m,).
         blocks: the Blocks, in `scores_order`.
         queries: (sum n, D) float32, of all leaves.
         rotated: (sum n, D), the queries times the rotation.
     """
-    coded, order = index.codebooks is not None, scores_order()
+    coded, order = parameters.codebooks is not None, scores_order()
     asked = rotated if coded else queries
     products = Products([], [])
     for task, chosen, part, out in zip(
@@ -191,54 +300,64 @@ def products_of(index, tasks, copies, blocks, queries, rotated):
             products.steps.extend(_steps(columns, stored, out))
         else:
             products.steps.append((stored, columns, out))
-        if index.leaf_centroids is not None:
-            shift = queries[part] @ index.leaf_centroids[task.leaf]
+        if parameters.leaf_centroids is not None:
+            shift = queries[part] @ parameters.leaf_centroids[task.leaf]
             products.shifts.append((out, shift[:, None]))
     return products
 
 
-def multiply(index, products, buffer):
-    """Computes Products.
+@functools.cache
+def scores_order():
+    """The memory order of scores (n, m) of queries and documents: 'C' or 'F'.
 
-    Nothing else happens between the steps: each lets other threads run.
+    OpenBLAS copies its inputs into an order of its own, except for small matrices with
+    the AVX-512 kernels. For 16 queries and 448 documents of width 384, these kernels
+    take 41 us document by document and 126 query by query; the AVX2 kernels take 96
+    and 79.
+    """
+    return "F" if blas_architecture() in _SMALL_KERNELS else "C"
+
+
+def multiply(parameters, products, buffer):
+    """Computes Products, and nothing else: other threads run during each step.
 
     Args:
-        index, products: the Index, and its Products.
-        buffer: of `new_buffer`, overwritten.
+        parameters, products: those of the index, and its Products.
+        buffer: (rows, D) float32, overwritten by decoded documents.
     """
     for left, right, out in products.steps:
         if left.dtype == np.float32:
             np.matmul(left, right, out=out)
         else:
-            _decode_and_multiply(index, left, right, out, buffer)
+            _decode_and_multiply(parameters, left, right, out, buffer)
     for out, shift in products.shifts:
         out += shift
 
 
-def _decode_and_multiply(index, stored, columns, out, buffer):
-    """Codes are decoded into one buffer over and over, which stays in the cache.
+def _decode_and_multiply(parameters, stored, columns, out, buffer):
+    """Decodes into one buffer over and over, which stays in the cache.
 
-    A cache of decoded leaves was tried (200,000 x 384, batches of 32 and 128): 10 to
-    25% slower, as it reads 32 times the bytes of the codes, and 20% faster only where
-    all batches fell into the same 70 leaves.
+    A cache of decoded leaves was tried (200,000 x 384, batches of 32 and 128). It was
+    10 to 25% slower, because it reads 32 times the bytes of the codes, and 20% faster
+    only if all batches visited the same 70 leaves.
     """
     for start in range(0, len(stored), len(buffer)):
         rows = slice(start, start + len(buffer))
         vectors = buffer[: len(stored) - start]
-        if index.codebooks is None:
+        if parameters.codebooks is None:
             vectors[:] = stored[rows]
         else:
-            decode(stored[rows], index.byte_codebooks, vectors)
+            decode(stored[rows], parameters.byte_codebooks, vectors)
         for left, right, part in _steps(columns, vectors, out[:, rows]):
             np.matmul(left, right, out=part)
 
 
 def _steps(columns, vectors, out):
-    """(left, right, out) of the products out (n, m) of (D, n) and documents (m, D).
+    """The products (left, right, out) that fill out (n, m) from (D, n) and (m, D).
 
-    Where small products are multiplied as they are, they have at most a million terms:
-    a leaf cut into such products takes a third less time. Where they are not, few
-    queries are multiplied one by one: of 3 queries and 390 documents that is faster.
+    In order 'F', products have at most a million terms: OpenBLAS then multiplies
+    without copies, and a leaf takes a third less time. In order 'C', up to 3 queries
+    are multiplied one by one, which is faster for 3 queries and 390 documents.
     """
     if scores_order() == "C":
         queries, step = columns.T, columns.shape[1] if columns.shape[1] > _FEW else 1
@@ -253,133 +372,3 @@ def _steps(columns, vectors, out):
     cut = vectors[:whole].reshape(-1, rows, width)
     out_cut = out[:whole].reshape(-1, rows, columns.shape[1])
     return [(cut, columns, out_cut), (vectors[whole:], columns, out[whole:])]
-
-
-# MERGED ehi_index_by_leaf: Many queries: each leaf is read once, for all queries that
-# visit it.
-
-# What is computed at once, so that it stays in the cache: scores of one product, of one
-# selection, and documents.
-_BLOCK_SCORES, _GROUP_SCORES, _BLOCK_ROWS = 2**19, 2**17, 2**13
-_GROUPS = 8  # of a thread, at least: who is done early takes the next
-
-
-class _Task(NamedTuple):
-    """Copies start .. stop of a leaf's documents, and the queries (n,) that visit."""
-
-    segment: Segment
-    leaf: int
-    members: np.ndarray
-    start: int
-    stop: int
-
-    def num_scores(self):
-        return len(self.members) * (self.stop - self.start)
-
-
-def search_by_leaf(job, queries, rotated, leaves):
-    """The best documents of each query in its leaves.
-
-    Args and returns as of `search_by_query`.
-    """
-    groups = _groups(_tasks(job, leaves), job.threads)
-    room = max((_num_scores(group) for group in groups), default=0)
-    todo = iter(groups)
-    best = TopK(len(queries), job.copies)
-    visited = np.zeros(len(queries), np.int64)
-    # Short steps gain nothing from threads, as these wait for the interpreter's lock at
-    # each: they take turns, and only products and decoding go on side by side.
-    turn = threading.Lock()
-
-    def run(_):
-        workspace = Workspace(np.empty(room, np.float32), np.empty(room, bool))
-        buffer = new_buffer(job.index)
-        blocks = None
-        while True:
-            with turn:  # once a group
-                if blocks is not None:
-                    best.offer(blocks)
-                group = next(todo, None)
-                if group is None:
-                    return
-                blocks, products = _prepare(job, group, queries, rotated, workspace)
-                scored = np.repeat(blocks.num_documents, blocks.num_queries)
-                np.add.at(visited, blocks.queries, scored)
-            multiply(job.index, products, buffer)
-
-    map_threads(run, range(job.threads), job.threads)
-    keys = best.result()
-    if job.index.spill > 1:
-        keys = drop_duplicates(keys, job.candidates)
-    return *unpack(keys), visited
-
-
-def _prepare(job, group, queries, rotated, workspace):
-    """The Blocks of a group of tasks, without scores yet, and their Products."""
-    allowed = [_allowed(job.mask, task) for task in group]
-    rows, copies = zip(*allowed, strict=True)
-    members = [task.members for task in group]
-    blocks = Blocks(members, rows, workspace, scores_order())
-    chosen = queries[blocks.queries]
-    turned = chosen if rotated is queries else rotated[blocks.queries]
-    return blocks, products_of(job.index, group, copies, blocks, chosen, turned)
-
-
-def _tasks(job, leaves):
-    """Every block of scores, largest first."""
-    visits = np.flatnonzero(leaves >= 0)
-    visited = leaves.ravel()[visits]
-    # A stable sort of 16-bit integers is a radix sort: linear time.
-    narrow = np.uint16 if job.index.num_leaves <= 2**16 else np.int64
-    order = np.argsort(visited.astype(narrow), kind="stable")
-    members, visited = visits[order] // leaves.shape[1], visited[order]
-    cuts = np.flatnonzero(np.diff(visited, prepend=-1, append=-1)).tolist()
-    distinct = visited[cuts[:-1]]
-    tasks = []
-    for segment in job.contents.segments:
-        starts = segment.leaf_offsets[distinct].tolist()
-        stops = segment.leaf_offsets[distinct + 1].tolist()
-        for leaf, span, start, stop in zip(
-            distinct.tolist(), itertools.pairwise(cuts), starts, stops, strict=True
-        ):
-            part = members[slice(*span)]
-            block = min(_BLOCK_SCORES // len(part), _BLOCK_ROWS)
-            block = max(block, 2 * job.copies, 256)
-            tasks += [
-                _Task(segment, leaf, part, first, min(first + block, stop))
-                for first in range(start, stop, block)
-            ]
-    tasks.sort(key=_Task.num_scores, reverse=True)
-    return tasks
-
-
-def _groups(tasks, threads):
-    """Tasks whose scores are selected from together: a list of lists."""
-    most = _GROUP_SCORES
-    if threads > 1:
-        most = min(most, _num_scores(tasks) // (_GROUPS * threads))
-    groups, room = [], 0
-    for task in tasks:
-        size = task.num_scores()
-        if size > room:
-            groups.append([])
-            room = most
-        groups[-1].append(task)
-        room -= size
-    return groups
-
-
-def _num_scores(tasks):
-    return sum(task.num_scores() for task in tasks)
-
-
-def _allowed(mask, task):
-    """Rows of a task's copies that a mask keeps, and which copies they are."""
-    start, stop = task.start, task.stop
-    rows = task.segment.rows(start, stop)
-    if mask is None:
-        return rows, slice(start, stop)
-    kept = np.flatnonzero(mask[rows])
-    if len(kept) == len(rows):
-        return rows, slice(start, stop)
-    return rows[kept], start + kept

@@ -1,7 +1,10 @@
-"""Arrays that start at a cache line, as those mapped from a file do.
+"""How products run fast: arrays that start at a cache line, one BLAS thread.
 
-NumPy's own start 16 bytes behind one. The widest loads of a product then touch two
-lines each: of vectors of 200,000 x 384, OpenBLAS takes 6 to 15% longer.
+Arrays mapped from a file start at a cache line, but those of NumPy start 16 bytes after
+one. The widest loads of a product then touch two lines each, and OpenBLAS takes 6 to
+15% longer for vectors of 200,000 x 384.
+
+BLAS is held to one thread while Python threads, or small products, do the work.
 """
 
 import collections
@@ -18,7 +21,7 @@ _of_thread = threading.local()
 
 
 def aligned_empty(shape, dtype):
-    """`np.empty`, from a cache line on."""
+    """`np.empty` that starts at a cache line."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + _LINE, np.uint8)
@@ -27,9 +30,9 @@ def aligned_empty(shape, dtype):
 
 
 def aligned_row(row):
-    """A copy of a row, in memory that the thread's next call overwrites.
+    """A copy of a row that starts at a cache line; this thread's next call reuses it.
 
-    Of a short row, asking for the address of new memory takes longer than the copy.
+    For a short row, finding the address of new memory takes longer than the copy.
     """
     copy = getattr(_of_thread, "row", None)
     if copy is None or copy.shape != row.shape or copy.dtype != row.dtype:
@@ -39,23 +42,19 @@ def aligned_row(row):
 
 
 def aligned(array):
-    """A C-contiguous copy, from a cache line on."""
+    """A C-contiguous copy that starts at a cache line."""
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array
     return copy
 
 
-# MERGED ehi_index_threads: BLAS held to one thread while Python threads, or small
-# products, do the work.
-
-
 class _OneThread:
     """A context in which BLAS runs on one thread, shared by all threads inside it.
 
-    It counts who is inside: the first sets the limit and the last lifts it. Limits of
-    their own would restore each other's limit instead of the number before. A library
-    that runs on one thread already is left alone: setting it costs as much as a tenth
-    of the search of one query.
+    It counts the threads inside: the first sets the limit and the last lifts it. With a
+    limit each, one thread would restore another one's limit. A library that runs on one
+    thread already is not touched: setting its limit takes a tenth of the time of
+    searching one query.
     """
 
     def __init__(self):
@@ -90,14 +89,14 @@ one_blas_thread = _OneThread()
 def map_threads(function, items, threads):
     """[function(item) for item in items], on that many Python threads.
 
-    The calling thread is one of them. After an exception no further item is begun.
+    The calling thread is one of them. After an exception no other item is started.
     """
     items = list(items)
     threads = min(threads, len(items))
     if threads <= 1:
         return [function(item) for item in items]
     results = [None] * len(items)
-    todo = iter(enumerate(items))  # shared: who is free takes the next
+    todo = iter(enumerate(items))  # shared: a free thread takes the next item
 
     def work():
         try:
@@ -116,30 +115,30 @@ def map_threads(function, items, threads):
 
 @functools.cache
 def blas_architecture():
-    """Whose kernels NumPy's BLAS runs, as 'Haswell'; '' where it does not tell."""
+    """The processor that NumPy's BLAS has kernels for, as 'Haswell'; '' if unknown."""
     for library in _blas():
         return getattr(library, "architecture", None) or ""
     return ""
 
 
 def _more_than_one():
-    """The libraries that run on several threads, and on how many."""
+    """The libraries that run on several threads, and their numbers of threads."""
     counts = [(library, library.get_num_threads()) for library in _blas()]
     return [(library, count) for library, count in counts if count != 1]
 
 
 @functools.cache
 def _blas():
-    """NumPy's own BLAS, or where none is called after NumPy, all there are."""
-    # Looked for once, at the first search: NumPy's is loaded by then, and what other
-    # packages bring (SciPy, Faiss) computes nothing here.
+    """NumPy's own BLAS, or all BLAS libraries if none has NumPy's name."""
+    # The first search looks for it, once. NumPy's is loaded by then, and those of other
+    # packages (SciPy, Faiss) compute nothing here.
     found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
     own = [library for library in found if "numpy" in library.filepath]
     return own or found
 
 
 def _free_control(library):
-    # From version 3.8 on, threadpoolctl lets only the thread that set a limit lift it,
-    # and silently ignores others. The last to leave is often another one.
+    # Since version 3.8, only the thread that set a limit lifts it: threadpoolctl
+    # silently ignores others. The last thread to leave is often another one.
     if hasattr(library, "clear_controlling_thread"):
         library.clear_controlling_thread(force=True)

@@ -1,29 +1,30 @@
-"""Codes of PQ leaves: how they are stored, decoded and looked up.
+"""Codes of PQ leaves: how they are stored, decoded and looked up in a table.
 
-Sixteen-codeword codes stand two in a byte. A byte of them is a code of a quantiser
-with M / 2 sub-spaces and 256 codewords, all pairs of the old ones, so everything here
-sees one code a byte.
+Codes of 16 codewords are stored two in a byte. Such a byte is a code of another
+quantiser, with M / 2 sub-spaces and 256 codewords: all pairs of the old codewords. So
+everything here reads one code per byte.
 """
 
 import functools
 
 import numpy as np
 
-# Rows of codes that one call looks up: 3,500 at once take 107 us, 256 at a time 148.
+# Rows of codes that one call looks up. 3,500 rows take 107 us in one call, 148 us in
+# calls of 256.
 _GATHER_ROWS = 4096
 
 
 def pack_codes(codes, num_codewords):
-    """Codes (N, M) as stored: uint8 (N, M), or two a byte (N, M / 2), even M low."""
+    """Codes (N, M) as stored, uint8: (N, M), or two per byte (N, M / 2), even m low."""
     codes = codes.astype(np.uint8)
     return codes if num_codewords == 256 else codes[:, ::2] | codes[:, 1::2] << 4
 
 
 def byte_codebooks(codebooks):
-    """The codebooks of stored bytes: (M, 256, S) as they are, (M, 16, S) paired.
+    """The codebooks of stored bytes: (M, 256, S) unchanged, (M, 16, S) in pairs.
 
     Returns:
-        (M, 256, S), or (M / 2, 256, 2 S) where byte v means the codewords v % 16 and
+        (M, 256, S), or (M / 2, 256, 2 S): byte v stands for the codewords v % 16 and
         v // 16 of two neighbouring sub-spaces.
     """
     if codebooks.shape[1] == 256:
@@ -48,13 +49,13 @@ def decode(codes, codebooks, out=None):
     for start in range(0, len(codes), _GATHER_ROWS):
         part = codes[start : start + _GATHER_ROWS]
         positions = part + starts[: len(part)]
-        # Every position is inside: 'wrap' only spares a slower check.
+        # Every position is inside; 'wrap' avoids a slower check.
         words.take(positions, 0, chosen[start : start + len(part)], "wrap")
     return out
 
 
 def codeword_columns(codebooks):
-    """Codebooks (M, K, S) as `query_table` multiplies them fastest: (M, S, K)."""
+    """Codebooks (M, K, S) in the order that `query_table` multiplies: (M, S, K)."""
     return np.ascontiguousarray(codebooks.transpose(0, 2, 1))
 
 
@@ -62,8 +63,8 @@ def query_table(columns, rotated):
     """table[m, j] = query_m . codeword_mj: (M, K).
 
     Args:
-        columns: (M, S, K) of `codeword_columns`; of 48 sub-spaces of 8 it takes 5 us,
-            where codebooks as they are take up to 15.
+        columns: (M, S, K) of `codeword_columns`. For 48 sub-spaces of 8 they take 5 us;
+            codebooks (M, K, S) take up to 15.
         rotated: (D,) float32.
     """
     num_subspaces, width, _ = columns.shape
@@ -71,7 +72,7 @@ def query_table(columns, rotated):
 
 
 def sum_table(table, parts, out):
-    """out = sum_m table[m, codes_m], of arrays of codes (m, M), one after the other."""
+    """out = sum_m table[m, codes_m] for arrays of codes (m, M), one after the other."""
     starts, ones = _table_starts(*table.shape), _ones(len(table))
     done = 0
     for codes in _gathered(parts, _GATHER_ROWS):
@@ -99,10 +100,10 @@ def _gathered(arrays, num):
 
 @functools.cache
 def _table_starts(num_subspaces, num_codewords):
-    """Where each sub-space's part of a flat table (M K) starts: (rows, M), rows alike.
+    """Where each sub-space starts in a flat table (M K): (rows, M), all rows equal.
 
-    Sums with whole rows are twice as fast as with one row that is broadcast, and sums
-    of bytes and 16-bit integers four times as fast as of 64-bit ones.
+    Adding whole rows is twice as fast as broadcasting one row, and sums of bytes and
+    16-bit integers are four times as fast as those of 64-bit integers.
     """
     small = num_subspaces * num_codewords <= 2**16
     starts = np.arange(num_subspaces) * num_codewords
@@ -113,7 +114,7 @@ def _table_starts(num_subspaces, num_codewords):
 
 @functools.cache
 def _ones(num_subspaces):
-    """As many float32 ones: making them takes longer than adding a short leaf up."""
+    """(M,) float32 ones; making them takes longer than summing a short leaf."""
     ones = np.ones(num_subspaces, np.float32)
     ones.flags.writeable = False
     return ones

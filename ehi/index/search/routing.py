@@ -1,13 +1,8 @@
-"""A tree as the index stores it, and the scores of its nodes.
+"""Routing: which leaves a query visits, and which leaves store a document.
 
-A tree is a dict of arrays, made by `ehi.model.tree` and read by nobody's framework:
-
-    {'kind': 'per_node', 'nodes': [(1, B, D), (B, B, D), ...], 'scale': float,
-     'biases': [(1, B), (B, B), ...],                    absent: zeros
-     'w_in': (D, hidden), 'w_out': (hidden, D)}          w_in and w_out may be absent
-    {'kind': 'per_level', 'u': [(E, E), ...], 'w': [(E, B), ...]}, E = (h - 1) B + D
-
-None is the flat index of one leaf.
+A beam search descends the tree of `ehi.index.parameters`. A leaf is the mixed-radix
+number of its path, level 1 most significant. p(leaf | x) is the product of the
+softmaxes along the path, as in EHI (arXiv:2310.08891, section 3.2).
 """
 
 import contextlib
@@ -21,80 +16,6 @@ from ehi.index.parameters import tree_shape
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.topk import best_of, pack, smallest, unpack
 
-
-def group_by(values):
-    """Distinct values of a 1-D array, and for each the positions where it stands."""
-    if not len(values):
-        return values, []
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
-
-
-def node_input(x, tree):
-    """What the nodes see: x, behind the residual layer where the tree has one."""
-    if tree is None or tree.get("w_in") is None:
-        return x
-    return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]
-
-
-def child_logits(x, tree, level, nodes):
-    """Logits of the children of `nodes` (N, f): (N, f, B)."""
-    scores = _per_node if tree["kind"] == "per_node" else _per_level
-    return scores(x, tree, level, nodes)
-
-
-def log_softmax(logits):
-    """logits (..., B), overwritten by log p(child | node, x)."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return logits
-
-
-def _per_node(x, tree, level, nodes):
-    vectors = tree["nodes"][level]  # (B^level, B, D)
-    num_nodes, branching, width = vectors.shape
-    num, frontier = nodes.shape
-    scale = np.float32(tree["scale"])
-    biases = tree["biases"][level] if "biases" in tree else None  # (B^level, B)
-    if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
-        logits = x @ vectors.reshape(num_nodes * branching, width).T
-        logits = logits.reshape(num, frontier, branching)
-        logits = logits if biases is None else logits + biases
-        return logits if scale == 1 else logits * scale
-    logits = np.empty((num * frontier, branching), np.float32)
-    for node, members in zip(*group_by(nodes.ravel()), strict=True):
-        logits[members] = x[members // frontier] @ vectors[node].T
-    logits = logits.reshape(num, frontier, branching)
-    return (logits if biases is None else logits + biases[nodes]) * scale
-
-
-def _per_level(x, tree, level, nodes):
-    """F_h = x_h + relu(x_h u_h), logits F_h w_h, x_h = (one-hots of the path, x).
-
-    A one-hot times a matrix is one of its rows, so x_h is never formed.
-    """
-    u, w = tree["u"][level], tree["w"][level]  # (E, E), (E, B)
-    branching = w.shape[1]
-    first = level * branching
-    hidden = (x @ u[first:])[:, None, :]  # (N, 1, E)
-    logits = (x @ w[first:])[:, None, :]  # (N, 1, B)
-    for step in range(level):
-        digit = nodes // branching ** (level - 1 - step) % branching  # (N, f)
-        hidden = hidden + u[step * branching + digit]  # (N, f, E)
-        logits = logits + w[step * branching + digit]  # (N, f, B)
-    return logits + np.maximum(hidden, 0) @ w
-
-
-# MERGED ehi_index_route: Beam search over the tree: queries to leaves, documents to
-# their top leaves.
-#
-# A leaf is the mixed-radix number of its path, level 1 most significant. Softmax
-# routing
-# as in EHI (arXiv:2310.08891, section 3.2).
-#
-
 _ROOT = np.zeros((1, 1), np.int64)  # the nodes above the first level
 
 
@@ -104,7 +25,7 @@ class Routes(NamedTuple):
     Attributes:
         leaves: (N, b) int64 leaf numbers, padded with -1.
         log_probs: (N, b) float32 log p(leaf | query), padded with -inf.
-        nodes_scored: (N,) int64 tree nodes whose score was computed.
+        nodes_scored: (N,) int64 tree nodes that were scored.
     """
 
     leaves: np.ndarray
@@ -113,22 +34,21 @@ class Routes(NamedTuple):
 
 
 def route(x, tree, beam, min_prob=0.0, normalise=True):
-    """Beam search: a level keeps its min(beam, nodes of the level) best nodes.
+    """Beam search: each level keeps its `beam` best nodes, or all if it has fewer.
 
-    Leaves with p(leaf | x) < min_prob are dropped, all but the best, and nothing is
-    looked for below nodes as improbable: no leaf is more probable than a node above it.
+    Leaves with p(leaf | x) < min_prob are dropped, except for the best one. Nodes that
+    improbable are not expanded, since no leaf is more probable than a node above it.
 
     Args:
         x: (N, D) float32.
-        tree: dict as in `ehi.index.search.routing`.
+        tree: dict as in `ehi.index.parameters`.
         beam: nodes kept at each level, b; equal scores go to the smaller node.
-        min_prob: 0 .. 1, from which on leaves are kept.
-        normalise: False where only leaves matter: without a min_prob, a tree of one
-            level then spares its softmax, as a constant of a row changes no order, and
-            log_probs are logits.
+        min_prob: the least p(leaf | x) of a leaf that is kept, 0 .. 1.
+        normalise: False if only the leaves matter. A tree of one level without min_prob
+            then skips its softmax, which changes no order, and log_probs are logits.
 
     Returns:
-        Routes with b = min(beam, P), or less where all rows keep less.
+        Routes with b = min(beam, P), or fewer if every row keeps fewer.
     """
     if min_prob <= 0:
         return _descend(x, tree, beam, beam, normalise=normalise)
@@ -143,35 +63,18 @@ def route(x, tree, beam, min_prob=0.0, normalise=True):
     return found
 
 
-def leaf_log_probs(x, tree):
-    """log p(leaf | x), the sum of the levels' log softmaxes, of every leaf: (N, P).
-
-    Args:
-        x: (N, D) float32.
-    """
-    height, branching = tree_shape(tree)
-    hidden = node_input(x, tree)
-    log_probs = np.zeros((len(x), 1), np.float32)
-    for level in range(height):
-        nodes = np.broadcast_to(np.arange(branching**level), log_probs.shape)
-        joint = log_probs[:, :, None] + log_softmax(
-            child_logits(hidden, tree, level, nodes)
-        )
-        log_probs = joint.reshape(len(x), branching ** (level + 1))
-    return log_probs
-
-
 def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
     """The top leaves of documents, best first, in chunks of documents.
 
-    Exact by default, which scores all P leaves. With a beam, a level of the tree keeps
-    its `beam` best nodes, and the leaves are the best below those of the last but one:
-    beam x B nodes a level are scored. A beam of all nodes of that level is exact.
+    By default the result is exact, and all P leaves are scored. With a beam, each level
+    keeps its `beam` best nodes, and the leaves below the nodes of the last but one
+    level compete: beam x B nodes are scored at each level. A beam that keeps all nodes
+    of that level is exact.
 
     Args:
         x: (N, D) float32.
-        tree: dict as in `ehi.index.search.routing`.
-        spill: leaves a document is stored in, s.
+        tree: dict as in `ehi.index.parameters`.
+        spill: leaves that each document is stored in, s.
         beam: nodes kept at each level, at least s, or None for all of them.
         threads: Python threads over chunks of documents, one BLAS thread each.
 
@@ -180,6 +83,14 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
 
     Raises:
         ValueError: a beam narrower than s, threads out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> nodes = np.array([[[1, 0], [0, 1], [-1, 0]]], np.float32)  # (1, B, D)
+        >>> tree = {"kind": "per_node", "nodes": [nodes], "scale": 1.0}
+        >>> x = np.array([[0.9, 0.1], [-0.2, 0.8]], np.float32)
+        >>> assign_leaves(x, tree, spill=2).tolist()
+        [[0, 1], [1, 2]]
     """
     height, branching = tree_shape(tree)
     beam = check_beam_of_documents(beam, spill)
@@ -202,13 +113,41 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
 
 
 def check_beam_of_documents(beam, spill):
-    """`beam` as `assign_leaves` takes it: None, or an int that finds s leaves."""
+    """`beam` as `assign_leaves` takes it: None, or an int of at least s."""
     if beam is None:
         return None
     beam = check_count("beam", beam)
     if beam < spill:
-        raise ValueError(f"beam {beam} is narrower than the {spill} leaves a document")
+        raise ValueError(
+            f"beam {beam} is smaller than the {spill} leaves of each document"
+        )
     return beam
+
+
+def leaf_log_probs(x, tree):
+    """log p(leaf | x) of every leaf, the sum of the levels' log softmaxes: (N, P).
+
+    Args:
+        x: (N, D) float32.
+        tree: dict as in `ehi.index.parameters`.
+
+    Example:
+        >>> import numpy as np
+        >>> nodes = np.array([[[1, 0], [0, 1]]], np.float32)  # (1, B, D)
+        >>> tree = {"kind": "per_node", "nodes": [nodes], "scale": 1.0}
+        >>> np.exp(leaf_log_probs(np.zeros((1, 2), np.float32), tree)).tolist()
+        [[0.5, 0.5]]
+    """
+    height, branching = tree_shape(tree)
+    hidden = _node_input(x, tree)
+    log_probs = np.zeros((len(x), 1), np.float32)
+    for level in range(height):
+        nodes = np.broadcast_to(np.arange(branching**level), log_probs.shape)
+        joint = log_probs[:, :, None] + _log_softmax(
+            _child_logits(hidden, tree, level, nodes)
+        )
+        log_probs = joint.reshape(len(x), branching ** (level + 1))
+    return log_probs
 
 
 def rows_at_once(tree, beam, entries=2**23, most=4096):
@@ -226,21 +165,21 @@ def rows_at_once(tree, beam, entries=2**23, most=4096):
 def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
     """`route` that returns the best `leaves` <= beam of the leaves it scores.
 
-    A level keeps as many nodes of every row as the row needs that has most above the
-    floor, a log probability; what others keep too many is dropped at the end.
+    All rows keep the same number of nodes: enough for the row with most nodes above
+    `floor` (a log-probability). The surplus is removed at the end.
     """
     height, branching = tree_shape(tree)
     num = len(x)
-    hidden = node_input(x, tree)
+    hidden = _node_input(x, tree)
     if num == height == 1 and not normalise and floor == -np.inf:
         return _best_of_one_level(hidden, tree, min(leaves, branching))
     nodes = np.zeros((num, 1), np.int64)
     log_probs = np.zeros((num, 1), np.float32)
     scored = 0
     for level in range(height):
-        joint = child_logits(hidden, tree, level, nodes)  # (N, f, B)
+        joint = _child_logits(hidden, tree, level, nodes)  # (N, f, B)
         if normalise or height > 1:
-            log_softmax(joint)
+            _log_softmax(joint)
             joint += log_probs[:, :, None]
         scored += nodes.shape[1] * branching
         last = level == height - 1
@@ -262,7 +201,7 @@ def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
 
 def _best_of_one_level(hidden, tree, keep):
     """`_descend` of one row (1, D) in a tree of height 1, in half as many calls."""
-    logits = child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
+    logits = _child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
     scores, leaves = best_of(logits, _as_they_are, keep)
     return Routes(leaves[None], scores[None], np.array([len(logits)]))
 
@@ -291,7 +230,7 @@ def _best_children(joint, nodes, keep):
         kept = np.flatnonzero(joint >= floor[:, None])
         if len(kept) < num * keep:
             raise IndexCorruptError("the tree gives scores that are not numbers")
-        if len(kept) <= 2 * num * keep:  # not many have the score of the keep-th
+        if len(kept) <= 2 * num * keep:  # few nodes tie with the keep-th
             parent, digit = np.divmod(kept, branching)
             numbers = nodes.ravel()[parent] * branching + digit
             scores, rows = joint.ravel()[kept], kept // width
@@ -310,3 +249,69 @@ def _children(nodes, branching):
 def _per_row(values):
     num, frontier, branching = values.shape
     return values.reshape(num, frontier * branching)
+
+
+def _log_softmax(logits):
+    """logits (..., B), overwritten by log p(child | node, x)."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits
+
+
+def _node_input(x, tree):
+    """What the nodes score: x, after the residual layer if the tree has one."""
+    if tree is None or tree.get("w_in") is None:
+        return x
+    return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]
+
+
+def _child_logits(x, tree, level, nodes):
+    """Logits of the children of `nodes` (N, f): (N, f, B)."""
+    logits = _per_node if tree["kind"] == "per_node" else _per_level
+    return logits(x, tree, level, nodes)
+
+
+def _per_node(x, tree, level, nodes):
+    """scale (x . vector + bias) of each child of `nodes` (N, f): (N, f, B)."""
+    vectors = tree["nodes"][level]  # (B^level, B, D)
+    num_nodes, branching, width = vectors.shape
+    num, frontier = nodes.shape
+    scale = np.float32(tree["scale"])
+    biases = tree["biases"][level] if "biases" in tree else None  # (B^level, B)
+    if frontier == num_nodes:  # nothing pruned yet: all nodes, in order, in one GEMM
+        logits = x @ vectors.reshape(num_nodes * branching, width).T
+        logits = logits.reshape(num, frontier, branching)
+        logits = logits if biases is None else logits + biases
+        return logits if scale == 1 else logits * scale
+    logits = np.empty((num * frontier, branching), np.float32)
+    for node, members in zip(*_group_by(nodes.ravel()), strict=True):
+        logits[members] = x[members // frontier] @ vectors[node].T
+    logits = logits.reshape(num, frontier, branching)
+    return (logits if biases is None else logits + biases[nodes]) * scale
+
+
+def _group_by(values):
+    """Distinct values of a 1-D array, and the positions of each."""
+    if not len(values):
+        return values, []
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    return ordered[np.concatenate([[0], cuts])], np.split(order, cuts)
+
+
+def _per_level(x, tree, level, nodes):
+    """F_h = x_h + relu(x_h u_h), logits F_h w_h, x_h = (one-hots of the path, x).
+
+    A one-hot times a matrix is one of its rows, so x_h is never formed.
+    """
+    u, w = tree["u"][level], tree["w"][level]  # (E, E), (E, B)
+    branching = w.shape[1]
+    first = level * branching
+    hidden = (x @ u[first:])[:, None, :]  # (N, 1, E)
+    logits = (x @ w[first:])[:, None, :]  # (N, 1, B)
+    for step in range(level):
+        digit = nodes // branching ** (level - 1 - step) % branching  # (N, f)
+        hidden = hidden + u[step * branching + digit]  # (N, f, E)
+        logits = logits + w[step * branching + digit]  # (N, f, B)
+    return logits + np.maximum(hidden, 0) @ w

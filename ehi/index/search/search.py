@@ -1,4 +1,8 @@
-"""What all parts of one search share."""
+"""One search, from queries to results: route -> score -> score again -> top k.
+
+Documents that are deleted or filtered out are dropped before the top k is taken. So k
+results come back whenever the visited leaves hold k documents that may be found.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,46 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 from ehi.index.check import check_count, check_queries, check_results, check_share
-from ehi.index.contents import as_ids
+from ehi.index.contents import Contents, as_ids
 from ehi.index.errors import IndexCorruptError
+from ehi.index.parameters import Parameters
 from ehi.index.search.batch import scores_order, search_by_leaf
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.one_query import search_by_query
 from ehi.index.search.routing import Routes, route, rows_at_once
 from ehi.index.search.topk import EMPTY, pack, smallest, unpack
 
-
-class Job(NamedTuple):
-    """The arguments of a search, checked: see `Index.search`.
-
-    Attributes:
-        index: the Index, for its parameters.
-        contents: its documents at one moment.
-        mask: (R,) bool by row, the documents to consider, or None for all.
-        k, beam, min_prob, rerank, threads: as the caller gave them.
-    """
-
-    index: object
-    contents: object
-    mask: np.ndarray | None
-    k: int
-    beam: int
-    min_prob: float
-    rerank: int
-    threads: int
-
-    @property
-    def candidates(self):
-        """Documents to find of each query."""
-        return self.rerank or self.k
-
-    @property
-    def copies(self):
-        """Copies to find for that: one document may stand in `spill` leaves."""
-        return self.candidates * self.index.spill
-
-
-# MERGED ehi_index_hits: What a search returns.
+_RERANK_VALUES = 2**22  # of stored vectors that are read at once
+_ROUTED_QUERIES = 64  # per thread; a thread that routes fewer does not pay
+# Reading each leaf once for all its queries pays from this mean number of queries per
+# leaf on. For codes it depends on the order of scores. At a mean of 3, it takes 0.7 to
+# 0.9 times as long for vectors (200,000 x 384, 8 of 512 leaves).
+_SHARED_VECTORS, _SHARED_CODES = 2, {"C": 4, "F": 3}
 
 
 @dataclass(eq=False, slots=True)
@@ -53,15 +32,24 @@ class Hits:
     """Results of N queries.
 
     Attributes:
-        ids: (N, k) external ids, best first: int64 padded with -1, or objects, str
-            padded with None.
+        ids: (N, k) external ids, best first. They are int64 padded with -1, or objects
+            (str) padded with None.
         scores: (N, k) float32, padded with -inf.
-        visited: (N,) int64 copies of documents scored, those in the visited leaves that
-            are neither deleted nor filtered out; spilled duplicates count.
-        nodes_scored: (N,) int64 tree nodes whose score was computed.
-        leaves: (N, b) int64 leaves visited, best first, padded with -1.
-        rows: (N, k) int64 document numbers, in the order they were added, padded with
-            -1; `compact` gives new ones.
+        visited: (N,) int64 copies of documents that were scored. They are in the
+            visited leaves and neither deleted nor filtered out. A spilled document
+            counts once for each of its copies.
+        nodes_scored: (N,) int64 tree nodes that were scored.
+        leaves: (N, b) int64 leaves that were visited, best first, padded with -1.
+        rows: (N, k) int64 numbers of the documents in the order they were added,
+            padded with -1; `compact` numbers them anew.
+
+    Example:
+        >>> import numpy as np
+        >>> from ehi.index import build_index
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> hits = index.search(np.array([[0.1, 0.9, 0.5]]), k=2)
+        >>> hits.ids.tolist(), hits.rows.tolist(), hits.visited.tolist()
+        ([['b', 'c']], [[1, 2]], [3])
     """
 
     ids: np.ndarray
@@ -72,23 +60,8 @@ class Hits:
     rows: np.ndarray
 
 
-# MERGED ehi_index_search: Search: route -> score -> drop duplicates -> re-rank -> top
-# k.
-#
-# Documents that a mask leaves out (deleted, or filtered) are dropped before the top k
-# is
-# taken, so k results come back whenever the visited leaves hold as many.
-#
-
-_RERANK_VALUES = 2**22
-_ROUTED_QUERIES = 64  # of a thread, from which its start is worth it
-# Mean queries of a leaf from which grouping by leaf pays, by the order of scores. At 3
-# it takes 0.7 to 0.9 times as long of vectors (200,000 x 384, 8 of 512 leaves).
-_SHARED_VECTORS, _SHARED_CODES = 2, {"C": 4, "F": 3}
-
-
 class Found(NamedTuple):
-    """What a search returns, documents by row: see `Hits` for the fields."""
+    """`Hits` without external ids."""
 
     rows: np.ndarray
     scores: np.ndarray
@@ -97,37 +70,67 @@ class Found(NamedTuple):
     leaves: np.ndarray
 
 
+class Request(NamedTuple):
+    """What one search asks for, checked: see `Index.search`.
+
+    Attributes:
+        parameters: the Parameters of the index.
+        contents: its documents at one moment.
+        mask: (R,) bool by row, the documents that may be found, or None for all.
+        k, beam, min_prob, rerank, threads: as the caller gave them.
+    """
+
+    parameters: Parameters
+    contents: Contents
+    mask: np.ndarray | None
+    k: int
+    beam: int
+    min_prob: float
+    rerank: int
+    threads: int
+
+    @property
+    def candidates(self):
+        """Documents to find for each query."""
+        return self.rerank or self.k
+
+    @property
+    def copies(self):
+        """Copies that contain as many documents: each has `spill` copies at most."""
+        return self.candidates * self.parameters.spill
+
+
 def search(
-    index, contents, queries, k, *, beam=1, min_prob=0.0, rerank=0, threads=1,
+    parameters, contents, queries, k, *, beam=1, min_prob=0.0, rerank=0, threads=1,
     mask=None, leaves=None,
 ):  # fmt: skip
     """The k best documents in the leaves that each query visits: Found.
 
     Args:
-        index, contents: the Index, and its documents at one moment.
+        parameters, contents: those of the index.
         queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
-        mask: (R,) bool, documents to consider, or None for all.
-        leaves: (N, b) where the queries go, of `route_queries` with this beam and
-            min_prob, or None: they are routed here.
+        mask: (R,) bool, the documents that may be found, or None for all.
+        leaves: (N, b) leaves that the queries visit, as `route_queries` returns them
+            for this beam and min_prob, or None to route the queries here.
 
     Raises:
         ValueError: queries of another width or dtype or not finite; k, beam, min_prob,
             rerank or threads out of range; rerank without stored vectors.
     """
-    queries = check_queries(queries, index.width)
+    queries = check_queries(queries, parameters.width)
     k = check_results("k", k, contents.num_documents)
-    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
+    beam, min_prob = check_beam(parameters, beam), check_share("min_prob", min_prob)
     threads = check_count("threads", threads)
     rerank = _check_rerank(contents, rerank, k)
-    copies = (rerank or k) * index.spill
+    request = Request(parameters, contents, mask, k, beam, min_prob, rerank, threads)
     step = 1
     if len(queries) > 1:
-        step = min(rows_at_once(index.routing_tree, beam), max(1, 2**22 // copies))
-    job = Job(index, contents, mask, k, beam, min_prob, rerank, threads)
+        routed = rows_at_once(parameters.routing_tree, beam)
+        step = min(routed, max(1, 2**22 // request.copies))
     with one_blas_thread():
         parts = [
             _search_part(
-                job,
+                request,
                 queries[start : start + step],
                 None if leaves is None else leaves[start : start + step],
             )
@@ -139,30 +142,137 @@ def search(
     return Found(*map(np.concatenate, found), _joined(leaves))
 
 
-def route_queries(index, queries, beam=1, min_prob=0.0):
-    """Where queries go: (N, b) leaves, padded with -1, and (N,) tree nodes scored.
+def check_beam(parameters, beam):
+    """`beam` as an int between 1 and the number of leaves."""
+    beam = check_count("beam", beam)
+    if beam > parameters.num_leaves:
+        raise ValueError(
+            f"beam {beam} is larger than the {parameters.num_leaves} leaves"
+        )
+    return beam
+
+
+def _check_rerank(contents, rerank, k):
+    rerank = check_results("rerank", rerank, contents.num_documents, least=0)
+    if rerank and contents.segments[0].rerank_vectors is None:
+        raise ValueError(
+            f"rerank={rerank} needs an index built with rerank_vectors=True, "
+            "this one stores none"
+        )
+    if 0 < rerank < k:
+        raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
+    return rerank
+
+
+def _search_part(request, queries, leaves):
+    """`search` of as many queries as are routed at once."""
+    parameters, nodes_scored = request.parameters, np.zeros(len(queries), np.int64)
+    if leaves is None:
+        routes = _route(request, queries)
+        leaves, nodes_scored = routes.leaves, routes.nodes_scored
+    rotation = parameters.rotation
+    rotated = queries if rotation is None else queries @ rotation
+    find = search_by_leaf if _share_leaves(parameters, leaves) else search_by_query
+    try:
+        scores, rows, visited = find(request, queries, rotated, leaves)
+    except IndexError as error:  # a row that the mask does not have
+        raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
+    num_rows = request.contents.num_rows
+    if np.maximum.reduce(rows, axis=None, initial=-1) >= num_rows:
+        raise IndexCorruptError(
+            f"leaf_rows points at row {rows.max()} of {num_rows} documents"
+        )
+    if request.rerank:
+        scores = rerank_scores(request.contents, queries, rows, request.threads)
+        keys = np.where(rows < 0, EMPTY, pack(scores, rows))
+        scores, rows = unpack(smallest(keys, request.k))
+    return Found(rows, scores, visited, nodes_scored, leaves)
+
+
+def _route(request, queries):
+    """The Routes of queries, found by all threads."""
+    tree = request.parameters.routing_tree
+
+    def go(part):
+        return route(part, tree, request.beam, request.min_prob, False)
+
+    threads = min(request.threads, 1 + len(queries) // _ROUTED_QUERIES)
+    # With a min_prob, all queries together decide which nodes are scored.
+    if threads == 1 or request.min_prob:
+        return go(queries)
+    parts = map_threads(go, np.array_split(queries, threads), threads)
+    return Routes(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _share_leaves(parameters, leaves):
+    """Whether enough queries visit the same leaves to read each leaf once for all."""
+    coded = parameters.codebooks is not None
+    least = _SHARED_CODES[scores_order()] if coded else _SHARED_VECTORS
+    if len(leaves) < least:
+        return False
+    visits = np.count_nonzero(leaves >= 0)
+    return visits >= least * len(np.unique(leaves))
+
+
+def rerank_scores(contents, queries, rows, threads=1):
+    """Inner products of queries and the stored vectors of candidates.
+
+    Args:
+        contents: the documents, which store re-rank vectors.
+        queries: (N, D) float32.
+        rows: (N, r) candidates of each query, padded with -1.
+        threads: Python threads over blocks of queries.
+
+    Returns:
+        (N, r) float32; meaningless where a row is -1.
+    """
+    step = max(1, _RERANK_VALUES // (rows.shape[1] * queries.shape[1]))
+    scores = np.empty(rows.shape, np.float32)
+
+    def score(start):
+        part = slice(start, start + step)
+        vectors = contents.rerank_vectors(np.maximum(rows[part], 0))  # (n, r, D)
+        scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
+
+    map_threads(score, range(0, len(rows), step), threads)
+    return scores
+
+
+def route_queries(parameters, queries, beam=1, min_prob=0.0):
+    """Which leaves queries visit: (N, b), padded with -1, and (N,) tree nodes scored.
 
     Raises:
         ValueError: as of `search`.
     """
-    parts = [part for _, part in _routed(index, queries, beam, min_prob)]
+    parts = [part for _, part in _routed(parameters, queries, beam, min_prob)]
     nodes_scored = np.concatenate([part.nodes_scored for part in parts])
     return _joined([part.leaves for part in parts]), nodes_scored
 
 
-def _routed(index, queries, beam, min_prob):
+def count_visited(parameters, contents, queries, beam, min_prob=0.0):
+    """Copies of documents in the leaves that each query visits: (N,) int64."""
+    visited = np.zeros(len(queries), np.int64)
+    for part, routes in _routed(parameters, queries, beam, min_prob):
+        leaves = routes.leaves
+        sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
+        visited[part] = sizes.sum(axis=1)
+    return visited
+
+
+def _routed(parameters, queries, beam, min_prob):
     """Slices of the queries, and the Routes of each."""
-    queries = check_queries(queries, index.width)
-    beam, min_prob = check_beam(index, beam), check_share("min_prob", min_prob)
-    step = rows_at_once(index.routing_tree, beam)
+    queries = check_queries(queries, parameters.width)
+    beam, min_prob = check_beam(parameters, beam), check_share("min_prob", min_prob)
+    tree = parameters.routing_tree
+    step = rows_at_once(tree, beam)
     with one_blas_thread():
         for start in range(0, max(len(queries), 1), step):
             part = slice(start, start + step)
-            yield part, route(queries[part], index.routing_tree, beam, min_prob, False)
+            yield part, route(queries[part], tree, beam, min_prob, False)
 
 
 def _joined(parts):
-    """Leaves (n, b) of parts with other b, padded with -1 to the widest: (N, b)."""
+    """Leaves (n, b) of parts with different b, padded with -1 to the widest: (N, b)."""
     widest = max(part.shape[1] for part in parts)
     widened = [
         np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-1)
@@ -191,6 +301,7 @@ def row_mask(contents, allow=None, deny=None):
 
 
 def _as_mask(contents, name, chosen):
+    """Ids, or a mask, as a mask (R,)."""
     if isinstance(chosen, np.ndarray) and chosen.dtype == bool:
         if chosen.shape != (contents.num_rows,):
             raise ValueError(
@@ -202,93 +313,3 @@ def _as_mask(contents, name, chosen):
     rows = contents.find(as_ids(chosen))
     mask[rows[rows >= 0]] = True
     return mask
-
-
-def count_visited(index, contents, queries, beam, min_prob=0.0):
-    """Copies of documents in the leaves that each query visits: (N,) int64."""
-    visited = np.zeros(len(queries), np.int64)
-    for part, routes in _routed(index, queries, beam, min_prob):
-        leaves = routes.leaves
-        sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
-        visited[part] = sizes.sum(axis=1)
-    return visited
-
-
-def check_beam(index, beam):
-    """`beam` as an int between 1 and the number of leaves."""
-    beam = check_count("beam", beam)
-    if beam > index.num_leaves:
-        raise ValueError(f"beam {beam} is larger than the {index.num_leaves} leaves")
-    return beam
-
-
-def _check_rerank(contents, rerank, k):
-    rerank = check_results("rerank", rerank, contents.num_documents, least=0)
-    if rerank and contents.segments[0].rerank_vectors is None:
-        raise ValueError(
-            f"rerank={rerank} needs an index built with rerank_vectors=True, "
-            "this one stores none"
-        )
-    if 0 < rerank < k:
-        raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
-    return rerank
-
-
-def _search_part(job, queries, leaves):
-    index, nodes_scored = job.index, np.zeros(len(queries), np.int64)
-    if leaves is None:
-        routes = _route(job, queries)
-        leaves, nodes_scored = routes.leaves, routes.nodes_scored
-    rotated = queries if index.rotation is None else queries @ index.rotation
-    find = search_by_leaf if _share_leaves(index, leaves) else search_by_query
-    try:
-        scores, rows, visited = find(job, queries, rotated, leaves)
-    except IndexError as error:  # of a mask, at a row that is not there
-        raise IndexCorruptError(f"leaf_rows points outside: {error}") from None
-    if np.maximum.reduce(rows, axis=None, initial=-1) >= job.contents.num_rows:
-        raise IndexCorruptError(
-            f"leaf_rows points at row {rows.max()} of {job.contents.num_rows} documents"
-        )
-    if job.rerank:
-        scores, rows = _rescore(job, queries, rows)
-    return Found(rows, scores, visited, nodes_scored, leaves)
-
-
-def _route(job, queries):
-    """The Routes of queries, found by all threads."""
-
-    def go(part):
-        return route(part, job.index.routing_tree, job.beam, job.min_prob, False)
-
-    threads = min(job.threads, 1 + len(queries) // _ROUTED_QUERIES)
-    if threads == 1 or job.min_prob:  # which scores the nodes that any query needs
-        return go(queries)
-    parts = map_threads(go, np.array_split(queries, threads), threads)
-    return Routes(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _share_leaves(index, leaves):
-    coded = index.codebooks is not None
-    least = _SHARED_CODES[scores_order()] if coded else _SHARED_VECTORS
-    if len(leaves) < least:
-        return False
-    visits = np.count_nonzero(leaves >= 0)
-    return visits >= least * len(np.unique(leaves))
-
-
-def _rescore(job, queries, rows):
-    """The k best candidates of `rows` (N, r), by their stored full-precision vectors.
-
-    Returns:
-        (N, k) float32 scores, (N, k) int64 rows.
-    """
-    step = max(1, _RERANK_VALUES // (rows.shape[1] * job.index.width))
-    scores = np.empty(rows.shape, np.float32)
-
-    def rescore(start):
-        part = slice(start, start + step)
-        vectors = job.contents.rerank_vectors(np.maximum(rows[part], 0))
-        scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
-
-    map_threads(rescore, range(0, len(rows), step), job.threads)
-    return unpack(smallest(np.where(rows < 0, EMPTY, pack(scores, rows)), job.k))

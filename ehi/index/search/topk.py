@@ -1,16 +1,20 @@
-"""Top k with one rule for ties: equal scores are ordered by the smaller number.
+"""The k best scores, with one rule for ties: the smaller number comes first.
 
-A score and a number (document row, leaf) are packed into one int64 whose ascending
-order is "best score first, then smaller number". Partitioning and sorting plain
-integers is then exact, and fast, where `argpartition` would break ties at random.
+A score and a number (document row, leaf) are packed into one int64 key. Ascending keys
+mean "best score first, then smaller number". Partitioning and sorting plain integers
+is exact and fast, whereas `argpartition` of scores breaks ties at random.
 """
 
 import numpy as np
 
 EMPTY = np.iinfo(np.int64).max  # sorts behind every score, unpacks to (-inf, -1)
 MAX_NUMBER = 2**32 - 2  # numbers take the low 32 bits, all ones is EMPTY's
-_HITS = 0.5  # times k of a query: of more, floors are raised first
-_STORED = 2**16  # hits of all queries, from which the best are kept
+# If more than this fraction of k scores per query pass the floors, raise the floors and
+# filter again.
+_HITS = 0.5
+_STORED = (
+    2**16
+)  # hits of all queries; if more are stored, keep the best and drop others
 
 
 def pack(scores, numbers):
@@ -49,14 +53,14 @@ def smallest(keys, k):
 
 
 def best_of(scores, numbers, k):
-    """The k best of one row, or all where there are fewer: scores and numbers.
+    """The k best of one row, or all if there are fewer: scores and numbers.
 
-    In few calls and without keys: of a short row a call costs more than its work.
+    It makes few calls and no keys: on a short row a call costs more than its work.
 
     Args:
         scores: (m,) float32.
-        numbers: (m,) integers; equal scores go to the smaller. Or a function that
-            gives those of positions (j,), where it is faster to ask for the best only.
+        numbers: (m,) integers; equal scores go to the smaller. Or a function: positions
+            (j,) -> their numbers, which is then called for the best only.
     """
     kept = None
     if len(scores) > k:
@@ -74,7 +78,7 @@ def drop_duplicates(keys, k):
     """The k best keys of each row, each number once, at its best score.
 
     Args:
-        keys: (N, j) ascending keys in which a number may come back.
+        keys: (N, j) ascending keys; a number may occur several times.
     """
     numbers = unpack(keys)[1]
     order = np.argsort(numbers, axis=1, kind="stable")
@@ -94,9 +98,9 @@ def drop_duplicates(keys, k):
 def kth_bound(scores, k):
     """A lower bound of the k-th best of one row, close to it and cheap.
 
-    Documents of a long row are dealt to 128 groups or more, as cards are, so that
-    neighbours, who are often alike, fall to different ones. The k-th best of the
-    groups' maxima is the score of a document that k - 1 others are at least as good as.
+    Documents of a long row are dealt like cards to 128 groups or more, so that
+    neighbours, which are often alike, get into different groups. The bound is the k-th
+    best of the groups' maxima: k documents score at least as much.
 
     Args:
         scores: (m,) float32, m >= k.
@@ -118,9 +122,9 @@ def kth_bound(scores, k):
 class TopK:
     """The k best documents of each of N queries, offered in blocks.
 
-    `floor` holds a lower bound of every query's k-th best score so far; what is below
-    it is never stored. Bounds only drop what cannot be in the answer, so the result
-    does not depend on the order of the offers.
+    `floor` is a lower bound of every query's k-th best score so far. Scores below it
+    are never stored. They cannot be in the answer, so the result does not depend on the
+    order of the offers.
     """
 
     def __init__(self, num_queries, k):
@@ -166,11 +170,11 @@ class TopK:
         return result
 
     def _best(self):
-        """The k best of each query: queries, keys and their ranks, in this order."""
+        """The k best of each query, sorted: queries, keys and ranks, (hits,) each."""
         if not self._stored:
             return np.zeros((3, 0), np.int64)
         queries, scores, rows = map(np.concatenate, zip(*self._stored, strict=True))
-        # Floors have risen since: most of what was stored early on falls out here.
+        # Floors have risen since the first offers: most of those drop out here.
         kept = np.flatnonzero(scores >= self.floor[queries])
         queries, keys = queries[kept], pack(scores[kept], rows[kept])
         order = np.argsort(keys)

@@ -1,4 +1,4 @@
-"""Shards: where the documents of an index to be built come from, block by block."""
+"""Shards: they hold the documents of a new index, and are read block by block."""
 
 import collections
 import os
@@ -12,18 +12,18 @@ _BLOCK_ROWS, _BLOCK_VALUES = 2**13, 2**22  # documents handled at once
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Documents of an index to be built, read twice and a block at a time.
+    """Documents of a new index. They are read twice, a block at a time.
 
     Attributes:
-        embeddings: (n, D) floats; or the path of a .npy file, of which nothing stays in
+        embeddings: (n, D) floats; or the path of a .npy file, which is not kept in
             memory; or a function without arguments that returns an iterable of blocks
-            (any number, D), the same blocks whenever it is called.
+            (any number, D), the same blocks at every call.
         ids: n integers >= 0 or strings, as an array or a sequence that can be sliced
             (a range takes no memory); or the path of a .npy file.
         name: a string or a number, or None. Documents are numbered in the order of the
-            names, so shards with names make the same index however they are ordered.
-            Numbers count from 0 and none may be missing. Without names, documents are
-            numbered in the order of the shards given.
+            names, so the order of named shards does not change the index. Numbers count
+            from 0 and none may be missing. Without names, documents are numbered in the
+            order of the shards given.
         documents: n JSON values to show, or a function that returns an iterable of
             them, or None; read once.
     """
@@ -36,11 +36,11 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A Shard whose files are open, and where its documents stand.
+    """A Shard whose files are open, and the rows of its documents.
 
     Attributes:
-        label: what messages call it.
-        embeddings, ids: as of the Shard; a file is a _Rows.
+        label: its name in messages.
+        embeddings, ids: as of the Shard; a file is opened as _Rows.
         documents: as of the Shard.
         first_row: row of its first document in the index.
     """
@@ -55,7 +55,7 @@ class Source:
         return len(self.ids)
 
     def blocks(self, rows):
-        """Embeddings as they come, at most `rows` of them at once."""
+        """Embeddings in their own dtype, at most `rows` of them at once."""
         wholes = [self.embeddings]
         if callable(self.embeddings):
             wholes = map(np.asarray, self.embeddings())
@@ -70,7 +70,7 @@ class Source:
 
 
 class _Rows:
-    """Rows of a .npy file. Mapped for the moment of reading, they do not stay."""
+    """Rows of a .npy file. It is mapped only while it is read, so no page stays."""
 
     def __init__(self, label, path):
         self.label, self.path = label, Path(path)
@@ -147,7 +147,7 @@ def _named(shards):
         missing = next(gaps, None)
         if missing is not None:
             raise ValueError(
-                f"numbers of shards count from 0 on, and shard {missing} is missing: "
+                f"numbers of shards count from 0, and shard {missing} is missing: "
                 f"got {len(names)} shards from {min(names)} to {max(names)}"
             )
     order = sorted(range(len(shards)), key=names.__getitem__)
@@ -155,7 +155,7 @@ def _named(shards):
 
 
 def width_and_dtype(sources):
-    """Width and dtype of all embeddings, which every block is compared with."""
+    """Width and dtype of the first embeddings; every block must have the same."""
     for source in sources:
         if not len(source):
             continue
@@ -172,12 +172,13 @@ def width_and_dtype(sources):
 
 
 def block_rows(width):
+    """Rows of this width that are handled at once."""
     return max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // width))
 
 
-def readings(job, again=False):
-    """(source, row in it, block as it comes) of all shards, each as long as its ids."""
-    width = job.index.width
+def readings(build, again=False):
+    """(source, row in it, block) of all shards, which must be as long as their ids."""
+    width = build.parameters.width
 
     def miscounted(source, start, found):
         if again:
@@ -186,13 +187,13 @@ def readings(job, again=False):
             f"{source.label} has {found} embeddings for {len(source)} ids"
         )
 
-    for source in job.sources:
+    for source in build.sources:
         start = 0
         for raw in source.blocks(block_rows(width)):
-            if (raw.shape[1], raw.dtype) != (width, job.dtype):
+            if (raw.shape[1], raw.dtype) != (width, build.dtype):
                 raise ValueError(
                     f"{source.label} holds {raw.dtype} of width {raw.shape[1]}, "
-                    f"the first shard {job.dtype} of width {width}"
+                    f"the first shard {build.dtype} of width {width}"
                 )
             if start + len(raw) > len(source):
                 raise miscounted(source, start, "too many")
@@ -202,10 +203,10 @@ def readings(job, again=False):
             raise miscounted(source, start, start)
 
 
-def finite_block(job, source, start, raw):
-    """A block as float32, if all its values are finite, also as float16 if need be."""
-    # From 65520 on, float16 rounds to infinity.
-    most = np.float32(65520 if job.half else np.inf)
+def finite_block(build, source, start, raw):
+    """A block as float32, if it is finite, also as float16 where that is stored."""
+    # float16 rounds values from 65520 on to infinity.
+    most = np.float32(65520 if build.half else np.inf)
     with np.errstate(over="ignore"):
         block = np.ascontiguousarray(raw, np.float32)
     good = np.abs(block) < most  # not true of NaN
@@ -218,7 +219,8 @@ def finite_block(job, source, start, raw):
 
 
 def changed(source, start, num):
+    """The message about rows that differ when they are read again."""
     return (
         f"{source.label} changed while the index was built: rows {start} to "
-        f"{start + num - 1} are not what they were when they were read first"
+        f"{start + num - 1} differ between the first and the second reading"
     )

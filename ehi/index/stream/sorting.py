@@ -1,4 +1,8 @@
-"""Scratch files in which copies of documents find the order of their leaves."""
+"""What is too large for memory is sorted in scratch files, some of it at a time.
+
+Copies of documents are sorted by leaf, in bands of leaves. Ids are sorted by hash, to
+find equal ones. Ids and documents to show are then written in their order.
+"""
 
 import itertools
 import zlib
@@ -10,77 +14,39 @@ from ehi.index.contents import Documents, StringIds, as_ids
 from ehi.index.folder import Stream
 
 _BAND_BYTES = 2**25  # of copies that are sorted in memory
-
-
-class Regions:
-    """A scratch file of regions with known sizes, each filled from its start on.
-
-    Args:
-        path: the file.
-        offsets: (regions + 1,) where each region starts, in records.
-        dtype, width: a record is a row (width,) of this dtype.
-    """
-
-    def __init__(self, path, offsets, dtype, width):
-        self.path, self.offsets = path, offsets
-        self.dtype, self.width = np.dtype(dtype), width
-        self.record = self.dtype.itemsize * width
-        self.free = offsets[:-1].copy()
-        path.touch()
-
-    def append(self, regions, records):
-        """Adds records (n, width), whose regions (n,) ascend."""
-        cuts = np.flatnonzero(np.diff(regions)) + 1
-        with self.path.open("r+b") as file:
-            for part in itertools.pairwise([0, *cuts.tolist(), len(regions)]):
-                region = regions[part[0]]
-                file.seek(int(self.free[region]) * self.record)
-                file.write(records[slice(*part)])
-                self.free[region] += part[1] - part[0]
-
-    def windows(self, most):
-        """Records (n, width) of every region in turn, at most `most` at once."""
-        for start, stop in itertools.pairwise(self.offsets.tolist()):
-            for first in range(start, stop, most):
-                yield self.read(first, min(most, stop - first))
-
-    def read(self, start, num):
-        """Records start .. start + num: (num, width)."""
-        with self.path.open("rb") as file:
-            file.seek(start * self.record)
-            values = np.fromfile(file, self.dtype, num * self.width)
-        return values.reshape(num, self.width)
+_SOME_IDS = 2**16  # ids, or lines to show, handled at once
+_REGION_IDS = 2**20  # hashes of ids that are sorted in memory
 
 
 class Copies:
-    """Copies of documents on their way to leaf order.
+    """Copies of documents that are sorted by leaf, and by row within a leaf.
 
-    A key is leaf << 32 | row, so that ascending keys are leaf order, by row in a leaf.
+    Their keys are leaf << 32 | row.
     """
 
-    def __init__(self, job, offsets):
-        index = job.index
-        if index.codebooks is None:
-            dtype, width = job.leaf_dtype, index.width
+    def __init__(self, build, offsets):
+        parameters = build.parameters
+        if parameters.codebooks is None:
+            dtype, width = build.leaf_dtype, parameters.width
         else:
-            dtype, width = np.uint8, index.code_bytes
+            dtype, width = np.uint8, parameters.code_bytes
         record = np.dtype(dtype).itemsize * width
         self.most = max(1, _BAND_BYTES // max(record, 8))  # copies sorted at once
         self.leaves = _band_starts(offsets, self.most)
         starts = offsets[self.leaves]
-        self.keys = Regions(job.scratch / "keys", starts, np.int64, 1)
-        self.stored = Regions(job.scratch / "stored", starts, dtype, width)
+        self.keys = Regions(build.scratch / "keys", starts, np.int64, 1)
+        self.stored = Regions(build.scratch / "stored", starts, dtype, width)
         self._waiting, self._num = [], 0
 
     def add(self, keys, values):
-        """Takes in the keys (n,) and the vectors or codes (n, width) of a block."""
+        """Adds the keys (n,) and the vectors or codes (n, width) of a block."""
         self._waiting.append((keys, values))
         self._num += len(keys)
         if self._num >= self.most:
             self.flush()
 
     def flush(self):
-        """Writes what was added to its bands."""
+        """Writes to the bands what was added."""
         if not self._waiting:
             return
         keys, values = map(np.concatenate, zip(*self._waiting, strict=True))
@@ -102,13 +68,13 @@ class Copies:
             self.keys.windows(self.most), self.stored.windows(self.most), strict=True
         )
         for keys, values in windows:
-            # A band of several windows is one leaf, which stands by row already.
+            # A band of several windows is one leaf, whose copies are in order already.
             yield values[np.argsort(keys[:, 0])]
         self.stored.path.unlink()  # before the next file needs the room
 
 
 def _band_starts(offsets, most):
-    """First leaves of bands of at most `most` copies, or of one leaf; P is last."""
+    """First leaves of bands of at most `most` copies, or of one leaf; then P."""
     starts, num_leaves = [0], len(offsets) - 1
     while starts[-1] < num_leaves:
         room = offsets[starts[-1]] + most
@@ -117,23 +83,8 @@ def _band_starts(offsets, most):
     return np.array(starts)
 
 
-def read_blocks(path, dtype, shape, rows):
-    """A file of an array of this shape, some rows at a time."""
-    with path.open("rb") as file:
-        for start in range(0, shape[0], rows):
-            num = min(rows, shape[0] - start)
-            yield np.fromfile(file, dtype, num * shape[1]).reshape(num, shape[1])
-
-
-# MERGED ehi_index_stream_ids: Ids of all shards, no two the same, and lines to show,
-# some at a time.
-
-_SOME_IDS = 2**16  # ids, or lines to show, handled at once
-_REGION_IDS = 2**20  # hashes of ids that are sorted in memory
-
-
 def stored_ids(sources, scratch):
-    """The ids of all documents as the folder stores them, if no two are the same."""
+    """The ids of all documents as the folder stores them, if no two are equal."""
     num = sum(len(source) for source in sources)
     sums = array("L")
     strings, text_bytes = _refuse_twice(sources, num, scratch, sums)
@@ -167,7 +118,7 @@ def _id_blocks(sources):
 
 
 def _same_ids(sources, sums):
-    """`_id_blocks`, whose sums must be those of the first time they were read."""
+    """`_id_blocks`, checked against the checksums of the first reading."""
     for ids, expected in zip(_id_blocks(sources), sums, strict=True):
         if _id_sum(ids) != expected:
             raise ValueError("the ids of a shard changed while the index was built")
@@ -189,9 +140,9 @@ def _id_offsets(sources, sums):
 
 
 def _refuse_twice(sources, num, scratch, sums):
-    """Refuses ids that stand twice; hashes are sorted, a region of them at a time.
+    """Refuses equal ids. Their hashes are sorted, a region of them at a time.
 
-    Adds to `sums` what the ids are known by when they are read again.
+    It adds the checksum of every block of ids to `sums`, for the next reading.
 
     Returns:
         Whether the ids are strings, and their bytes of text.
@@ -228,7 +179,7 @@ def _refuse_twice(sources, num, scratch, sums):
 
 
 def _hash(ids):
-    """64-bit hashes (n,) of ids; different integers have different ones."""
+    """64-bit hashes (n,) of ids; different integers have different hashes."""
     if isinstance(ids, StringIds):
         hashes = np.array([hash(value) for value in ids.tolist()], np.int64)
         return hashes.view(np.uint64)
@@ -236,8 +187,8 @@ def _hash(ids):
 
 
 def _refuse_equal(sources, records):
-    """Refuses equal ids among records (n, 2): their hashes and rows."""
-    # Rows ascend already, so that a stable sort keeps equal hashes in their order.
+    """Refuses equal ids among records (n, 2) of hashes and rows."""
+    # Rows ascend already, and a stable sort keeps the order of equal hashes.
     records = records[np.argsort(records[:, 0], kind="stable")]
     same = np.flatnonzero(records[1:, 0] == records[:-1, 0])
     if not len(same):
@@ -250,8 +201,8 @@ def _refuse_equal(sources, records):
             other, there = seen[value]
             shown = repr(str(value)) if isinstance(value, str) else int(value)
             raise ValueError(
-                f"doc_ids repeat: {shown} stands in row {there} of {other.label} "
-                f"and in row {position} of {source.label}"
+                f"doc_ids repeat: {shown} is in row {there} of {other.label} and in "
+                f"row {position} of {source.label}"
             )
         seen[value] = source, position
 
@@ -259,12 +210,14 @@ def _refuse_equal(sources, records):
 def _place(sources, row):
     """The shard of a document, and its row there."""
     firsts = [source.first_row for source in sources]
-    # The last that starts at or before it: empty shards share their start with others.
+    # It is the last shard that starts at or before the row: an empty shard starts where
+    # the next one does.
     source = sources[int(np.searchsorted(firsts, row, side="right")) - 1]
     return source, row - source.first_row
 
 
 def stored_texts(sources):
+    """The documents to show as the folder stores them: name -> blocks of bytes."""
     return {"documents": _lines(sources)} if sources[0].documents is not None else {}
 
 
@@ -284,3 +237,51 @@ def _lines(sources):
             raise ValueError(
                 f"{source.label} has {num} documents to show for {len(source)} ids"
             )
+
+
+class Regions:
+    """A scratch file of regions with known sizes; each is filled from its start.
+
+    Args:
+        path: the file.
+        offsets: (regions + 1,) where each region starts, in records.
+        dtype, width: a record is a row (width,) of this dtype.
+    """
+
+    def __init__(self, path, offsets, dtype, width):
+        self.path, self.offsets = path, offsets
+        self.dtype, self.width = np.dtype(dtype), width
+        self.record = self.dtype.itemsize * width
+        self.free = offsets[:-1].copy()
+        path.touch()
+
+    def append(self, regions, records):
+        """Adds records (n, width) to their regions (n,), which must ascend."""
+        cuts = np.flatnonzero(np.diff(regions)) + 1
+        with self.path.open("r+b") as file:
+            for part in itertools.pairwise([0, *cuts.tolist(), len(regions)]):
+                region = regions[part[0]]
+                file.seek(int(self.free[region]) * self.record)
+                file.write(records[slice(*part)])
+                self.free[region] += part[1] - part[0]
+
+    def windows(self, most):
+        """Records (n, width), region by region, at most `most` at once."""
+        for start, stop in itertools.pairwise(self.offsets.tolist()):
+            for first in range(start, stop, most):
+                yield self.read(first, min(most, stop - first))
+
+    def read(self, start, num):
+        """Records start .. start + num: (num, width)."""
+        with self.path.open("rb") as file:
+            file.seek(start * self.record)
+            values = np.fromfile(file, self.dtype, num * self.width)
+        return values.reshape(num, self.width)
+
+
+def read_blocks(path, dtype, shape, rows):
+    """The rows of an array in a file, some rows at a time."""
+    with path.open("rb") as file:
+        for start in range(0, shape[0], rows):
+            num = min(rows, shape[0] - start)
+            yield np.fromfile(file, dtype, num * shape[1]).reshape(num, shape[1])
