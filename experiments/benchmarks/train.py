@@ -1,8 +1,29 @@
-"""The contrastive train step of sentence-transformers, on the batches of ours."""
+"""Speed of a train step whose tower trains, beside sentence-transformers.
 
-import argparse
+    python -m experiments.benchmark train --batch=32 --json=FILE
+
+Three steps take turns on the same random tokens of full length. `tower` is our
+encoder, head and contrastive loss. `whole` adds the tree, residual PQ leaves, the
+learned rotation and every loss of ehi-pq. The third is the peer, if it is installed,
+with its tower alone. Every repeat waits for its result.
+
+  examples/s          queries of a step / seconds, each with its document
+  MFU                 F / (seconds x devices x peak), where F = 2 x the multiplications
+                      of all matrix products of a step, forward and backward, counted in
+                      our jaxpr, recomputation included. The peer gets the F of `tower`
+  peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, also for
+                      float32; of a CPU the best measured product of the type
+  overhead, share     whole / tower - 1 and 1 - tower / whole, of the medians
+  ratio               peer / tower, of the medians
+  cpu_overhead, cpu_ratio   the same of the CPU seconds of all threads, which other
+                      programs on the machine disturb less
+  host ms             median time of a call that does not wait for its result: what
+                      Python costs, if the device is asynchronous
+  batch_ms            time to make the batch in NumPy and to copy it to the device
+  memory              of the compiled step, on one device
+"""
+
 import importlib.util
-import json
 import statistics
 import time
 from pathlib import Path
@@ -24,79 +45,10 @@ from ehi.train.step import make_train_step, start_state
 from experiments.run.flops import count_flops, peak_flops
 
 PEER = "sentence-transformers"
-
-
-def installed() -> bool:
-    """Whether there is a peer to compare with."""
-    return importlib.util.find_spec(PEER.replace("-", "_")) is not None
-
-
-def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu"):
-    """A function from one of our batches to the loss, which trains the model.
-
-    `MultipleNegativesRankingLoss` at its default temperature, 1/20 as ours, gradient
-    norms clipped as ours are, AdamW without weight decay. Dropout is off: ours has
-    none. In bfloat16 by autocast: parameters stay float32, as ours do.
-
-    Args:
-        folder: of the checkpoint.
-        dtype: 'float32' or 'bfloat16'.
-        rate: learning rate.
-        clip: largest norm of the gradient.
-        device: as torch names it.
-    """
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer import losses
-
-    if device == "cuda":  # TF32, which is what jax does unless told otherwise
-        torch.set_float32_matmul_precision("high")
-    model = SentenceTransformer(str(folder), device=device)
-    model.eval()
-    contrast = losses.MultipleNegativesRankingLoss(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-
-    def features(batch, side, rows):
-        names = {"input_ids": f"{side}_ids", "attention_mask": f"{side}_mask"}
-        return {
-            name: torch.as_tensor(batch[ours][rows].astype(np.int64), device=device)
-            for name, ours in names.items()
-        }
-
-    def step(batch) -> float:
-        # It takes each query's own document from the same row; other documents follow.
-        own = batch["target"]
-        others = np.setdiff1d(np.arange(len(batch["documents"])), own)
-        if len(others):
-            raise ValueError("--pool: the peer knows the documents of the batch only")
-        pair = [
-            features(batch, "queries", slice(None)),
-            features(batch, "documents", own),
-        ]
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = contrast(pair, None)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        return float(loss.detach())  # waits for the device
-
-    return step
-
-
-# MERGED experiments_benchmark_step: What tree, PQ leaves and all losses add to a train
-# step whose tower trains.
-#
-#     python -m experiments.benchmarks.train --batch=32 --repeats=9
-#
-# Times the jitted step of the tower with the contrastive loss alone, and the same step
-# with tree, residual PQ leaves, learned rotation and every loss, in turn, from the same
-# weights on the same random tokens. Prints JSON; `overhead` is the ratio of the medians
-# minus one. `experiments.benchmark train` times the same two beside a peer.
-#
-
 KINDS = ("tower", "whole")
-ROWS = 4096  # of the made-up corpus that a batch is drawn from
+ROWS = 4096  # of the synthetic corpus that batches are drawn from
+CALLS = 4  # calls in a row that do not wait for their result
+PACKAGES = ("jax", "flax", "optax", "torch", PEER)
 # `lambda_rank` searches the whole code table: `experiments.benchmark step-search`.
 LOSSES = tuple(term for term in TERMS if term != "lambda_rank")
 RATES = {
@@ -105,209 +57,25 @@ RATES = {
 }  # fmt: skip
 
 
-class RandomTokens:
-    """Texts of random words, all of full length: padding would flatter the tower."""
-
-    def __init__(self, vocabulary: int, seed: int):
-        self._rng, self._vocabulary = np.random.default_rng(seed), vocabulary
-
-    def pad(self, rows, length: int):
-        """Token ids and mask (N, L)."""
-        shape = (len(rows), length)
-        first = min(1000, self._vocabulary // 2)  # behind the special tokens
-        ids = self._rng.integers(first, self._vocabulary, shape).astype(np.int32)
-        return ids, np.ones(shape, bool)
-
-
-def make_step(args, pretrained, whole: bool, mesh):
-    """The jitted step and its first state."""
-    width = pretrained.config["width"]
-    parts = {}
-    if whole:
-        tree = {
-            "kind": "per_node", "height": 1, "branching": 128, "hidden": 256,
-            "query_router": True,
-        }  # fmt: skip
-        parts = {
-            "tree": tree, "num_subspaces": width // 16, "rotation": "learned",
-            "residual": True,
-        }  # fmt: skip
-    model = JointIndex(
-        tower_width=width, width=width, head_hidden=512,
-        tower=load_tower(pretrained, dtype=jnp.dtype(args.dtype)),
-        rngs=nnx.Rngs(0), **parts,
-    )  # fmt: skip
-    graphdef, params = split_model(model)
-    trained = trained_names(params, RATES)
-    optimizer = make_optimizer(RATES, steps=1000)
-    weights = dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0}
-    step = make_train_step(graphdef, optimizer, trained, weights=weights, mesh=mesh)
-    return step, replicate(mesh, start_state(params, optimizer, trained))
-
-
-def batch_maker(args, pretrained):
-    """A function from the number of a step to its batch, in NumPy."""
-    vocabulary, rows = pretrained.config["vocab_size"], np.arange(ROWS)
-    data = TrainingSet(
-        ROWS, ROWS, {"labelled": (rows, rows)},
-        RandomTokens(vocabulary, 0), RandomTokens(vocabulary, 1),
-    )  # fmt: skip
-
-    def make(number: int) -> dict[str, np.ndarray]:
-        return make_batch(
-            data, batch_size=args.batch, pool=args.pool or args.batch,
-            sources={"labelled": 1.0}, source_weights={}, seed=0, step=number,
-            query_length=args.query_length, document_length=args.document_length,
-        )  # fmt: skip
-
-    return make
-
-
-def make_tables(pretrained, mesh) -> dict:
-    """Random unit vectors as the tables that the losses compare with."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
-    table = replicate(mesh, table / np.linalg.norm(table, axis=1, keepdims=True))
-    names = ("teacher_queries", "teacher_documents")
-    return dict.fromkeys((*names, "features_queries", "features_documents"), table)
-
-
-def benchmark(args) -> dict:
-    """Median seconds of both steps, taken in turn."""
-    pretrained, mesh = resolve(args.model), make_mesh()
-    make, tables = batch_maker(args, pretrained), make_tables(pretrained, mesh)
-    steps = {k: make_step(args, pretrained, k == "whole", mesh) for k in KINDS}
-    seconds, key = {name: [] for name in steps}, jax.random.key(0)
-    for number in range(args.repeats + 1):
-        batch = shard_batch(mesh, make(number))
-        for name, (step, state) in list(steps.items()):
-            started = time.perf_counter()
-            state, metrics = jax.block_until_ready(step(state, tables, batch, key))
-            if number:  # the first compiles
-                seconds[name].append(time.perf_counter() - started)
-            steps[name] = (step, state)
-            if not np.isfinite(metrics["loss"]):
-                raise FloatingPointError(f"{name}: the loss is {metrics['loss']}")
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    return vars(args) | {
-        "median_seconds": medians,
-        "all_seconds": {n: [round(s, 3) for s in v] for n, v in seconds.items()},
-        "overhead": medians["whole"] / medians["tower"] - 1,
-        "compilations": {name: step._cache_size() for name, (step, _) in steps.items()},
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-
-
-def add_step_arguments(parser) -> None:
-    """What a step is, on the command line."""
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--batch", type=int, default=32, help="queries of a step")
-    parser.add_argument("--pool", type=int, default=0, help="documents; 0: --batch")
-    parser.add_argument("--query-length", type=int, default=32, help="tokens")
-    parser.add_argument("--document-length", type=int, default=128, help="tokens")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=9)
-
-
-def main() -> None:
-    """Parse the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_step_arguments(parser)
-    print(json.dumps(benchmark(parser.parse_args()), indent=2))
-
-
-if __name__ == "__main__":
-    main()
-
-
-# MERGED experiments_benchmark_train: Speed of the train step whose tower trains,
-# beside sentence-transformers.
-#
-#     python -m experiments.benchmark train --batch=32 --json=FILE
-#
-# Three steps take turns on the same random tokens of full length: `tower`, our encoder,
-# head and contrastive loss; `whole`, the same with tree, residual PQ leaves, learned
-# rotation and every loss of ehi-pq; and the peer, where it is installed, on the tower
-# alone. A repeat waits for its result.
-#
-#   examples/s          queries of a step / seconds, each with its document
-#   MFU                 F / (seconds x devices x peak), F = 2 x the multiplications of
-#   all
-#                       matrix products of a step, forward and backward, recomputation
-#                       included, counted in our jaxpr; the peer's F is that of `tower`
-#   peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32
-#   steps
-#                       included; of a CPU the best of square products of the type
-#   overhead, share     whole / tower - 1 and 1 - tower / whole, of the medians
-#   ratio               peer / tower, of the medians
-#   cpu_overhead, cpu_ratio   the same of CPU seconds of all threads, which others on
-#                       the machine disturb less
-#   host ms             median time of a call of the step that nobody waits for: what
-#                       Python costs, if the device is asynchronous. `batch_ms` is the
-#                       making of the batch in NumPy and its copy to the device.
-#   memory              of the compiled step, on one device
-#
-
-CALLS = 4  # of a step in a row that nobody waits for
-PACKAGES = ("jax", "flax", "optax", "torch", PEER)
-
-
-class Step:
-    """One of our jitted steps, its state, and what its compilation says."""
-
-    def __init__(self, args, pretrained, whole: bool, mesh):
-        self.step, self.state = make_step(args, pretrained, whole, mesh)
-        self.tables = make_tables(pretrained, mesh)
-        self.mesh, self.key = mesh, jax.random.key(0)
-
-    def compile(self, batch) -> dict:
-        """FLOPs of a step on all devices, and bytes on one."""
-        batch = shard_batch(self.mesh, batch)
-        traced = self.step.trace(self.state, self.tables, batch, self.key)
-        self.compiled = traced.lower().compile()
-        memory = self.compiled.memory_analysis()
-        return {
-            "flops": count_flops(traced.jaxpr.jaxpr),
-            "memory_bytes": {
-                "arguments": memory.argument_size_in_bytes,
-                "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-                "temporaries": memory.temp_size_in_bytes,
-            },
-        }
-
-    def call(self, batch):
-        """Start a step on a batch that is on the device; its metrics."""
-        self.state, metrics = self.compiled(self.state, self.tables, batch, self.key)
-        return metrics
-
-    def __call__(self, batch) -> float:
-        """The loss of a step on a NumPy batch."""
-        return float(self.call(shard_batch(self.mesh, batch))["loss"])
-
-    def host_seconds(self, batch) -> float:
-        """Median time of a call when nobody waits for its result."""
-        batch, seconds = shard_batch(self.mesh, batch), []
-        jax.block_until_ready((batch, self.state))
-        for _ in range(CALLS):
-            started = time.perf_counter()
-            self.call(batch)
-            seconds.append(time.perf_counter() - started)
-        jax.block_until_ready(self.state)
-        return statistics.median(seconds)
-
-
 def add_arguments(command) -> None:
-    """The command line of `train`."""
-    add_arguments(command)
+    """Add the options of `train`."""
+    command.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    command.add_argument("--batch", type=int, default=32, help="queries per step")
     command.add_argument(
-        "--peak-flops", type=float, help="FLOP/s of a device, where it is not known"
+        "--pool", type=int, default=0, help="documents per step; 0: as many as --batch"
     )
-    command.add_argument("--no-peer", action="store_true")
+    command.add_argument("--query-length", type=int, default=32, help="tokens")
+    command.add_argument("--document-length", type=int, default=128, help="tokens")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    command.add_argument("--repeats", type=int, default=9, help="timed steps of each")
+    command.add_argument(
+        "--peak-flops", type=float, help="FLOP/s of a device that is not in the list"
+    )
+    command.add_argument("--no-peer", action="store_true", help=f"do not time {PEER}")
 
 
 def benchmark_train(args) -> dict:
-    """Time the steps in turn; the first call of each, which compiles, apart."""
+    """Time the steps in turn; the first call of each compiles and is not timed."""
     pretrained, mesh = resolve(args.model), make_mesh()
     make = batch_maker(args, pretrained)
     ours = {k: Step(args, pretrained, k == "whole", mesh) for k in KINDS}
@@ -332,22 +100,11 @@ def benchmark_train(args) -> dict:
     }
     for name, step in ours.items():
         rows[name]["host_ms"] = 1e3 * step.host_seconds(batch)
-    medians = {name: statistics.median(values) for name, values in wall.items()}
-    cpu_medians = {name: statistics.median(values) for name, values in cpu.items()}
-    tower, whole = (medians[name] for name in KINDS)
-    found = {
-        "steps": rows,
-        "overhead": whole / tower - 1,
-        "cpu_overhead": cpu_medians["whole"] / cpu_medians["tower"] - 1,
-        "share": 1 - tower / whole,
-        "batch_ms": 1e3 * batch_seconds(make, mesh, args.repeats),
-    }
-    if PEER in runs:
-        found["peer"] = PEER
-        found["ratio"] = medians[PEER] / tower
-        found["cpu_ratio"] = cpu_medians[PEER] / cpu_medians["tower"]
     names = ("model", "batch", "query_length", "document_length", "dtype", "repeats")
-    return {name: getattr(args, name) for name in names} | found | {
+    return {name: getattr(args, name) for name in names} | {
+        "steps": rows,
+        **comparisons(wall, cpu),
+        "batch_ms": 1e3 * batch_seconds(make, mesh, args.repeats),
         "devices": mesh.size,
         "peak_flops": peak,
         "peak_source": source,
@@ -357,8 +114,197 @@ def benchmark_train(args) -> dict:
     }  # fmt: skip
 
 
+def comparisons(wall, cpu) -> dict:
+    """Ratios of the median seconds: of `whole` to `tower`, and of the peer to it."""
+    wall, cpu = (
+        {name: statistics.median(values) for name, values in seconds.items()}
+        for seconds in (wall, cpu)
+    )
+    found = {
+        "overhead": wall["whole"] / wall["tower"] - 1,
+        "cpu_overhead": cpu["whole"] / cpu["tower"] - 1,
+        "share": 1 - wall["tower"] / wall["whole"],
+    }
+    if PEER in wall:
+        found["peer"] = PEER
+        found["ratio"] = wall[PEER] / wall["tower"]
+        found["cpu_ratio"] = cpu[PEER] / cpu["tower"]
+    return found
+
+
+class Step:
+    """One of our jitted steps, its state, and what its compilation reports."""
+
+    def __init__(self, args, pretrained, whole: bool, mesh):
+        self.step, self.state = make_step(args, pretrained, whole, mesh)
+        self.tables = make_tables(pretrained, mesh)
+        self.mesh, self.key = mesh, jax.random.key(0)
+
+    def compile(self, batch) -> dict:
+        """Compile; return the FLOPs on all devices and the bytes on one."""
+        batch = shard_batch(self.mesh, batch)
+        traced = self.step.trace(self.state, self.tables, batch, self.key)
+        self.compiled = traced.lower().compile()
+        memory = self.compiled.memory_analysis()
+        return {
+            "flops": count_flops(traced.jaxpr.jaxpr),
+            "memory_bytes": {
+                "arguments": memory.argument_size_in_bytes,
+                "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+                "temporaries": memory.temp_size_in_bytes,
+            },
+        }
+
+    def call(self, batch):
+        """Start a step on a batch that is on the device; return its metrics."""
+        self.state, metrics = self.compiled(self.state, self.tables, batch, self.key)
+        return metrics
+
+    def __call__(self, batch) -> float:
+        """Run a step on a NumPy batch; return its loss."""
+        return float(self.call(shard_batch(self.mesh, batch))["loss"])
+
+    def host_seconds(self, batch) -> float:
+        """Median time of a call that does not wait for its result."""
+        batch, seconds = shard_batch(self.mesh, batch), []
+        jax.block_until_ready((batch, self.state))
+        for _ in range(CALLS):
+            started = time.perf_counter()
+            self.call(batch)
+            seconds.append(time.perf_counter() - started)
+        jax.block_until_ready(self.state)
+        return statistics.median(seconds)
+
+
+def make_step(args, pretrained, whole: bool, mesh):
+    """Return the jitted step and its first state."""
+    width = pretrained.config["width"]
+    parts = {}
+    if whole:
+        tree = {
+            "kind": "per_node", "height": 1, "branching": 128, "hidden": 256,
+            "query_router": True,
+        }  # fmt: skip
+        parts = {
+            "tree": tree, "num_subspaces": width // 16, "rotation": "learned",
+            "residual": True,
+        }  # fmt: skip
+    model = JointIndex(
+        tower_width=width, width=width, head_hidden=512,
+        tower=load_tower(pretrained, dtype=jnp.dtype(args.dtype)),
+        rngs=nnx.Rngs(0), **parts,
+    )  # fmt: skip
+    graphdef, params = split_model(model)
+    trained = trained_names(params, RATES)
+    optimizer = make_optimizer(RATES, steps=1000)
+    weights = dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0}
+    step = make_train_step(graphdef, optimizer, trained, weights=weights, mesh=mesh)
+    return step, replicate(mesh, start_state(params, optimizer, trained))
+
+
+class RandomTokens:
+    """Random words, all texts of full length: padding would flatter the tower."""
+
+    def __init__(self, vocabulary: int, seed: int):
+        self._rng, self._vocabulary = np.random.default_rng(seed), vocabulary
+
+    def pad(self, rows, length: int):
+        """Token ids and mask (N, L)."""
+        shape = (len(rows), length)
+        first = min(1000, self._vocabulary // 2)  # after the special tokens
+        ids = self._rng.integers(first, self._vocabulary, shape).astype(np.int32)
+        return ids, np.ones(shape, bool)
+
+
+def batch_maker(args, pretrained):
+    """Return a function from the number of a step to its batch, in NumPy."""
+    vocabulary, rows = pretrained.config["vocab_size"], np.arange(ROWS)
+    data = TrainingSet(
+        ROWS, ROWS, {"labelled": (rows, rows)},
+        RandomTokens(vocabulary, 0), RandomTokens(vocabulary, 1),
+    )  # fmt: skip
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        return make_batch(
+            data, batch_size=args.batch, pool=args.pool or args.batch,
+            sources={"labelled": 1.0}, source_weights={}, seed=0, step=number,
+            query_length=args.query_length, document_length=args.document_length,
+        )  # fmt: skip
+
+    return make
+
+
+def make_tables(pretrained, mesh) -> dict:
+    """Return random unit vectors for every table that a loss reads."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
+    table = replicate(mesh, table / np.linalg.norm(table, axis=1, keepdims=True))
+    names = ("teacher_queries", "teacher_documents")
+    return dict.fromkeys((*names, "features_queries", "features_documents"), table)
+
+
+def installed() -> bool:
+    """Whether sentence-transformers is installed."""
+    return importlib.util.find_spec(PEER.replace("-", "_")) is not None
+
+
+def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu"):
+    """Return a function that trains the peer on one of our batches, to its loss.
+
+    The loss is `MultipleNegativesRankingLoss` at its default temperature, 1/20 as
+    ours. Gradient norms are clipped as ours are; AdamW has no weight decay; dropout is
+    off, since we have none. bfloat16 is autocast: parameters stay float32, as ours.
+
+    Args:
+        folder: the checkpoint.
+        dtype: 'float32' or 'bfloat16'.
+        rate: learning rate.
+        clip: largest norm of the gradient.
+        device: as torch names it.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+
+    if device == "cuda":  # TF32, the default of jax
+        torch.set_float32_matmul_precision("high")
+    model = SentenceTransformer(str(folder), device=device)
+    model.eval()
+    contrast = losses.MultipleNegativesRankingLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+
+    def features(batch, side, rows):
+        names = {"input_ids": f"{side}_ids", "attention_mask": f"{side}_mask"}
+        return {
+            name: torch.as_tensor(batch[ours][rows].astype(np.int64), device=device)
+            for name, ours in names.items()
+        }
+
+    def step(batch) -> float:
+        # The peer pairs row i of the queries with row i of the documents.
+        own = batch["target"]
+        others = np.setdiff1d(np.arange(len(batch["documents"])), own)
+        if len(others):
+            raise ValueError(
+                "--pool: the peer takes no documents but those of its queries; set it 0"
+            )
+        pair = [
+            features(batch, "queries", slice(None)),
+            features(batch, "documents", own),
+        ]
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = contrast(pair, None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+    return step
+
+
 def take_turns(runs, make, repeats: int):
-    """Wall seconds and CPU seconds of every repeat, by name."""
+    """Run the steps in turn; return wall and CPU seconds of every repeat by name."""
     wall, cpu = ({name: [] for name in runs} for _ in range(2))
     for number in range(1, repeats + 1):
         batch = make(number)
@@ -373,7 +319,7 @@ def take_turns(runs, make, repeats: int):
 
 
 def summary(seconds, examples: int, flops: float, peak: float) -> dict:
-    """Median and quartiles of a step, and what follows from the median."""
+    """Median and quartiles of a step, and the speeds that the median gives."""
     quarter, median, three = np.percentile(seconds, [25, 50, 75]).tolist()
     return {
         "step_ms": 1e3 * median,
@@ -385,7 +331,7 @@ def summary(seconds, examples: int, flops: float, peak: float) -> dict:
 
 
 def batch_seconds(make, mesh, repeats: int) -> float:
-    """Median time of making a batch and copying it to the device."""
+    """Median time to make a batch and to copy it to the device."""
     seconds = []
     for number in range(repeats):
         started = time.perf_counter()
@@ -395,7 +341,7 @@ def batch_seconds(make, mesh, repeats: int) -> float:
 
 
 def table(result: dict) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     lines = [
         "| step | ms (quartiles) | examples/s | GFLOP/s | MFU | host ms | GiB |",
         "|---|---|---|---|---|---|---|",
