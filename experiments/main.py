@@ -1,14 +1,15 @@
-"""Train -> index -> evaluate, one command.
+"""Train -> index -> evaluate, in one command.
 
     python -m experiments.main --config=experiments/configs/pydocs.py --workdir=runs/x
 
-Run again with the same workdir, it resumes what was cut off and reuses the rest.
-SIGTERM saves the step that is under way and exits with code 75: run it again.
+The same command with the same workdir resumes an interrupted run and reuses what is
+complete. SIGTERM saves the current step and exits with code 75, Ctrl-C exits with 130:
+run the command again.
 
-On several machines the same command is run on each, with a workdir that all can see;
-Slurm, Open MPI and Kubernetes jobs are recognised, elsewhere add
---coordinator=HOST:PORT --num_processes=N --process_id=0 (1, 2, ...). If one is lost,
-the others exit with code 69, or jax aborts them (134): start all again.
+On several machines, run the same command on each, with a workdir that all can see.
+Slurm, Open MPI and Kubernetes jobs are recognised; elsewhere add
+--coordinator=HOST:PORT --num_processes=N --process_id=0 (1, 2, ...). If a process is
+lost, the others exit with code 69, or jax aborts them (134): start all again.
 """
 
 import logging
@@ -21,104 +22,67 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
-import ehi
 from ehi.parallel import preemption, processes
-from ehi.train.logs import MetricLog
-from experiments.run.checks import check_config, check_corpus
 from experiments.run.dry_run import dry_run, show_dry_run
-from experiments.run.evaluate import Experiment, default_budgets, run_cells
-from experiments.run.prepare import load_inputs
+from experiments.run.experiment import default_budgets, open_experiment, run_cells
 from experiments.run.report import show
-from experiments.run.workdir import claim, claim_inputs, with_tree_of, write_config
-from experiments.systems import fit_to_corpus
 
-CONFIG_HELP = "the experiment: experiments/configs/<name>.py[:variant]"
+CONFIG_HELP = "the experiment, experiments/configs/<name>.py[:variant]"
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that is written")
+WORKDIR_HELP = "folder for everything that is written"
+WORKDIR = flags.DEFINE_string("workdir", None, WORKDIR_HELP)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None,
-    "workdir of a finished run of this config: index another corpus or score another "
-    "split with its parameters, without training",
+    "workdir of a finished run of this config; index another corpus, or score another "
+    "split, with its parameters and without training",
 )  # fmt: skip
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False,
-    "compile the real step of every phase on abstract arrays and print its shapes, "
+    "compile the real step of every phase on abstract arrays, and print its shapes, "
     "memory and estimated time; needs no data, weights or workdir",
 )  # fmt: skip
 MEMORY_GIB = flags.DEFINE_float(
-    "memory_gib", None, "of --dry_run: refuse what needs more of a device (its own)"
-)
+    "memory_gib", None,
+    "with --dry_run: refuse phases that need more GiB per device than this "
+    "(default: what the device has)",
+)  # fmt: skip
 TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", False, "also write TensorBoard events (extra `tensorboard`)"
 )
 
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, where no launcher says it"
+    "coordinator", None, "host:port of process 0, if no launcher sets it"
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "processes that train together, where no launcher says it"
+    "num_processes", None, "number of processes, if no launcher sets it"
 )
 PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "which of them this is, from 0, where no launcher says it"
+    "process_id", None, "number of this process from 0, if no launcher sets it"
 )
 
 LOG = logging.getLogger("ehi")
 
 # Errors whose message is one sentence for the user.
 EXPLAINED = (ValueError, OSError, FloatingPointError, ImportError)
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
 
 
 def run(
     config, workdir: Path, checkpoint: Path | None = None, tensorboard: bool = False
 ) -> None:
-    """Train, index and evaluate every system of a config, then show what was won.
+    """Train, index and evaluate every system of a config, then print the results.
 
-    Of several processes that call this together, all train and process 0 does the rest.
+    If several processes call this together, all train and process 0 does the rest.
     """
-    check_config(config)
-    processes.agree("config", config.to_json())
-    processes.agree("code", _code())
-    claim(config, workdir)
-    if checkpoint is not None:
-        config = with_tree_of(config, checkpoint)
-    # Where the processes share a cache, the first downloads and prepares for all. A
-    # frozen tower's outputs every process encodes for itself, in no more time.
-    with processes.first_alone():
-        inputs = load_inputs(config)
-    claim_inputs(inputs, workdir, checkpoint)
-    processes.agree("data", _data(inputs))
-    config = fit_to_corpus(config, len(inputs.dataset.documents))
-    check_corpus(
-        config, len(inputs.dataset.documents), inputs.pretrained.config["width"]
+    experiment = open_experiment(
+        config, workdir, source=checkpoint, tensorboard=tensorboard
     )
-    write_config(config, workdir)
-    events = workdir / "tensorboard" if tensorboard else None
-    first = processes.is_first()
-    log = MetricLog(workdir / "metrics.jsonl", events, writes=first)
-    experiment = Experiment(config, inputs, workdir, log, checkpoint)
-    for name in config.systems:
-        for _ in run_cells(experiment, name, default_budgets(config, name)):
+    for name in experiment.config.systems:
+        for _ in run_cells(experiment, name, default_budgets(experiment.config, name)):
             pass
-    if first:
-        show(config, workdir, inputs, experiment.trained, experiment.built)
+    if processes.is_first():
+        show(experiment)
     processes.barrier("the end")
-
-
-def _code() -> str:
-    return processes.code_version(Path(ehi.__file__).parent, Path(__file__).parent)
-
-
-def _data(inputs) -> str:
-    """What the batches are made of, and the weights that read them."""
-    pairs = {
-        f"{name}/{side}": rows
-        for name, both in inputs.training.pairs.items()
-        for side, rows in zip(("queries", "documents"), both, strict=True)
-    }
-    return " ".join(
-        (inputs.dataset.corpus_sha256, inputs.query_tokens.key,
-         inputs.document_tokens.key, inputs.pretrained.sha256, processes.digest(pairs))
-    )  # fmt: skip
 
 
 def main(_) -> None:
@@ -130,7 +94,7 @@ def main(_) -> None:
             show_dry_run(dry_run(CONFIG.value), memory_gib=MEMORY_GIB.value)
             return
         if WORKDIR.value is None:
-            raise ValueError("--workdir is missing: the folder for what is written")
+            raise ValueError(f"--workdir is missing: the {WORKDIR_HELP}")
         checkpoint = None if CHECKPOINT.value is None else Path(CHECKPOINT.value)
         processes.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         preemption.listen()
@@ -144,8 +108,11 @@ def main(_) -> None:
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         raise
+    except KeyboardInterrupt:
+        print(explain_interrupt(), file=sys.stderr)
+        processes.leave(INTERRUPTED)
     except Exception as error:
-        # A user's mistake is one sentence; --verbosity=1 shows where it was noticed.
+        # A user's mistake gives one sentence; --verbosity=1 adds the traceback.
         LOG.debug("traceback", exc_info=True)
         if processes.is_loss(error):
             print(processes.explain_loss(error), file=sys.stderr)
@@ -156,10 +123,18 @@ def main(_) -> None:
         processes.leave(1)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """The command line for `app.run`; a mistake in it, or in a config, in a sentence.
+def explain_interrupt() -> str:
+    """Return what Ctrl-C means for a run, in one sentence."""
+    return (
+        "interrupted; what is complete is kept, and the same command goes on (exit "
+        f"code {INTERRUPTED})"
+    )
 
-    What absl and ml_collections say of one comes with their tracebacks.
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line for `app.run`; report a mistake in one sentence.
+
+    absl and ml_collections put tracebacks into their messages.
     """
     try:
         return flags.FLAGS(argv)
@@ -177,14 +152,14 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def say_error(error) -> None:
-    """What went wrong, on stderr."""
+    """Print an error on stderr."""
     console = Console(stderr=True)
     console.print("[red]error:[/red] ", end="")
     console.print(str(error), markup=False, highlight=False, soft_wrap=True)
 
 
 def speak() -> None:
-    """Our own progress on stderr; of the libraries below, warnings only."""
+    """Log our own progress on stderr, and only warnings of the libraries."""
     verbose = absl_logging.get_verbosity() > 0
     absl_logging.set_verbosity("debug" if verbose else "warning")
     LOG.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,11 +1,15 @@
-"""The records of a table, from nothing.
+"""Run every cell of a table, from nothing, and add its record to the results.
 
-python -m experiments.reproduce --table=T2 --dataset=pydocs --seeds=3 --workdir=DIR
+    python -m experiments.reproduce --table=T2 --dataset=pydocs --seeds=3 --workdir=DIR
 
-One line a cell, with what is left. Stopped and started again it goes on where it was
-(SIGTERM saves the step under way and exits with 75); a cell that --results has already,
-made since the recipe of its system last changed, is not run again unless --rerun says
-so, so several machines can share the work (--systems, --seeds=1:2).
+Every cell prints one line, with the time left. The same command resumes an interrupted
+run (SIGTERM saves the current step and exits with 75, Ctrl-C exits with 130). A cell
+whose record is already in --results is skipped if it was made by the current recipe of
+its system; --rerun runs it again. So several machines can share the work by --systems
+and --seeds=1:2.
+
+Run it in a checkout: --results is `experiments/results` of the current folder unless
+given.
 """
 
 import argparse
@@ -23,34 +27,39 @@ from ehi.data.datasets import RetrievalDataset, open_dataset
 from ehi.eval.provenance import config_hash
 from ehi.eval.records import Cell, read_records
 from ehi.parallel import preemption
-from ehi.train.logs import MetricLog
 from experiments.ablations import apply_variant
 from experiments.paper.definitions import TABLES, cells
 from experiments.paper.results import collect
-from experiments.run.checks import check_config, check_corpus
-from experiments.run.evaluate import Experiment, run_cells
-from experiments.run.prepare import load_inputs
-from experiments.run.workdir import claim, claim_inputs, write_config
-from experiments.systems import SYSTEMS, Budget, fit_to_corpus, get_system
+from experiments.run.experiment import open_experiment, run_cells
+from experiments.systems import SYSTEMS, Budget, get_system
 
-LOG = logging.getLogger("ehi")
+# Of a checkout; an installed package has no records.
+RESULTS = Path("experiments/results")
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     args = parse_arguments(argv)
-    # The libraries below have more to say than anybody wants to read.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # the libraries print a lot
     preemption.listen()
     try:
         wanted = wanted_cells(args.table, args.systems, args.variants)
+        results = results_folder(args.results)
         reproduce(
-            args.dataset, wanted, args.seeds, args.workdir, args.results,
+            args.dataset, wanted, args.seeds, args.workdir, results,
             split=args.split, rerun=args.rerun,
         )  # fmt: skip
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         return stopped.code
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what is complete is kept, and the same command goes on (exit "
+            f"code {INTERRUPTED})",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -58,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a wrong one ends the program with a usage message."""
+    """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(prog="python -m experiments.reproduce")
     parser.add_argument(
         "--table", required=True, nargs="+", choices=tuple(TABLES), help="T1 ... T5"
@@ -67,23 +76,46 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--dataset", required=True, help="pydocs, beir/<name>, a BEIR folder or zip"
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default=range(3), help="how many, or from:to"
+        "--seeds", type=_seeds, default=range(3), help="number of seeds, or from:to (3)"
     )
-    parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path(__file__).parent / "results",
-        help="folder of committed records, to which every finished cell is added",
+        "--workdir", required=True, type=Path, help="folder for checkpoints and indexes"
     )
-    parser.add_argument("--systems", nargs="+", help="only these", choices=SYSTEMS)
-    parser.add_argument("--variants", nargs="+", help="only these; '' is the default")
-    parser.add_argument("--split", default="test", help="'dev' while choosing")
+    parser.add_argument(
+        "--results", type=Path,
+        help="folder of records, which receives every finished cell (default: "
+        f"{RESULTS} of the current folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, help="run only these systems"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", help="run only these variants; '' is the default"
+    )
+    parser.add_argument(
+        "--split", default="test", help="split to evaluate: 'test', or 'dev' to choose"
+    )
     parser.add_argument(
         "--rerun", action="store_true",
-        help="also cells that --results has; what --workdir has is still reused",
+        help="also run cells that --results has; reuse only what --workdir has",
     )  # fmt: skip
     return parser.parse_args(argv)
+
+
+def results_folder(given: Path | None) -> Path:
+    """Return the folder of records: the given one, or that of the checkout.
+
+    Raises:
+      ValueError: none was given, and the current folder is no checkout.
+    """
+    if given is not None:
+        return given
+    if not RESULTS.is_dir():
+        raise ValueError(
+            f"there is no folder {RESULTS} here; give --results=DIR, or run this in a "
+            "checkout of the repository"
+        )
+    return RESULTS
 
 
 def _seeds(text: str) -> range:
@@ -93,12 +125,14 @@ def _seeds(text: str) -> range:
     except ValueError:
         seeds = range(0)
     if not seeds:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds, nor from:to")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of seeds nor from:to"
+        )
     return seeds
 
 
 def wanted_cells(tables, systems=None, variants=None) -> list[tuple[str, str, str]]:
-    """(system, variant, budget) of tables, those of one variant together."""
+    """Return (system, variant, budget) of every cell of tables, variant by variant."""
     found = [cell for name in tables for cell in cells(TABLES[name])]
     found = [
         (system, variant, budget)
@@ -108,7 +142,7 @@ def wanted_cells(tables, systems=None, variants=None) -> list[tuple[str, str, st
     ]
     if not found:
         raise ValueError(
-            f"no cell of {', '.join(tables)} is of --systems={systems} and "
+            f"{', '.join(tables)} has no cell of --systems={systems} and "
             f"--variants={variants}"
         )
     order = list(dict.fromkeys(variant for _, variant, _ in found))
@@ -119,25 +153,25 @@ def reproduce(
     dataset: str, wanted, seeds, workdir: Path, results: Path, *,
     split: str = "test", rerun: bool = False,
 ) -> None:  # fmt: skip
-    """Run cells, seed after seed, and add each to the results.
+    """Run cells, seed by seed, and add each record to the results.
 
     Args:
-      dataset: as `open_dataset` takes it.
-      wanted: (system, variant, budget), see `wanted_cells`.
-      seeds: numbers of the seeds.
-      workdir: gets a folder for each (data set, seed, variant).
+      dataset: an argument of `open_dataset`.
+      wanted: (system, variant, budget) of every cell; see `wanted_cells`.
+      seeds: the seeds.
+      workdir: receives a folder for each (data set, seed, variant).
       results: folder of records.
-      split: what is evaluated.
-      rerun: also cells that the results have already.
+      split: split to evaluate.
+      rerun: also run cells that the results have.
 
     Raises:
-      ValueError: nothing can be scored, or the results are of another corpus.
+      ValueError: the data set has no judgements, or the results are of another corpus.
     """
     data = open_dataset(dataset)
     name = data.name
     if not data.qrels:
         raise ValueError(
-            f"{dataset} has no judgements to score; experiments.main indexes it"
+            f"{dataset} has no judgements to score; index it with experiments.main"
         )
     recipes = _recipes(results, data)
     there = {} if rerun else recipes
@@ -160,7 +194,7 @@ def reproduce(
 
 
 def config_for(dataset: str, variant: str, seed: int, split: str):
-    """The config of a data set, if it has one, with a variant's overrides."""
+    """Return the config of a data set, or that of `own.py`, with a variant applied."""
     modules = {"pydocs": "pydocs", "beir/scifact": "scifact", "scifact": "scifact"}
     module = modules.get(dataset, "own")
     config = importlib.import_module(f"experiments.configs.{module}").get_config()
@@ -169,31 +203,24 @@ def config_for(dataset: str, variant: str, seed: int, split: str):
 
 
 def _run_variant(config, todo, folder: Path, results: Path, progress) -> None:
-    """The cells of one seed and variant, which share data, `dense` and fits."""
+    """Run the cells of one seed and variant, which share data, `dense` and fits."""
     config.systems = tuple(todo)
-    check_config(config)
-    claim(config, folder)
-    shared = folder.parent / f"dense-{_made_of(config)}"
+    experiment = open_experiment(config, folder)
+    shared = folder.parent / f"dense-{_dense_key(config)}"
     _copy_dense(shared, folder)
-    inputs = load_inputs(config)
-    claim_inputs(inputs, folder)
-    config = fit_to_corpus(config, len(inputs.dataset.documents))
-    check_corpus(
-        config, len(inputs.dataset.documents), inputs.pretrained.config["width"]
-    )
-    write_config(config, folder)
-    log = MetricLog(folder / "metrics.jsonl", None)
-    experiment = Experiment(config, inputs, folder, log)
     for system, budgets in todo.items():
         for budget, record in run_cells(experiment, system, budgets):
-            progress.line(config, system, budget, record)
+            progress.line(experiment.config, system, budget, record)
             if record is not None:
                 collect([folder], results)
     _copy_dense(folder, shared)
 
 
-def _made_of(config) -> str:
-    """Names what `dense` depends on: variants that agree in it share one."""
+def _dense_key(config) -> str:
+    """Return a hash of all fields that `dense` depends on.
+
+    Variants with the same hash share one trained `dense`.
+    """
     names = ("dataset", "split", "dev_fraction", "seed", "recipe")
     names += ("tower", "pseudo", "head", "dense")
     everything = json.loads(config.to_json())
@@ -201,7 +228,7 @@ def _made_of(config) -> str:
 
 
 def _copy_dense(source: Path, target: Path) -> None:
-    """Copy the trained `dense` and the fits to its embeddings, where they are new."""
+    """Copy the trained `dense`, and the fits to its embeddings, if they are new."""
     for part in ("checkpoints/dense", "starts"):
         if (source / part).exists() and not (target / part).exists():
             temporary = target / f"{part}.tmp"
@@ -210,32 +237,33 @@ def _copy_dense(source: Path, target: Path) -> None:
 
 
 def _recipes(results: Path, data: RetrievalDataset) -> dict[Cell, int]:
-    """The recipe of every record of a data set in a folder."""
+    """Return the recipe of every record of a data set in a folder."""
     path = results / f"{data.name}.jsonl"
     records = read_records(path) if path.exists() else []
     for record in records:
         if record.corpus_sha256 != data.corpus_sha256:
             raise ValueError(
                 f"{path} is of another corpus called {data.name!r}, with sha256 "
-                f"{record.corpus_sha256[:12]}... and not {data.corpus_sha256[:12]}...: "
-                "choose another --results (pydocs depends on the version of Python)"
+                f"{record.corpus_sha256[:12]}... instead of "
+                f"{data.corpus_sha256[:12]}...; choose another --results (pydocs "
+                "depends on the version of Python)"
             )
     return {record.cell: record.recipe for record in records}
 
 
 class _Progress:
-    """One line a cell: what it is, what came out, and how long the rest may take."""
+    """Prints a line for every cell: its name, its result, and the time left."""
 
     def __init__(self, total: int):
         self._total, self._done, self._ran = total, 0, 0
         self._started = time.monotonic()
 
     def skip(self) -> None:
-        """Count a cell that is there already."""
+        """Count a cell that was run before."""
         self._done += 1
 
     def line(self, config, system: str, budget: Budget, record) -> None:
-        """Print the line of a cell that was just run."""
+        """Print the line of a cell that has just run."""
         self._done, self._ran = self._done + 1, self._ran + 1
         each = (time.monotonic() - self._started) / self._ran
         left = (self._total - self._done) * each / 60

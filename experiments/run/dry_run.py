@@ -1,13 +1,20 @@
-"""Shapes without numbers: data set, model, batch and tables of a config, for a dry run.
+"""Compile what a config would compute, without its data and its weights.
 
-Memory and time are never spent on them, and neither data nor weights are needed.
+    python -m experiments.main --dry_run \\
+        --config=experiments/configs/papers/ehi.py:msmarco
+
+Every phase of every system, and of the systems they start from, is built as in
+training, but on abstract arrays: shapes without numbers. Its one jitted step is lowered
+and compiled, and the compiler reports how much memory it takes, on one device of the
+kind that this runs on. Encoding the corpus, the k-means and OPQ starts, mining and the
+index are not included. A phase that needs more memory than an accelerator has, or than
+--memory_gib, is refused after it is printed.
 """
 
 import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,28 +37,29 @@ from experiments.run.models import build_model
 from experiments.run.train import run_name
 from experiments.systems import Budget, config_of, fit_to_corpus, get_system, phase_of
 
-# Towers of configs that name no shape of their own.
+GIB = 2**30
+# Shapes of towers, for configs that state none.
 TOWERS = {
     "sentence-transformers/all-MiniLM-L6-v2": {
         "vocab_size": 30522, "width": 384, "num_layers": 6, "num_heads": 12,
         "mlp_width": 1536, "max_positions": 512, "type_vocab_size": 2,
     },
 }  # fmt: skip
-# Columns of a batch that lists the known positives of its queries; in a real run, as
-# many as the query with the most has.
+# Known positives per query in an abstract batch. In a real run it is the number of
+# positives of the query with most.
 MOST_POSITIVES = 8
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a data set is: documents, and train queries, one a labelled pair."""
+    """Size of a data set: documents, and train queries, one per labelled pair."""
 
     documents: int
     train_queries: int
 
 
 def data_sizes(config) -> Sizes:
-    """Sizes that a config states, else those of its data set, which is then opened."""
+    """Return the sizes that a config states, or else those of its data set."""
     stated = config.get("sizes", {})
     if stated.get("documents", 0):
         return Sizes(stated["documents"], stated.get("train_queries", 0))
@@ -61,7 +69,7 @@ def data_sizes(config) -> Sizes:
 
 
 def tower_shape(config) -> dict:
-    """Arguments of the `Tower` of a config: stated, known, or of a checkpoint."""
+    """Return the arguments of `Tower`: stated, known or from a checkpoint."""
     stated = config.tower.get("shape", None)
     if stated:
         return dict(stated)
@@ -70,29 +78,23 @@ def tower_shape(config) -> dict:
 
 
 def abstract_model(config, system, compression: int | None, sizes: Sizes, shape: dict):
-    """The module of a system as `build_model` makes it, of shapes without numbers."""
+    """Return the module that `build_model` makes, with shapes instead of numbers."""
+
+    def tower() -> Tower:
+        dtype = jnp.dtype(config.tower.dtype)
+        return Tower(**shape, dtype=dtype, remat=config.tower.remat, rngs=nnx.Rngs(0))
 
     def build():
-        # All that `build_model` asks of its inputs.
-        tower = Tower(
-            **shape,
-            dtype=jnp.dtype(config.tower.dtype),
-            remat=config.tower.remat,
-            rngs=nnx.Rngs(0),
-        )
-        inputs = SimpleNamespace(
-            pretrained=SimpleNamespace(config=shape),
-            dataset=SimpleNamespace(documents=range(sizes.documents)),
-            tower=tower,
-            fresh_tower=lambda: nnx.clone(tower),
-        )
-        return build_model(config, system, compression, inputs)
+        return build_model(
+            config, system, compression, tower=tower, tower_width=shape["width"],
+            num_documents=sizes.documents,
+        )  # fmt: skip
 
     return nnx.eval_shape(build)
 
 
 def abstract_batch(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
-    """Shapes of what `make_batch` returns for a phase."""
+    """Return the shapes of what `make_batch` returns for a phase."""
     n, c = phase.batch_size, min(phase.pool, sizes.documents)
     batch = {
         "queries": _array((n,), jnp.int32),
@@ -114,10 +116,10 @@ def abstract_batch(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
 
 
 def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict:
-    """Shapes of the read-only arrays that the steps of a phase gather from.
+    """Return the shapes of the read-only arrays that the steps of a phase gather from.
 
-    The query table has the train queries, pseudo-queries, documents and, of tower
-    outputs, synthetic queries.
+    The rows of the query table are train queries, pseudo-queries, documents and
+    synthetic queries.
     """
     in_width, width = params["head/projection"].shape  # (T, D)
     documents, frozen = sizes.documents, not has_tower(params)
@@ -144,40 +146,23 @@ def _array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-# MERGED experiments_dry_run: Dry run: what a config would compute, found without its
-# data and its weights.
-#
-#     python -m experiments.main --dry_run --workdir=runs/dry \\
-#         --config=experiments/configs/papers/ehi.py:msmarco
-#
-# Every phase of every system of the config, and of the systems it starts from, is built
-# as training builds it, but on abstract arrays; its one jitted step is lowered and
-# compiled, and the compiler says how much memory it takes. Not part of it: encoding the
-# corpus, k-means and OPQ starts, mining, the index. The memory is that of the kind of
-# device this runs on, and of one device where there are several. A config that needs
-# more
-# than an accelerator has, or than a stated limit, is refused after it was shown.
-#
-
-GIB = 2**30
-
-
 @dataclass(frozen=True)
 class Report:
-    """One phase of one system, as compiled.
+    """One compiled phase of one system.
 
     Attributes:
       run, phase: names, as in the log of a real run.
-      steps: of the phase.
+      steps: steps of the phase.
       shapes: array of the batch or the tables -> type and shape.
-      parameters, trained: numbers in the model, and those that the phase changes.
-      parts: what the arguments hold -> bytes: parameters, optimiser, code table, and
-        other tables and the batch.
-      arguments, outputs, temporaries: bytes. Outputs that take the place of donated
-        arguments are not counted twice; temporaries are activations and gradients.
-      flops: of the matrix products of one step.
-      flops_per_second: stated or measured.
-      compile_seconds: of tracing, lowering and compiling.
+      parameters: numbers in the model.
+      trained: numbers that the phase changes.
+      parts: bytes of the arguments, by kind: parameters, optimiser, code table, other
+        tables and batch.
+      arguments, outputs, temporaries: bytes. Outputs that replace donated arguments are
+        not counted twice; temporaries are activations and gradients.
+      flops: FLOPs of the matrix products of one step.
+      flops_per_second: speed, stated or measured.
+      compile_seconds: time to trace, lower and compile.
     """
 
     run: str
@@ -196,7 +181,7 @@ class Report:
 
     @property
     def peak(self) -> int:
-        """Bytes a step needs: XLA allocates all its temporaries at once."""
+        """Bytes that a step needs; XLA allocates all temporaries at once."""
         return self.arguments + self.outputs + self.temporaries
 
     @property
@@ -209,13 +194,13 @@ def dry_run(config, *, flops_per_second: float | None = None) -> list[Report]:
     """Compile the step of every phase of a config on abstract arrays.
 
     Args:
-      config: an experiment. `sizes.documents` and `sizes.train_queries` are counted in
-        the data set where they are missing or 0; the tower is as `tower.shape` says, or
-        else its checkpoint.
-      flops_per_second: for the estimated times; None to time a product here.
+      config: an experiment. If `sizes.documents` is 0 or missing, the documents and
+        train queries of the data set are counted. The tower has the shape of
+        `tower.shape`, or else that of its checkpoint.
+      flops_per_second: speed for the estimated times; None: measure it here.
 
     Returns:
-      a report for every phase, in the order in which a run trains them.
+      a report for every phase, in training order.
 
     Raises:
       ValueError: the config cannot run; see `check_config`.
@@ -245,11 +230,11 @@ def compile_phase(
     """Lower and compile the real step of a phase.
 
     Args:
-      config: of the system.
-      phase: what is trained.
+      config: config of the system.
+      phase: the phase.
       model: from `abstract_model`.
-      sizes: of the data set.
-      run, name: of the system and of the phase.
+      sizes: sizes of the data set.
+      run, name: names of the system's run and of the phase.
       speed: FLOP/s.
     """
     started, made, mesh = time.monotonic(), [], make_mesh()
@@ -299,16 +284,16 @@ def show_dry_run(
     console: Console | None = None,
     memory_gib: float | None = None,
 ) -> None:
-    """Print a paragraph for every phase, then refuse what does not fit.
+    """Print a paragraph for every phase, then refuse a phase that does not fit.
 
     Args:
       reports: from `dry_run`.
-      console: to print to.
-      memory_gib: of a device; None for what an accelerator has to give. A CPU stands
-        for another machine and has no limit of its own.
+      console: console to print to.
+      memory_gib: memory of a device; None: that of the accelerator. A CPU has no limit,
+        since it stands for another machine.
 
     Raises:
-      ValueError: a phase needs more memory than that.
+      ValueError: a phase needs more memory than the limit.
     """
     console = console or Console()
     for r in reports:
@@ -334,7 +319,7 @@ def show_dry_run(
 
 
 def check_memory(reports: list[Report], memory_gib: float | None = None) -> None:
-    """Refuse a config of which a phase needs more than a device has."""
+    """Refuse a config if one of its phases needs more memory than a device has."""
     limit = _device_gib() if memory_gib is None else memory_gib
     worst = max(reports, key=lambda r: r.peak, default=None)
     if worst is None or limit is None or worst.peak <= limit * GIB:
@@ -349,14 +334,14 @@ def check_memory(reports: list[Report], memory_gib: float | None = None) -> None
 
 
 def _device_gib() -> float | None:
-    """What an accelerator gives to one process, in GiB; None on a CPU."""
+    """Return the GiB that an accelerator gives to one process; None on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     return limit / GIB if limit and jax.default_backend() != "cpu" else None
 
 
 def _runs(config) -> Iterator[tuple[str, int | None]]:
-    """(system, compression) of every run that trains, a parent before its children."""
+    """Return (system, compression) of every run that trains, parents first."""
     runs = {}
 
     def add(name, compression):
@@ -375,7 +360,7 @@ def _runs(config) -> Iterator[tuple[str, int | None]]:
 
 
 def _parts(state, tables, arguments: int) -> dict[str, int]:
-    """Bytes on one device of what goes into a step."""
+    """Return the bytes on one device of each kind of argument of a step."""
 
     def held(tree) -> int:
         return sum(
@@ -388,12 +373,12 @@ def _parts(state, tables, arguments: int) -> dict[str, int]:
         "optimiser": held(state["opt_state"]),
         "code table": held(tables.get("codes", ())),
     }
-    # What the step does not read is no argument of the compiled one.
+    # The compiler removes arguments that the step does not read.
     return parts | {"other tables and batch": max(0, arguments - sum(parts.values()))}
 
 
 def _placed(mesh, tree):
-    """Abstract arrays on a mesh, as `shard_batch` places real ones."""
+    """Place abstract arrays on a mesh as `shard_batch` places real ones."""
 
     def put(x):
         even = x.shape[0] % mesh.size == 0

@@ -1,4 +1,4 @@
-"""A finished run as a job of `ehi.encode.shards`, and the index of its shards."""
+"""A finished run -> the job that encodes a corpus in shards, and the shards' index."""
 
 import dataclasses
 import hashlib
@@ -23,12 +23,12 @@ from ehi.model.params import has_tower, split_model
 from ehi.model.pretrained import resolve
 from ehi.train import checkpoint
 from experiments.run.evaluate import (
-    default_budgets,
     drop_old_towers,
     identity_of,
     save_query_tower,
     shown,
 )
+from experiments.run.experiment import default_budgets
 from experiments.run.models import build_model
 from experiments.run.prepare import Inputs
 from experiments.run.train import Trained, run_name
@@ -40,10 +40,10 @@ LOG = logging.getLogger("ehi")
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A trained system and the corpus to encode, of which nothing was read yet.
+    """A trained system, and the corpus to encode, which has not been read yet.
 
     Attributes:
-      config: with the tree that the run was trained with.
+      config: the config, with the tree of the run.
       inputs: data set and tower only; no tokens, no pairs.
       trained: parameters only; no embeddings.
       source: workdir of the run.
@@ -56,20 +56,20 @@ class FinishedRun:
 
 
 def open_run(config, name: str, source: Path) -> FinishedRun:
-    """The parameters of a system that a finished run trained.
+    """Load the parameters of a system that a finished run trained.
 
     Args:
       config: the base config, of the run or with another data set.
-      name: the system; its compression is that of the last budget that applies.
+      name: the system; the last budget that applies to it sets its compression.
       source: workdir of the run.
 
     Raises:
-      ValueError: a system of a library, or no budget applies to it.
-      FileNotFoundError: no such run.
+      ValueError: a library builds the system, or no budget applies to it.
+      FileNotFoundError: `source` holds no such run.
     """
     system = get_system(name)
     if system.library:
-        raise ValueError(f"{name} is built by a library, which takes no shards")
+        raise ValueError(f"{name} cannot be encoded in shards: a library builds it")
     budgets = default_budgets(config, name)
     if not budgets:
         raise ValueError(
@@ -93,7 +93,10 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
         raise FileNotFoundError(
             f"{source} holds no trained {run}; train it there first"
         )
-    model = build_model(config_of(config, name), system, compression, inputs)
+    model = build_model(
+        config_of(config, name), system, compression, tower=lambda: inputs.tower,
+        tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
+    )  # fmt: skip
     graphdef, params = split_model(model)
     saved = checkpoint.restore(final, {"params": params, "seconds": jnp.zeros(())})
     trained = Trained(
@@ -104,7 +107,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
 
 
 def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
-    """The job of encoding the run's corpus, in `num_shards` shards, into `folder`."""
+    """Return the job that encodes the corpus into `num_shards` shards in `folder`."""
     config, inputs, params = run.config, run.inputs, run.trained.params
     dataset, pretrained = inputs.dataset, inputs.pretrained
     encoder = DocumentEncoder(
@@ -131,12 +134,12 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
 
 
 def load_job(config, name: str, source: Path, folder: Path, num_shards: int):
-    """`make_job` from what can be sent to another machine."""
+    """Make the same job from arguments that can be sent to another machine."""
     return make_job(open_run(config, name, source), folder, num_shards)
 
 
 def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
-    """The index of finished shards, that of `experiments.main` but for rounding.
+    """Build the index of finished shards: that of `experiments.main` but for rounding.
 
     Raises:
       ValueError: a shard is missing, altered, or of another job.
@@ -162,19 +165,19 @@ def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
 
 
 def _compare_towers(config, source: Path) -> None:
-    """Say what of the tower the run was trained with otherwise, lengths above all."""
+    """Warn of every `tower` field, such as a length, that differs from the run's."""
     ours = json.loads(config.to_json())["tower"]
     theirs = json.loads((source / "config.json").read_text())["tower"]
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
             LOG.warning(
-                "tower.%s is %r, the run in %s was trained with %r",
+                "tower.%s is %r, but the run in %s was trained with %r",
                 name, ours[name], source, theirs[name],
             )  # fmt: skip
 
 
 def _default_search(run: FinishedRun) -> dict:
-    """How the run's own index is searched by default, where it has one."""
+    """Return the default search of the run's own index, or {} if it has none."""
     source, name = run.source, run.trained.run
     for path in (source / "index", source / "indexes" / name):
         if (path / MANIFEST).exists():
@@ -186,7 +189,7 @@ def _default_search(run: FinishedRun) -> dict:
 
 
 def _sha256(params: dict) -> str:
-    """Of names and values."""
+    """Return the sha256 of the names and values of parameters."""
     digest = hashlib.sha256()
     for name in sorted(params):
         value = np.asarray(params[name])

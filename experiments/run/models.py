@@ -1,23 +1,41 @@
-"""The module of a system: what a config says, as arguments of `JointIndex`."""
+"""The module of a system: fields of a config -> arguments of `JointIndex`."""
+
+from collections.abc import Callable
 
 from flax import nnx
 
 from ehi.model.joint import JointIndex
+from ehi.model.tower import Tower
 from ehi.model.tree import router_class
-from experiments.run.prepare import Inputs
 from experiments.systems import is_trained, num_subspaces
 
 
-def build_model(config, system, compression: int | None, inputs: Inputs) -> JointIndex:
-    """The module of a system, freshly initialised."""
-    tower_width = inputs.pretrained.config["width"]
-    trains_tower = config.tower.trainable != "head" and is_trained(system)
-    own_tower = trains_tower and config.tower.query_tower
-    tree = _tree(config.tree, len(inputs.dataset.documents)) if system.tree else None
+def build_model(
+    config, system, compression: int | None, *, tower: Callable[[], Tower],
+    tower_width: int, num_documents: int,
+) -> JointIndex:  # fmt: skip
+    """Return the module of a system, freshly initialised.
+
+    Args:
+      config: of the system.
+      system: the `System`.
+      compression: of its PQ leaves, or None.
+      tower: returns the pretrained tower; called only if the system trains it.
+      tower_width: T.
+      num_documents: of the corpus.
+
+    Raises:
+      ValueError: the tree has more leaves than there are documents.
+    """
+    trained_tower = own_tower = None
+    if config.tower.trainable != "head" and is_trained(system):
+        trained_tower = tower()
+        own_tower = nnx.clone(trained_tower) if config.tower.query_tower else None
+    tree = _tree(config.tree, num_documents) if system.tree else None
     codewords = config.leaves.num_codewords
     subspaces = 0
     if system.pq:
-        # A document that is spilled to s leaves has s codes in the same bytes.
+        # A document in s leaves has s codes; together they have the same bytes.
         subspaces = num_subspaces(
             compression * config.tree.spill, tower_width=tower_width,
             num_codewords=codewords,
@@ -27,8 +45,8 @@ def build_model(config, system, compression: int | None, inputs: Inputs) -> Join
         width=config.head.width or tower_width,
         head_hidden=config.head.hidden,
         query_head=config.head.query_head,
-        tower=inputs.tower if trains_tower else None,
-        query_tower=inputs.fresh_tower() if own_tower else None,
+        tower=trained_tower,
+        query_tower=own_tower,
         tree=tree,
         num_subspaces=subspaces,
         num_codewords=codewords,
@@ -41,7 +59,7 @@ def build_model(config, system, compression: int | None, inputs: Inputs) -> Join
 
 
 def _tree(c, num_documents: int) -> dict:
-    """The `tree` argument of `JointIndex`, for a corpus that can fill its leaves."""
+    """Return the `tree` argument of `JointIndex`."""
     router, leaves = router_class(c.kind), c.branching**c.height
     if leaves > num_documents:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Config -> data set, tokens, tower and its outputs: what every system shares."""
+"""Config -> data set, tokens, tower and its outputs, which all systems share."""
 
 import functools
 import logging
@@ -29,19 +29,19 @@ LOG = logging.getLogger("ehi")
 class Inputs:
     """Everything that does not depend on the system.
 
-    The query table has the data set's queries, then the pseudo-queries, then every
-    document once more, as a query for itself, then the synthetic queries, which exist
-    as tower outputs only.
+    The rows of the query table are, in this order: the queries of the data set; the
+    pseudo-queries; every document, as a query for itself; the synthetic queries, which
+    exist only as tower outputs.
 
     Attributes:
       dataset: corpus, queries and qrels.
-      pretrained: where the tower comes from.
-      dtype, remat: of the tower, as of `Tower`.
-      query_tokens, document_tokens: of the queries and pseudo-queries, and of the
-        corpus.
+      pretrained: the checkpoint of the tower.
+      dtype, remat: arguments of `Tower`.
+      query_tokens: tokens of the queries and pseudo-queries.
+      document_tokens: tokens of the corpus.
       training: the pairs to train on.
-      num_synthetic: synthetic queries of each document.
-      eval_rows: rows of the query table that the evaluated split asks.
+      num_synthetic: synthetic queries per document.
+      eval_rows: rows of the query table that belong to the evaluated split.
     """
 
     dataset: RetrievalDataset
@@ -57,37 +57,38 @@ class Inputs:
     @functools.cached_property
     def tower(self) -> Tower:
         """The pretrained text encoder."""
-        return self.fresh_tower()
-
-    def fresh_tower(self) -> Tower:
-        """A copy of it that shares no parameter with others."""
         dtype = jnp.dtype(self.dtype)
         return load_tower(self.pretrained, dtype=dtype, remat=self.remat)
 
+    @property
+    def tower_width(self) -> int:
+        """Width T of the tower's outputs."""
+        return self.pretrained.config["width"]
+
     @functools.cached_property
     def document_features(self) -> np.ndarray:
-        """The frozen tower's outputs (documents, T), cached on disk."""
+        """Outputs of the frozen tower for the corpus (documents, T), cached on disk."""
         return cached_encode(
             self.pretrained, self.tower, self.document_tokens, desc="encode documents"
         )
 
     @functools.cached_property
     def query_features(self) -> np.ndarray:
-        """The frozen tower's outputs of the query table (rows, T)."""
+        """Outputs of the frozen tower for the query table (rows, T)."""
         queries = cached_encode(
             self.pretrained, self.tower, self.query_tokens, desc="encode queries"
         )
         return self.query_table(queries, self.document_features)
 
     def query_table(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Tower outputs of the query table, from those of queries and of documents.
+        """Join tower outputs into those of the query table.
 
         Args:
-          queries: (n, T), of the rows that have tokens.
-          documents: (documents, T).
+          queries: outputs of the rows that have tokens (n, T).
+          documents: outputs of the corpus (documents, T).
 
         Returns:
-          (rows, T).
+          outputs of all rows (rows, T).
         """
         tables = [queries, documents]
         if self.num_synthetic:
@@ -100,12 +101,12 @@ class Inputs:
 
     @property
     def eval_ids(self) -> list[str]:
-        """Names of the evaluated queries."""
+        """Ids of the evaluated queries."""
         return [self.dataset.query_ids[row] for row in self.eval_rows]
 
 
 def load_inputs(config) -> Inputs:
-    """Open the data set of a config, tokenise it and pair it for training."""
+    """Open the data set of a config, tokenise it, and make the training pairs."""
     dataset = open_dataset(config.dataset)
     if config.split == "dev" and "dev" not in dataset.qrels:
         dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
@@ -119,8 +120,8 @@ def load_inputs(config) -> Inputs:
         )  # fmt: skip
     if not dataset.query_ids and not len(texts):
         raise ValueError(
-            f"{dataset.name} has no queries, and pseudo.per_document is 0: nothing is "
-            "asked of its documents"
+            f"{dataset.name} has no queries, so there is nothing to train on: set "
+            "pseudo.per_document above 0 (it is 0)"
         )
     tokens = functools.partial(
         tokenise, tokenizer_file=pretrained.tokenizer_file,
@@ -154,7 +155,7 @@ def load_inputs(config) -> Inputs:
         query_tokens=query_tokens,
         document_tokens=document_tokens,
     )
-    # A corpus without any judgements is indexed and not scored.
+    # A corpus without judgements is indexed but not scored.
     asked = dataset.judgements(config.split) if dataset.qrels else {}
     row_of = {name: row for row, name in enumerate(dataset.query_ids)}
     eval_rows = np.array([row_of[name] for name in asked], np.int64)
@@ -172,25 +173,21 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled pairs, or pseudo-queries and their documents where there are none."""
+    """Return the labelled pairs, or the pseudo pairs if there are none."""
     return pairs["labelled"] if len(pairs["labelled"][0]) else pairs["pseudo"]
-
-
-# MERGED experiments_outputs: What the tower makes of the corpus and of the query
-# table, and the heads of that.
 
 
 def tower_outputs(
     graphdef, params, inputs: Inputs, folder: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tower outputs of the corpus (documents, T) and of the query table (rows, T).
+    """Return tower outputs of the corpus (documents, T) and query table (rows, T).
 
-    Those of the pretrained tower, or, of a model that trains its own, of that.
+    A model that trains its tower uses that one, others the pretrained one.
 
     Args:
-      graphdef, params: of a `JointIndex`, from `split_model`.
+      graphdef, params: a `JointIndex` as `split_model` returns it.
       inputs: from `load_inputs`.
-      folder: where the outputs of a trained tower are kept; None to keep none.
+      folder: cache for the outputs of a trained tower; None: no cache.
     """
     if not has_tower(params):
         return inputs.document_features, inputs.query_features
@@ -211,9 +208,9 @@ def tower_outputs(
 def embeddings(
     graphdef, params, inputs: Inputs, folder: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the corpus (documents, D) and of the query table (rows, D).
+    """Return embeddings of the corpus (documents, D) and of the query table (rows, D).
 
-    Args: see `tower_outputs`.
+    The arguments are those of `tower_outputs`.
     """
     documents, queries = tower_outputs(graphdef, params, inputs, folder)
     documents = embed(graphdef, params, "documents", documents)

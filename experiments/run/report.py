@@ -1,6 +1,6 @@
-"""The end of a run: the table, three example queries, the report, what was written."""
+"""The end of a run: its table, three example queries, its report, its files."""
 
-from pathlib import Path
+import shlex
 
 import numpy as np
 from rich.console import Console
@@ -9,12 +9,17 @@ from ehi.eval.answers import describe_hits, format_hits
 from ehi.eval.records import aligned, read_records, read_run_values
 from ehi.eval.report import print_table, write_report
 from ehi.eval.significance import compare
-from experiments.run.evaluate import DEFAULT_PERCENT, visited_curve
+from experiments.run.evaluate import (
+    DEFAULT_PERCENT,
+    smallest_visited,
+    visited_curve,
+)
+from experiments.run.experiment import Experiment
 from experiments.search import default_search
 from experiments.systems import SYSTEMS, get_system
 from experiments.tables import separate_counterparts
 
-# What a run leaves in its workdir, in the order that one reads it.
+# Files that a run writes into its workdir, in reading order.
 WRITTEN = (
     "results.jsonl",
     "report.md",
@@ -29,30 +34,48 @@ WRITTEN = (
 )
 
 
-def show(config, workdir: Path, inputs, trained: dict, built: dict) -> None:
+def show(experiment: Experiment) -> None:
     """Print table, examples and paths; write report.md and its figures."""
-    console = Console()
+    workdir, console = experiment.workdir, Console()
     if (workdir / "results.jsonl").exists():
-        _report(config, workdir, inputs, trained, built, console)
+        _report(experiment, console)
     else:
-        console.print(
-            f"{inputs.dataset.name} has no queries in split {config.split!r}: nothing "
-            "to score, the indexes are built",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    _examples(inputs, trained, built, console)
-    console.print("\nwritten:")
+        _say(console, why_nothing_is_scored(experiment))
+    _examples(experiment, console)
+    _say(console, "\nwritten:")
     for name in WRITTEN:
         if (workdir / name).exists():
-            path = f"  {workdir / name}"
-            console.print(path, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f'\nask it: python -m experiments.search --index={workdir / "index"} "..."',
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+            _say(console, f"  {workdir / name}")
+    if (workdir / "index").exists():
+        index = shlex.quote(str(workdir / "index"))
+        _say(console, f'\nask it: python -m experiments.search --index={index} "..."')
 
 
-def _report(config, workdir, inputs, trained, built, console) -> None:
+def why_nothing_is_scored(experiment: Experiment) -> str:
+    """Return the reason why a run has no record, in one sentence."""
+    config, inputs = experiment.config, experiment.inputs
+    if not len(inputs.eval_rows):
+        return (
+            f"{inputs.dataset.name} has no queries in split {config.split!r}: nothing "
+            "to score, the indexes are built"
+        )
+    smallest = []
+    for run, built in experiment.built.items():
+        queries = experiment.trained[run].queries[inputs.eval_rows]
+        percent = 100 * smallest_visited(built.index, queries)
+        smallest.append(f"{run} visits at least {percent:.2f}% of the documents")
+    return (
+        f"no budget of {', '.join(config.budgets)} could be reached: nothing to score, "
+        f"the indexes are built; {', '.join(smallest) or 'see the warnings above'}"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(experiment: Experiment, console: Console) -> None:
+    config, workdir = experiment.config, experiment.workdir
     order = {name: number for number, name in enumerate(SYSTEMS)}
     records = sorted(
         read_records(workdir / "results.jsonl"), key=lambda r: order[r.system]
@@ -60,8 +83,10 @@ def _report(config, workdir, inputs, trained, built, console) -> None:
     values = aligned(read_run_values(workdir / "trec", records))
     comparisons = compare(records, values, separate_counterparts())
     curves = {
-        run: visited_curve(config, built[run], trained[run], inputs, config.split)
-        for run in built
+        run: visited_curve(
+            config, built, experiment.trained[run], experiment.inputs, config.split
+        )
+        for run, built in experiment.built.items()
         if get_system(_system_of(run)).tree
     }
     exact = {r.system: r.ndcg_at_10 for r in records if r.budget == "flat"}
@@ -74,29 +99,30 @@ def _system_of(run: str) -> str:
     return run if run in SYSTEMS else run.rsplit("-", 1)[0]
 
 
-def _examples(inputs, trained, built, console, count: int = 3) -> None:
-    """What a few queries find in the last index, and their way through its tree."""
-    run = list(built)[-1]
+def _examples(experiment: Experiment, console: Console, count: int = 3) -> None:
+    """Print what a few queries find in the last index, and the leaves they visit."""
+    inputs = experiment.inputs
     rows, texts = inputs.eval_rows, inputs.dataset.query_texts
     if not len(rows):
-        console.print("no queries to show; ask your own with experiments.search")
+        _say(console, "no queries to show; ask your own with experiments.search")
         return
-    index = built[run].index
+    if not experiment.built:  # a library's index is not saved
+        return
+    run = list(experiment.built)[-1]
+    index = experiment.built[run].index
     # Questions of a line's length; the longest summaries are paragraphs.
     short = [row for row in rows if 4 <= len(texts[row].split()) <= 12] or rows
     count = min(count, len(short))
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
-    queries, default = trained[run].queries, default_search(index)
+    queries, default = experiment.trained[run].queries, default_search(index)
     if index.num_leaves > 1:
         visited = index.count_visited(queries[rows], **default).mean()
-        console.print(
+        _say(
+            console,
             f"\n{run}: the default search, set for {DEFAULT_PERCENT}% without these "
             f"queries, visits {visited / index.num_documents:.1%} of the documents",
-            highlight=False,
-            soft_wrap=True,
         )
     hits = index.search(queries[chosen], 3, **default)
-    console.print(f"\nexamples, {run}:", highlight=False)
+    _say(console, f"\nexamples, {run}:")
     for number, row in enumerate(chosen):
-        text = format_hits(texts[row], describe_hits(index, hits, number))
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _say(console, format_hits(texts[row], describe_hits(index, hits, number)))

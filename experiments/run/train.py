@@ -1,4 +1,4 @@
-"""Train one system of a config: parent, starts, phases, embeddings."""
+"""Train one system of a config: its parent, its starts, its phases, its embeddings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +25,14 @@ from experiments.systems import config_of, get_system, phase_of
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained system: its parameters and what they make of the data.
+    """A trained system: its parameters, and the embeddings that they give.
 
     Attributes:
       run: name of the system and, for PQ leaves, its compression.
       params: 'group/.../name' -> array.
       documents, queries: embeddings (rows, D) of the corpus and of the query table.
-      seconds: of training, the parent's and the fits' included.
-      examples_per_second: of its last phase; None where it was not trained here.
+      seconds: training time, including the parent and the fits.
+      examples_per_second: speed of the last phase; None if it was not trained here.
     """
 
     run: str
@@ -53,16 +53,16 @@ def train_system(
     config, name: str, compression: int | None, inputs: Inputs, workdir: Path,
     log: MetricLog, trained: dict[str, Trained], source: Path | None = None,
 ) -> Trained:  # fmt: skip
-    """Train a system, its ancestors first; whatever is complete is reused.
+    """Train a system, its ancestors first; reuse what is complete.
 
     Args:
       config: the base config.
-      name, compression: which system, at which compression of its leaves.
+      name, compression: the system, and the compression of its leaves.
       inputs: from `load_inputs`.
-      workdir: checkpoints and fits are kept here.
-      log: training metrics go here.
-      trained: systems trained so far by run name; this one is added.
-      source: workdir of a finished run whose parameters are taken, without training.
+      workdir: folder for checkpoints and fits.
+      log: receives the training metrics.
+      trained: run name -> system trained so far; this one is added.
+      source: workdir of a finished run whose parameters are used without training.
 
     Raises:
       FileNotFoundError: `source` has no finished parameters of this system.
@@ -71,7 +71,10 @@ def train_system(
     if run in trained:
         return trained[run]
     system, resolved = get_system(name), config_of(config, name)
-    model = build_model(resolved, system, compression, inputs)
+    model = build_model(
+        resolved, system, compression, tower=lambda: inputs.tower,
+        tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
+    )  # fmt: skip
     final = (source or workdir) / "checkpoints" / run / "final"
     if checkpoint.latest_step(final) is not None:
         graphdef, params = split_model(model)
@@ -79,8 +82,8 @@ def train_system(
         params, seconds = saved["params"], float(saved["seconds"])
     elif source is not None:
         raise FileNotFoundError(
-            f"{source} holds no trained {run}; train it there first, or leave it out "
-            "of --config.systems and --config.budgets"
+            f"{source} holds no trained {run}; train it there first, or remove it from "
+            "--config.systems and --config.budgets"
         )
     else:
         parent = None
@@ -109,10 +112,10 @@ def train_system(
 
 
 def _start(config, system, model, inputs, parent, workdir):
-    """Parameters before the first step: pretrained or inherited, fitted to data."""
+    """Return the parameters before the first step: pretrained, inherited or fitted."""
     if parent is None:
         width = model.head.projection.shape[1]
-        if width < inputs.pretrained.config["width"]:
+        if width < inputs.tower_width:
             start = start_from_pca(inputs.document_features, width)
             model.head.projection[...] = start
         return *split_model(model), 0.0
@@ -127,7 +130,7 @@ def _start(config, system, model, inputs, parent, workdir):
 
 
 def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
-    """Run one phase, or return its end if it is complete."""
+    """Run one phase, or return its final state if it is complete."""
     phase = phase_of(config, phase_name, len(inputs.dataset.documents))
     if not phase.steps:
         return state
@@ -149,15 +152,15 @@ def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, lo
 
 
 def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
-    """Tree and leaves fitted to the embeddings (rows, D) that a warm-up kept."""
+    """Fit tree and leaves to the embeddings (rows, D) that a warm-up kept."""
     model, kept = merge_model(graphdef, params), np.asarray(buffer)
-    kept = kept[kept.any(axis=1)]  # a short warm-up does not fill it
+    kept = kept[kept.any(axis=1)]  # a short warm-up does not fill the buffer
     fit_starts(model, kept, seed=seed, cache=workdir / "checkpoints" / run / "starts")
     return split_model(model)[1]
 
 
 def _miner(phase, graphdef, inputs, parent, seed):
-    """Parameters -> hard negatives (rows, m), or None where a phase mines none."""
+    """Return a function: parameters -> hard negatives (rows, m), or None."""
     if not phase.mining_interval:
         return None
 
@@ -185,21 +188,21 @@ def _miner(phase, graphdef, inputs, parent, seed):
 
 
 def _tables(run, phase, graphdef, params, inputs, parent, workdir) -> dict:
-    """The read-only arrays that the steps of a phase gather from."""
+    """Return the read-only arrays that the steps of a phase gather from."""
     tables = {}
     if not has_tower(params) or phase.losses.get("query_anchor"):
         tables["features_queries"] = inputs.query_features
     if not has_tower(params) or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features
     if has_tower(params) and phase.encoded:
-        if parent is None:  # the tower is the pretrained one still
+        if parent is None:  # the tower is still the pretrained one
             cached = inputs.document_features, inputs.query_features
         else:
             cached = tower_outputs(graphdef, params, inputs, workdir / "outputs")
         tables["cached_documents"], tables["cached_queries"] = cached
     if phase.needs_teacher:
         if parent is None:
-            raise ValueError(f"{run}: distillation needs a parent system as teacher")
+            raise ValueError(f"{run} distils, but has no parent system as teacher")
         tables["teacher_queries"] = parent.queries
         tables["teacher_documents"] = parent.documents
     if phase.needs_codes:

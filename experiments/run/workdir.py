@@ -1,4 +1,4 @@
-"""A workdir belongs to one experiment: its config.json says which."""
+"""A workdir belongs to one experiment, which its config.json and inputs.json name."""
 
 import hashlib
 import json
@@ -12,30 +12,38 @@ from ehi.parallel.processes import is_first
 
 LOG = logging.getLogger("ehi")
 
-# Changing these adds rows to a workdir; changing anything else is another experiment.
+# A change of these fields adds records to a workdir. A change of any other field makes
+# another experiment.
 FREE_FIELDS = ("systems", "budgets")
 INPUTS = "inputs.json"
-_CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # to fit the corpus
+_CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # by `fit_to_corpus`
 _OF_SEARCH = ("adaptive", "spill", "start")  # fields that no parameter depends on
 
 
 def own_folder(workdir: Path) -> Path:
-    """Where a process keeps what it makes for itself: the workdir for process 0.
+    """Return the folder for a process's own files; for process 0 it is the workdir.
 
-    Fits and embeddings of a trained tower are made by every process, so that none waits
-    for another, and two never write one file. Checkpoints are written by all together
-    to where process 0 has them. So the workdir must be a folder that all can see.
+    Every process makes the fits and the embeddings of a trained tower itself, so that
+    none waits for another and no two write one file. All processes write checkpoints
+    together, to the folder of process 0. So the workdir must be a folder that all see.
     """
     return workdir if is_first() else workdir / "processes" / str(jax.process_index())
 
 
 def claim(config, workdir: Path) -> None:
-    """Refuse a workdir that holds another experiment, before anything is touched."""
+    """Refuse a workdir that holds another experiment, before any file is changed.
+
+    Raises:
+      ValueError: the workdir is a file or of another experiment.
+    """
+    for folder in (workdir, *workdir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--workdir={workdir}: {folder} is a file, not a folder")
     path = workdir / "config.json"
     ours = json.loads(config.to_json())
     if path.exists():
         theirs = _read_config(path)
-        for section, name in _CHOSEN:  # if 0: to be chosen, as it was then
+        for section, name in _CHOSEN:  # 0 means: choose, which gives the same again
             ours[section][name] = ours[section][name] or theirs[section][name]
         names = sorted(set(ours) | set(theirs))
         differ = [
@@ -52,7 +60,7 @@ def claim(config, workdir: Path) -> None:
 
 
 def write_config(config, workdir: Path) -> None:
-    """Write config.json, with what was chosen to fit the corpus."""
+    """Write config.json, including the fields chosen to fit the corpus."""
     if not is_first():
         return
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
@@ -60,15 +68,15 @@ def write_config(config, workdir: Path) -> None:
 
 
 def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
-    """Refuse a workdir whose rows were made of other data, weights or parameters.
+    """Refuse a workdir that was made of other data, weights or parameters.
 
     Args:
       inputs: from `load_inputs`.
-      workdir: of this experiment; inputs.json in it says what it was made of.
-      finished: workdir of the run whose parameters are taken, or None.
+      workdir: the workdir; its inputs.json names what it was made of.
+      finished: workdir of the run whose parameters are used, or None.
 
     Raises:
-      ValueError: another data set or tower than before, or than `finished` has.
+      ValueError: the data set or tower differs from before, or from that of `finished`.
     """
     ours = {
         "data": inputs.dataset.source | {"corpus": inputs.dataset.corpus_sha256},
@@ -80,8 +88,8 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
     other = [name for name in ours if theirs.get(name) != ours[name]]
     if other:
         raise ValueError(
-            f"{workdir} was made of another {', '.join(other)}: the files behind the "
-            "same config have changed; choose another --workdir (nothing was changed)"
+            f"{workdir} was made of another {', '.join(other)}: its files have "
+            "changed, its config has not; choose another --workdir (nothing was changed)"
         )
     if finished is not None:
         check_tower(inputs.pretrained, finished)
@@ -90,21 +98,21 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
 
 
 def check_tower(pretrained, finished: Path) -> None:
-    """Refuse a tower that a finished run was not trained with."""
+    """Refuse a tower other than the one that a finished run was trained with."""
     path = finished / INPUTS
     if path.exists() and _read_json(path).get("tower") != pretrained.sha256:
         raise ValueError(
             f"the tower {pretrained.name} is not the one that {finished} was trained "
-            "with: give its --config.tower.name"
+            "with: give that one as --config.tower.name"
         )
 
 
 def with_tree_of(config, finished: Path):
-    """The config with the number of leaves that a finished run was trained with.
+    """Return the config with the number of leaves and codewords of a finished run.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it was trained with another head, tree or kind of leaves.
+      FileNotFoundError: `finished` holds no run.
+      ValueError: the run was trained with another head, tree or kind of leaves.
     """
     path = finished / "config.json"
     if not path.exists():
@@ -118,14 +126,14 @@ def with_tree_of(config, finished: Path):
         for name, value in ours[section].items():
             if name not in _OF_SEARCH and theirs[section].get(name, value) != value:
                 raise ValueError(
-                    f"{section}.{name} is {value!r}, --checkpoint={finished} was "
+                    f"{section}.{name} is {value!r}, but --checkpoint={finished} was "
                     f"trained with {theirs[section][name]!r}"
                 )
     return config
 
 
 def _identity(finished: Path) -> str:
-    """sha256 of what a run was and of how it went."""
+    """Return the sha256 of a run's config and log."""
     digest = hashlib.sha256()
     for name in ("config.json", "metrics.jsonl"):
         path = finished / name
@@ -134,10 +142,10 @@ def _identity(finished: Path) -> str:
 
 
 def _read_config(path: Path) -> dict:
-    """What `write_config` wrote."""
+    """Return what `write_config` wrote."""
     found = _read_json(path)
     if not all(isinstance(found.get(name), dict) for name in ("tree", "leaves")):
-        raise ValueError(f"{path} is damaged: it is no config of an experiment")
+        raise ValueError(f"{path} is damaged: it is not the config of an experiment")
     return found
 
 
@@ -145,7 +153,7 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
     return found

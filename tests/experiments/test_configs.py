@@ -70,7 +70,7 @@ def load(file, name):
 
 
 def test_no_config_file_is_forgotten():
-    names = {path.stem for path in Path(configs.__path__[0]).glob("*.py")}
+    names = {path.stem for path in Path(configs.__path__[0]).rglob("*.py")}
     found = {label(file) for file in FILES}
     assert names - {"__init__"} == found | PARTS
 

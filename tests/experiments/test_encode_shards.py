@@ -118,7 +118,7 @@ def test_bad_arguments_are_refused(finished, tmp_path, monkeypatch):
         ({"engine": "beam"}, ValueError, "engine is 'beam'; allowed: local, ray"),
         ({"shards": 321}, ValueError, "shards=321: allowed are 1 to 320"),
         ({"retries": -1}, ValueError, "retries is -1"),
-        ({"system": "faiss-ivf"}, ValueError, "faiss-ivf is built by a library"),
+        ({"system": "faiss-ivf"}, ValueError, "faiss-ivf cannot be encoded in shards"),
         ({"system": "opq"}, ValueError, "no budget of .* applies to 'opq'"),
         ({"system": "ehi"}, FileNotFoundError, "no trained ehi"),
         ({"checkpoint": tmp_path}, FileNotFoundError, "holds no finished run"),

@@ -13,7 +13,7 @@ from ehi.index import open_index
 from ehi.index.text.encoder import apply_head
 from experiments import main, search
 from experiments.configs import own, pydocs, scifact
-from experiments.run import evaluate, prepare, workdir
+from experiments.run import experiment, prepare, workdir
 
 
 def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch):
@@ -43,7 +43,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     before = (tmp_path / "results.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(train, "run_phase", None)
-        patch.setattr(evaluate, "evaluate_budget", None)
+        patch.setattr(experiment, "evaluate_budget", None)
         main.run(config, tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("ehi-pq") == shown.count("ehi-pq")

@@ -12,6 +12,7 @@ from ehi.eval.records import read_records
 from ehi.parallel import preemption
 from experiments import reproduce
 from experiments.ablations import apply_variant
+from experiments.run import experiment
 
 # Cheap cells: none of them trains more than `dense`.
 CELLS = [
@@ -152,7 +153,7 @@ def test_a_cell_that_was_evaluated_and_not_added_is_added(
     def evaluate(*_):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(evaluate, "evaluate_budget", evaluate)
+    monkeypatch.setattr(experiment, "evaluate_budget", evaluate)
     resumed(CELLS)
     assert found(tmp_path / "results") == before
 
@@ -199,7 +200,7 @@ def test_rows_that_are_one_variant_run_together():
     assert ("ehi-pq", "", "flat-64x") in wanted
     only = reproduce.wanted_cells(["T4"], variants=["no-path"])
     assert only == [("ehi-pq", "no-path", "visit-10-64x")]
-    with pytest.raises(ValueError, match=r"no cell of T4 is of --systems=\['jpq'\]"):
+    with pytest.raises(ValueError, match=r"T4 has no cell of --systems=\['jpq'\]"):
         reproduce.wanted_cells(["T4"], systems=["jpq"])
 
 
@@ -208,9 +209,9 @@ def test_rows_that_are_one_variant_run_together():
     [
         (["--table=T9"], "invalid choice: 'T9'"),
         (["--table=T1", "--systems=faiss"], "invalid choice: 'faiss'"),
-        (["--table=T1", "--seeds=0"], "'0' is no number of seeds, nor from:to"),
-        (["--table=T1", "--seeds=2:1"], "'2:1' is no number of seeds"),
-        (["--table=T1", "--seeds=all"], "'all' is no number of seeds"),
+        (["--table=T1", "--seeds=0"], "'0' is neither a number of seeds nor from:to"),
+        (["--table=T1", "--seeds=2:1"], "'2:1' is neither a number of seeds"),
+        (["--table=T1", "--seeds=all"], "'all' is neither a number of seeds"),
     ],
 )
 def test_bad_command_lines_are_refused(arguments, words, capsys):
