@@ -89,7 +89,7 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
     if other:
         raise ValueError(
             f"{workdir} was made of another {', '.join(other)}: its files have "
-            "changed, its config has not; choose another --workdir (nothing was changed)"
+            "changed, not its config; choose another --workdir (nothing was changed)"
         )
     if finished is not None:
         check_tower(inputs.pretrained, finished)
