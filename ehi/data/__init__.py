@@ -1,1 +1,1 @@
-"""Text in, token arrays out: corpora, queries and judgements; tokens; batches."""
+"""Corpora, queries and judgements: opened, prepared, tokenised."""

@@ -1,6 +1,6 @@
-"""tfds builder of the BEIR layout, read from a folder or in place from a zip.
+"""tfds builder of the BEIR layout, read from a folder or directly from a zip.
 
-corpus.jsonl       {"_id": ..., "title": ..., "text": ...}    a line per document
+corpus.jsonl       {"_id": ..., "title": ..., "text": ...}    a line for each document
 queries.jsonl      {"_id": ..., "text": ...}                  may be missing
 qrels/<split>.tsv  query id, document id, grade               may be missing
 """
@@ -15,14 +15,14 @@ import tensorflow_datasets as tfds
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 
 QRELS_HEADER = "query-id"
-# Far beyond any document; a longer one is a file that lost its line breaks.
+# Longer than any document: such a file has probably lost its line breaks.
 MAX_CHARACTERS = 10_000_000
 
 
 class BeirFolder(RetrievalBuilder):
     """tfds builder of a BEIR folder.
 
-    Named so because a class `Beir` would share the name and the cache of tfds's own.
+    A class `Beir` would have the name, and so the cache, of the tfds builder.
 
     Args:
         root: a `pathlib.Path` or `zipfile.Path` to the folder of corpus.jsonl.
@@ -97,7 +97,7 @@ class BeirFolder(RetrievalBuilder):
 
 
 def _records(path) -> Iterator[tuple[str, dict]]:
-    """Place and JSON object of every line of a .jsonl file."""
+    """Place and JSON object of each line of a .jsonl file."""
     seen = set()
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -147,7 +147,7 @@ def _text(record: dict, field: str, where: str) -> str:
 
 
 def _check_unicode(value: str, field: str, where: str) -> None:
-    """Refuses half a character (a lone surrogate), which JSON can say."""
+    """Refuse half a character (a lone surrogate), which JSON can express."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -165,13 +165,15 @@ def _short(value, most: int = 80) -> str:
 def _qrels_files(root) -> list:
     folder = root / "qrels"
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; judgements are in qrels/<split>.tsv")
+        raise ValueError(
+            f"{folder} is not a folder; judgements must be in qrels/<split>.tsv"
+        )
     files = folder.iterdir() if folder.is_dir() else []
     return sorted((f for f in files if f.name.endswith(".tsv")), key=lambda f: f.name)
 
 
 def source_sha256(root) -> str:
-    """sha256 over the names and contents of the files of a data set."""
+    """sha256 of the names and contents of the files of a data set."""
     files = [root / "corpus.jsonl", root / "queries.jsonl"]
     digest = hashlib.sha256()
     for path in [file for file in files if file.exists()] + _qrels_files(root):

@@ -1,4 +1,4 @@
-"""One call for every data set: name or path in, corpus, queries and judgements out."""
+"""Open any data set: from a name or path to corpus, queries and judgements."""
 
 import os
 import platform
@@ -17,16 +17,16 @@ from ehi.data.tfds_builder import Document, Documents, cache_folder, prepare
 
 @dataclass(frozen=True)
 class RetrievalDataset:
-    """A corpus, its queries, and which documents answer which queries.
+    """A corpus, its queries, and the judgements that link them.
 
     Args:
-        name: short name for records, however the data set was opened; never a path.
+        name: short name for records; never a path, however the data set was opened.
         documents: the corpus, read lazily; row i has the id `doc_ids[i]`.
-        qrels: split -> query id -> document id -> grade; relevant if positive.
-        groups: (documents,) documents of one number must stay on one side of a split;
-            None where each is its own group.
-        corpus_sha256: of corpus.jsonl, or of what it would hold.
-        source: where the data came from, for records: Python version, checksums.
+        qrels: split -> query id -> document id -> grade; positive means relevant.
+        groups: (documents,) group of each document; a split must not divide a group.
+            None if each document is its own group.
+        corpus_sha256: hash of the documents in the form of corpus.jsonl.
+        source: origin of the data for records, such as Python version and checksums.
     """
 
     name: str
@@ -57,7 +57,7 @@ class RetrievalDataset:
         return columns[0], columns[1], columns[2]
 
     def judgements(self, split: str) -> dict[str, dict[str, int]]:
-        """`qrels[split]`, or a ValueError that names the splits there are."""
+        """`qrels[split]`; a ValueError names the splits that exist."""
         if split not in self.qrels:
             there = ", ".join(sorted(self.qrels)) or "no judgements at all"
             carve = "train" in self.qrels and split == "test"
@@ -71,19 +71,20 @@ class RetrievalDataset:
 def open_dataset(
     name: str | os.PathLike, *, data_dir: str | os.PathLike | None = None
 ) -> RetrievalDataset:
-    """Opens a data set, preparing it on first use.
+    """Open a data set; prepare it on first use.
 
     Args:
-        name: 'pydocs'; 'beir/<name>', looked for in the folders of the environment
-            variable EHI_DATA (`<name>` or `<name>.zip`) before it is downloaded;
-            'beir/cqadupstack/<forum>'; or the path of a BEIR folder or zip, whose
-            queries and judgements may be missing; 'movielens-1m', 'amazon-books', or
-            the path of a folder like theirs (see `ehi.data.ratings`).
-        data_dir: where prepared copies and downloads are kept; default the environment
+        name: 'pydocs'; 'beir/<name>', which is downloaded unless a folder of the
+            environment variable EHI_DATA has `<name>` or `<name>.zip`;
+            'beir/cqadupstack/<forum>'; the path of a BEIR folder or zip, whose queries
+            and judgements may be missing; 'movielens-1m', 'amazon-books', or the path
+            of a folder in their layout (see `ehi.data.ratings`).
+        data_dir: folder of prepared copies and downloads; default the environment
             variable EHI_CACHE, else ~/.cache/ehi.
 
     Raises:
-        ValueError: no such data set, or a malformed one (file and line named).
+        ValueError: there is no such data set, or it is malformed; the message names
+            file and line.
         ConnectionError: a public set cannot be downloaded.
     """
     cache = cache_folder(data_dir) / "datasets"
@@ -170,20 +171,20 @@ def _by_id(rows: np.ndarray, queries, doc_ids) -> dict[str, dict[str, int]]:
 def carve_dev(
     dataset: RetrievalDataset, *, fraction: float = 0.2, seed: int = 0
 ) -> RetrievalDataset:
-    """Moves train queries to a new split 'dev', so that no answer is in both.
+    """Move train queries to a new split 'dev' that shares no answer with 'train'.
 
-    Whole groups of documents move: two documents are in one group if they answer the
+    Whole groups of documents move. Two documents are in one group if they answer the
     same train query or have the same number in `dataset.groups`, transitively.
 
     Args:
         dataset: has a split 'train' and no 'dev'.
-        fraction: of the train queries; 'dev' has at most that many, and as near to it
+        fraction: of the train queries; 'dev' gets at most so many, and as many of them
             as whole groups allow.
-        seed: of the order in which groups are tried.
+        seed: for the order in which groups are tried.
 
     Raises:
-        ValueError: `fraction` is not between 0 and 1, a 'dev' is there already, or no
-            group is small enough to move.
+        ValueError: `fraction` is not between 0 and 1, there is no 'train' or already a
+            'dev', or no group is small enough to move.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
@@ -223,7 +224,7 @@ def carve_dev(
 
 
 def _neighbours(items: np.ndarray, labels: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs that connect all items of one label: each with the next of its label."""
+    """Pairs of neighbours with the same label; they connect all items of a label."""
     order = np.argsort(labels, kind="stable")
     items, labels = items[order], labels[order]
     same = labels[1:] == labels[:-1]

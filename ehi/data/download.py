@@ -1,4 +1,4 @@
-"""Where a BEIR data set is: a path, the folders of EHI_DATA, a public address."""
+"""Find a data set: at a path, in the folders of EHI_DATA, or at a public address."""
 
 import hashlib
 import importlib.resources
@@ -17,16 +17,16 @@ CHUNK_BYTES = 1 << 20
 
 
 def find_root(path: Path, part: str = ""):
-    """Folder of corpus.jsonl in `path`: a `pathlib.Path` or a `zipfile.Path`.
+    """Find the folder of corpus.jsonl in `path`: a `pathlib.Path` or `zipfile.Path`.
 
-    A zip is read in place, never unpacked, so no entry of it can write anywhere.
+    A zip is read in place and never unpacked, so its entries cannot write anywhere.
 
     Args:
         path: a BEIR folder, or a zip with corpus.jsonl at its top or in one folder.
-        part: folder of a collection of data sets, such as 'android' of cqadupstack.
+        part: folder in a collection of data sets, such as 'android' of cqadupstack.
 
     Raises:
-        ValueError: not a zip, no corpus.jsonl, or several to choose from.
+        ValueError: `path` is no folder or zip, or holds no or several corpus.jsonl.
     """
     if path.is_dir():
         found = {
@@ -56,7 +56,7 @@ def find_root(path: Path, part: str = ""):
 
 
 def search_folders(name: str) -> Path | None:
-    """Folder or zip called `name` in the folders that EHI_DATA lists, or None."""
+    """Find the folder or zip called `name` in the folders of EHI_DATA, or None."""
     for folder in os.environ.get("EHI_DATA", "").split(os.pathsep):
         if folder:
             for path in (Path(folder) / name, Path(folder) / f"{name}.zip"):
@@ -66,7 +66,7 @@ def search_folders(name: str) -> Path | None:
 
 
 def public_sets() -> dict[str, tuple[str, str]]:
-    """Name -> (address, sha256 of the zip) of the public sets, from tfds's own list."""
+    """Public sets: name -> (address, sha256 of the zip), from the list of tfds."""
     package = importlib.resources.files("tensorflow_datasets")
     listed = checksums.load_url_infos(package / "datasets" / "beir" / "checksums.tsv")
     return {
@@ -76,11 +76,11 @@ def public_sets() -> dict[str, tuple[str, str]]:
 
 
 def download(url: str, sha256: str, path: Path) -> Path:
-    """File of `url` at `path`; fetched only if it is not there.
+    """Download `url` to `path`, unless that file exists.
 
     Raises:
         ConnectionError: the address cannot be read.
-        ValueError: what came is not what `sha256` names; nothing is kept.
+        ValueError: the content does not have this `sha256`; no file is kept.
     """
     if path.exists():
         return path

@@ -1,20 +1,20 @@
-"""Which items belong together: connected components of links."""
+"""Connected components: which items are linked, directly or through others."""
 
 from collections.abc import Iterable
 
 
 def connected_components(num_items: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """Smallest member of the component of every item.
+    """Find the smallest member of each item's component.
 
     Args:
         num_items: items are numbered 0 to `num_items` - 1.
-        links: pairs of items that belong together, directly.
+        links: pairs of items that are directly linked.
     """
     parent = list(range(num_items))
 
     def root(item):
         while parent[item] != item:
-            parent[item] = parent[parent[item]]  # halves the path for the next walk
+            parent[item] = parent[parent[item]]  # shortens the path for later walks
             item = parent[item]
         return item
 

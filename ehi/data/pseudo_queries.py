@@ -1,4 +1,4 @@
-"""Self-supervised pairs: pseudo-queries made of the documents themselves."""
+"""Self-supervised pairs: pseudo-queries made from the documents."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,10 +9,10 @@ from ehi.data.tfds_builder import Document
 
 KINDS = ("title", "sentence", "span")
 SPAN_WORDS = (8, 16)
-# Shorter ones say nothing; longer ones are code or tables, not sentences.
+# Shorter ones say nothing. Longer ones are code or tables.
 SENTENCE_WORDS = range(4, 65)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-# 'parse_iso', 'os.path', 'HTTPServer', 'fromISODate': where a name has its words.
+# Boundaries of words in 'parse_iso', 'os.path', 'HTTPServer', 'fromISODate'.
 _NAME_BREAK = re.compile(r"[\W_]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -23,25 +23,25 @@ def pseudo_queries(
     per_document: int = 2,
     seed: int = 0,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Texts that ask for the document they are taken from.
+    """Make texts that each ask for the document they are taken from.
 
-    'title' is the title, a name such as 'os.path.isfile' split into its words;
-    'sentence' a random sentence of the text; 'span' 8 to 16 words in a row. What is
-    drawn for a document depends on `seed` and its row only. A document of which no kind
-    in `kinds` can be had (no title, no sentence) gives its whole content.
+    Kinds: 'title' is the title, where a name such as 'os.path.isfile' is split into its
+    words; 'sentence' is a random sentence of the text; 'span' is 8 to 16 consecutive
+    words. The draws of a document depend on `seed` and its row only. A document without
+    any of these kinds (no title, no sentence) gives its whole content.
 
     Args:
         documents: the corpus.
-        kinds: of `KINDS`.
-        per_document: at most so many different pseudo-queries of a document, of as many
-            different kinds as it has.
-        seed: of the draws.
+        kinds: some of `KINDS`.
+        per_document: number of pseudo-queries of a document, of different kinds if
+            possible; equal texts count once.
+        seed: for the draws.
 
     Returns:
         texts (R), their document rows (R,) and their kinds (R,).
 
     Raises:
-        ValueError: an unknown kind, or `per_document` below 1.
+        ValueError: a kind is unknown, or `per_document` is below 1.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
@@ -66,14 +66,14 @@ def pseudo_queries(
 
 
 def split_name(title: str) -> str:
-    """'datetime.fromISODate' -> 'datetime from iso date'; other titles stay."""
+    """'datetime.fromISODate' -> 'datetime from iso date'; other titles are kept."""
     if " " in title.strip() or not re.search(r"[._]|[a-z][A-Z]", title):
         return title.strip()
     return " ".join(filter(None, _NAME_BREAK.split(title))).lower()
 
 
 def _draw(document: Document, kind: str, rng: np.random.Generator) -> str:
-    """One pseudo-query, or '' where the document has none of this kind."""
+    """One pseudo-query, or '' if the document has none of this kind."""
     if kind == "title":
         return split_name(document.title)
     if kind == "sentence":
@@ -94,26 +94,25 @@ def moved_documents(
     per_document: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Synthetic queries: documents moved as a real query lies from its document.
+    """Make synthetic queries: add to a document the offset of a known pair.
 
-    ``x = unit(d + q_j - d_j)`` for a random pair j. No words are made up: a document
-    that nobody asked for is asked for in the way that others are.
+    ``x = unit(d + q_j - d_j)`` for a random pair j. No text is invented: each document
+    is asked for in the way that known queries ask for theirs.
 
     Args:
         documents: (rows, T) tower outputs.
         queries: (rows, T) tower outputs.
         pairs: query rows (R,) and document rows (R,) of known pairs.
-        per_document: synthetic queries of each document.
-        seed: of the draws.
+        per_document: number of synthetic queries of each document.
+        seed: for the draws.
 
     Returns:
         unit vectors (documents * per_document, T) float32, and their document rows.
     """
     if per_document and not len(pairs[0]):
         raise ValueError(
-            "synthetic queries are moved as known ones lie from their documents, and "
-            "there are neither train labels nor pseudo-queries: pseudo.synthetic=0, or "
-            "pseudo.per_document above 0"
+            "synthetic queries need known pairs, but there are neither train labels "
+            "nor pseudo-queries: set pseudo.synthetic=0, or pseudo.per_document above 0"
         )
     rng = np.random.default_rng(seed)
     rows = np.tile(np.arange(len(documents)), per_document)

@@ -1,7 +1,7 @@
 """Semantic search over Python's standard library: docstring summary -> function.
 
-Real text that needs no download: the sources of the Python that runs this are parsed
-with `ast`, never imported. A function or method is a document when the summary of its
+This real text needs no download. The sources of the running Python are parsed with
+`ast`, never imported. A function or method is a document if the summary of its
 docstring has at least four words; the summary is its query.
 """
 
@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from ehi.data.groups import connected_components
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 
-# Other people's packages, tests, and applications that nobody searches for.
+# Installed packages, tests, and applications that nobody searches for.
 EXCLUDED_FOLDERS = frozenset(
     {
         "site-packages",
@@ -42,7 +42,7 @@ class Function:
     """A documented function or method.
 
     Args:
-        name: qualified name, as in 'datetime.datetime.fromisoformat'.
+        name: qualified name, such as 'datetime.datetime.fromisoformat'.
         summary: first paragraph of the docstring, on one line.
         text: signature and body without docstring.
         body: the body without comments and layout; '' for a stub (see `_is_stub`).
@@ -57,9 +57,9 @@ class Function:
 class PyDocs(RetrievalBuilder):
     """tfds builder of the functions below `root`.
 
-    Functions with the same summary or body form a group. A distinct summary is one
-    query, named after the first function that has it; every member of the group is
-    relevant, and the group lies in one split, so no document answers in two splits.
+    Functions with the same summary or body form a group. Each distinct summary is one
+    query, named after the first function with that summary. All functions of the group
+    are relevant to it. A group lies in one split, so no document is relevant in two.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -91,18 +91,18 @@ class PyDocs(RetrievalBuilder):
 
 
 def standard_library() -> Path:
-    """Folder of the standard library of the Python that runs this."""
+    """Folder of the running Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def source_files(root: Path) -> list[Path]:
-    """The parsed files, sorted by their path relative to `root`."""
+    """Files to parse, relative to `root` and sorted."""
     files = [path.relative_to(root) for path in root.rglob("*.py")]
     return sorted(path for path in files if not EXCLUDED_FOLDERS & set(path.parts))
 
 
 def source_sha256(root: Path) -> str:
-    """sha256 over the names and contents of `source_files`, and over this recipe."""
+    """sha256 of the names and contents of `source_files`, and of this module."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in source_files(root):
         digest.update(path.as_posix().encode() + b"\0")
@@ -111,9 +111,9 @@ def source_sha256(root: Path) -> str:
 
 
 def find_functions(root: Path) -> list[Function]:
-    """Every documented function below `root`, in the order of files and lines.
+    """Find all documented functions below `root`, in the order of files and lines.
 
-    A name defined twice (in two branches of an `if`) gets `#2`, `#3`, ...
+    A name that is defined again (in another branch of an `if`) gets `#2`, `#3`, ...
     """
     functions, seen = [], {}
     for path in source_files(root):
@@ -135,7 +135,7 @@ def find_functions(root: Path) -> list[Function]:
 
 
 def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
-    """Functions and methods under `node`; functions inside functions are private."""
+    """Functions and methods under `node`, except functions inside functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{prefix}.{child.name}", child
@@ -146,16 +146,16 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _summary(node: ast.AST) -> str:
-    """First paragraph of the docstring on one line; '' without a docstring."""
+    """First paragraph of the docstring, on one line; '' without a docstring."""
     docstring = (ast.get_docstring(node) or "").strip()
     return " ".join(re.split(r"\n\s*\n", docstring)[0].split())
 
 
 def _without_docstring(node: ast.AST, lines: list[bytes]) -> str:
-    """Source of `node` from `def` on, its docstring cut out.
+    """Source of `node` from `def` on, without its docstring.
 
-    Cut out of the original lines rather than unparsed, so that comments stay. Columns
-    of `ast` count UTF-8 bytes, hence lines of bytes.
+    The original lines are cut, not unparsed, so that comments stay. They are bytes
+    because columns of `ast` count UTF-8 bytes.
     """
     docstring = node.body[0]
     before = lines[node.lineno - 1 : docstring.lineno]
@@ -169,10 +169,10 @@ def _without_docstring(node: ast.AST, lines: list[bytes]) -> str:
 
 
 def _is_stub(body: list[ast.stmt]) -> bool:
-    """Whether a body is no evidence that two functions are the same.
+    """Whether a body is too short to show that two functions are the same.
 
-    That is an empty one, or one `pass`, `...`, `raise`, or `return` of a constant, name
-    or attribute: grouped by it, some 90 unrelated abstract methods would be one answer.
+    A stub is empty, or a single `pass`, `...`, `raise`, or `return` of a constant, name
+    or attribute. Grouping by stubs would join some 90 unrelated abstract methods.
     """
     if len(body) != 1:
         return not body
@@ -184,14 +184,14 @@ def _is_stub(body: list[ast.stmt]) -> bool:
 
 
 def normalised(summary: str) -> str:
-    """What two summaries are compared by: no capitals, spacing or final full stop."""
+    """A summary without capitals, spacing and final full stop, for comparison."""
     return " ".join(summary.lower().rstrip(" .").split())
 
 
 def group_functions(functions: list[Function]) -> list[int]:
-    """Row of the first member of every function's group.
+    """Find the row of the first member of each function's group.
 
-    Functions with the same normalised summary, or the same body, are in one group,
+    Functions with the same normalised summary or the same body are in one group,
     transitively.
     """
     first, links = {}, []

@@ -1,9 +1,15 @@
-"""Files of ratings: where they are, and what is in them.
+"""Data sets of ratings: after what a user liked, which item do they like next?
 
 MovieLens        ratings.dat   user::item::rating::timestamp
                  movies.dat    item::title::genre|genre
 Amazon reviews   ratings.csv   user,item,rating,timestamp
                  metadata.jsonl   {"asin": ..., "title": ..., "categories": [...]}
+
+A document is the title and the genres of an item. A query asks for one item: its text
+is the titles of the last `HISTORY` items that the user rated at least `LIKED` before
+it. The last item of a user belongs to 'test', the one before it to 'dev', the others to
+'train' (the first has no history and is left out). So 'test' also asks for documents
+that 'train' asks for.
 """
 
 import hashlib
@@ -24,35 +30,21 @@ from tensorflow_datasets.core.download import checksums
 from ehi.data import download
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 
-# Name -> folder or zip of that name in EHI_DATA.
+LIKED, HISTORY = 4.0, 10
+
+# Name -> name of the folder or zip in EHI_DATA.
 NAMES = {"movielens-1m": "ml-1m", "amazon-books": "amazon-books"}
 
 
-@dataclass(frozen=True)
-class Ratings:
-    """Columns of equal length (R,), in any order.
-
-    Args:
-        users, items: rows of some tables of users and of items.
-        stars: how much the user liked the item.
-        times: when the user said so.
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-    stars: np.ndarray
-    times: np.ndarray
-
-
 def find(name: str, cache: Path):
-    """Folder of the ratings called `name`, and its short name; None if it is no such.
+    """Find the ratings called `name`: their folder and short name, or None.
 
     Args:
         name: one of `NAMES`, or the path of a folder or zip in either layout.
-        cache: where MovieLens is downloaded to if no folder of EHI_DATA has it.
+        cache: MovieLens is downloaded to here if no folder of EHI_DATA has it.
 
     Raises:
-        ValueError: the data set is only to be had as local files, which are missing.
+        ValueError: the data set cannot be downloaded, and its local files are missing.
         ConnectionError: MovieLens cannot be downloaded.
     """
     path, short = Path(name).expanduser(), name
@@ -62,7 +54,7 @@ def find(name: str, cache: Path):
         path = download.download(*_movielens_address(), cache / "zips" / "ml-1m.zip")
     if path is None:
         raise ValueError(
-            f"{name} is not downloaded for you: put a folder {NAMES[name]!r} with "
+            f"{name} cannot be downloaded: put a folder {NAMES[name]!r} with "
             "ratings.csv and metadata.jsonl into a folder that EHI_DATA lists"
         )
     tops = []
@@ -80,9 +72,9 @@ def find(name: str, cache: Path):
 
 
 def _movielens_address() -> tuple[str, str]:
-    """Address and sha256 of the zip, from tfds's own list.
+    """Address and sha256 of the zip, from the list of tfds.
 
-    Its builder `movielens` is of no use here: its parser needs TensorFlow.
+    The tfds builder `movielens` cannot be used: its parser needs TensorFlow.
     """
     package = importlib.resources.files("tensorflow_datasets")
     listed = checksums.load_url_infos(package / "url_checksums" / "movielens.txt")
@@ -90,7 +82,7 @@ def _movielens_address() -> tuple[str, str]:
 
 
 def source_sha256(root) -> str:
-    """sha256 over the names and contents of the files of ratings and of items."""
+    """sha256 of the names and contents of both files, ratings and items."""
     ratings, layout = layout_of(root)
     digest = hashlib.sha256()
     for path in (ratings, root / layout.items):
@@ -100,11 +92,67 @@ def source_sha256(root) -> str:
     return digest.hexdigest()
 
 
-def read_items(root) -> dict[str, Document]:
-    """Item id -> title and genres; items without a title are left out.
+class Layout(NamedTuple):
+    """Format of a file of ratings and its file of items.
+
+    Args:
+        separator: between the fields of a rating.
+        encoding: of both files.
+        items: name of the file of items.
+        expected: what its lines hold, for messages.
+        parse: line of items -> id, title, genres.
+    """
+
+    separator: str
+    encoding: str
+    items: str
+    expected: str
+    parse: Callable
+
+
+def _movie(line: str) -> tuple[str, str, list[str]]:
+    id, title, genres = line.split("::")
+    return id, title.strip(), genres.split("|")
+
+
+def _book(line: str) -> tuple[str, str, list[str]]:
+    record, genres = json.loads(line), []
+    id, title = record["asin"], record.get("title") or ""
+    for genre in record.get("categories") or record.get("category") or ():
+        # The release of 2014 has lists of lists.
+        genres += [genre] if isinstance(genre, str) else map(str, genre)
+    if not isinstance(title, str):
+        raise ValueError(f"title {title!r} is not a string")
+    return str(id), " ".join(title.split()), list(dict.fromkeys(genres))
+
+
+# Name of the file of ratings -> layout.
+LAYOUTS = {
+    "ratings.dat": Layout("::", "latin-1", "movies.dat", "item::title::genres", _movie),
+    "ratings.csv": Layout(
+        ",", "utf-8", "metadata.jsonl", "a JSON object with 'asin' and 'title'", _book
+    ),
+}
+
+
+def layout_of(root):
+    """Path of the file of ratings, and its layout.
 
     Raises:
-        ValueError: a malformed line, or no item at all.
+        ValueError: the file of items is missing.
+    """
+    name = next(name for name in LAYOUTS if (root / name).exists())
+    layout = LAYOUTS[name]
+    if not (root / layout.items).exists():
+        raise ValueError(f"{root} has {name}, but no {layout.items} beside it")
+    return root / name, layout
+
+
+def read_items(root) -> dict[str, Document]:
+    """Item id -> title and genres. Items without a title are left out.
+
+    Raises:
+        ValueError: a line is malformed, or no item has a title.
     """
     items, (_, layout) = {}, layout_of(root)
     path = root / layout.items
@@ -122,11 +170,27 @@ def read_items(root) -> dict[str, Document]:
     return items
 
 
+@dataclass(frozen=True)
+class Ratings:
+    """Columns of equal length (R,), in any order.
+
+    Args:
+        users, items: rows in the tables of users and of items.
+        stars: the rating.
+        times: when it was given.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    stars: np.ndarray
+    times: np.ndarray
+
+
 def read_ratings(root, items: dict[str, Document]) -> tuple[Ratings, list[str]]:
-    """Ratings of known items, and the ids of their users.
+    """Ratings of the given items, and the ids of their users.
 
     Raises:
-        ValueError: a malformed line, or no rating of a known item.
+        ValueError: a line is malformed, or no given item is rated.
     """
     (path, layout), users = layout_of(root), {}
     item_rows = {id: row for row, id in enumerate(items)}
@@ -137,7 +201,7 @@ def read_ratings(root, items: dict[str, Document]) -> tuple[Ratings, list[str]]:
             values = float(stars), int(time)
         except ValueError:
             if where.endswith(" line 1") and "rating" in line:
-                continue  # names of the columns
+                continue  # a header
             raise ValueError(
                 f"{where}: expected user, item, rating and timestamp with "
                 f"{layout.separator!r} between them, got {line!r}"
@@ -154,64 +218,8 @@ def read_ratings(root, items: dict[str, Document]) -> tuple[Ratings, list[str]]:
     return Ratings(*(np.array(column) for column in columns)), list(users)
 
 
-def _movie(line: str) -> tuple[str, str, list[str]]:
-    id, title, genres = line.split("::")
-    return id, title.strip(), genres.split("|")
-
-
-def _book(line: str) -> tuple[str, str, list[str]]:
-    record, genres = json.loads(line), []
-    id, title = record["asin"], record.get("title") or ""
-    for genre in record.get("categories") or record.get("category") or ():
-        # Lists of lists in the release of 2014.
-        genres += [genre] if isinstance(genre, str) else map(str, genre)
-    if not isinstance(title, str):
-        raise ValueError(f"title {title!r} is no string")
-    return str(id), " ".join(title.split()), list(dict.fromkeys(genres))
-
-
-class Layout(NamedTuple):
-    """How ratings and items are written.
-
-    Args:
-        separator: between the fields of a rating.
-        encoding: of both files.
-        items: file of the items.
-        expected: what a line of it holds, in words.
-        parse: such a line -> id, title, genres.
-    """
-
-    separator: str
-    encoding: str
-    items: str
-    expected: str
-    parse: Callable
-
-
-# By the file of the ratings.
-LAYOUTS = {
-    "ratings.dat": Layout("::", "latin-1", "movies.dat", "item::title::genres", _movie),
-    "ratings.csv": Layout(
-        ",", "utf-8", "metadata.jsonl", "a JSON object with 'asin' and 'title'", _book
-    ),
-}
-
-
-def layout_of(root):
-    """File of the ratings, and its layout.
-
-    Raises:
-        ValueError: the file of the items is missing.
-    """
-    name = next(name for name in LAYOUTS if (root / name).exists())
-    layout = LAYOUTS[name]
-    if not (root / layout.items).exists():
-        raise ValueError(f"{root} has {name}, but no {layout.items} beside it")
-    return root / name, layout
-
-
 def _lines(path, encoding: str) -> Iterator[tuple[str, str]]:
-    """Place and text of every line that is not blank."""
+    """Place and text of each line that is not blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
@@ -223,29 +231,16 @@ def _lines(path, encoding: str) -> Iterator[tuple[str, str]]:
                 yield where, text
 
 
-# MERGED ehi_data_interactions: tfds builder of ratings: what a user liked last -> the
-# item that they liked next.
-#
-# A query is the titles of the last `HISTORY` items that a user rated at least `LIKED`
-# before the one that is asked for; a document is the title and the genres of an item.
-# The
-# last item of a user is asked for in 'test', the one before in 'dev', all earlier ones
-# but the first in 'train'. So test asks for documents that train asks for too.
-#
-
-LIKED, HISTORY = 4.0, 10
-
-
 @dataclass(frozen=True)
 class NextItems:
-    """Examples (E,): the items that a user liked, one after the other.
+    """Examples (E,): each asks for one item that a user liked.
 
     Args:
-        items: liked items by user and time.
-        places: of the item that an example asks for, in `items`.
-        starts: of the example's history, which ends before its place.
-        users: of each example.
-        left: liked items of the user that come after it: 0 is test, 1 is dev.
+        items: liked items, sorted by user and time.
+        places: position in `items` of the item that the example asks for.
+        starts: position where its history begins; the history ends before its place.
+        users: user of the example.
+        left: number of items that the user liked later: 0 is test, 1 is dev.
     """
 
     items: np.ndarray
@@ -256,10 +251,10 @@ class NextItems:
 
 
 def next_items(ratings: Ratings) -> NextItems:
-    """One example for each item that a user liked, but the first.
+    """Make an example for each item that a user liked, except the first.
 
-    Equal times keep the order of the ratings; of an item that a user liked twice the
-    first time counts, or its title would be in the query that asks for it.
+    Equal times keep the order of the ratings. If a user liked an item twice, only the
+    first time counts: otherwise the query could name the item that it asks for.
     """
     liked = np.flatnonzero(ratings.stars >= LIKED)
     order = liked[np.lexsort((ratings.times[liked], ratings.users[liked]))]
@@ -267,7 +262,7 @@ def next_items(ratings: Ratings) -> NextItems:
     _, first = np.unique(pairs, axis=1, return_index=True)
     users, items = pairs[:, np.sort(first)]
     _, begin, count = np.unique(users, return_index=True, return_counts=True)
-    begin, count = np.repeat(begin, count), np.repeat(count, count)  # of each item
+    begin, count = np.repeat(begin, count), np.repeat(count, count)  # by item
     place = np.arange(len(items))
     asked = place > begin
     return NextItems(

@@ -1,7 +1,7 @@
-"""Prepared copies: tfds array records of the text, one .npz of ids and judgements.
+"""Prepared copies of data sets: text as tfds array records, the rest as one .npz.
 
-A copy lies in a folder named after the sha256 of its sources, so that an edited corpus
-is prepared again and the old copy stays valid for the old sources.
+The folder of a copy is named after the sha256 of its sources. An edited corpus is
+therefore prepared again, and the old copy stays valid for the old sources.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ class Document:
 
     @property
     def content(self) -> str:
-        """What an encoder reads: title and text."""
+        """The text that an encoder reads: title and text."""
         return f"{self.title} {self.text}".strip()
 
 
 class Documents(Sequence):
-    """The documents of a prepared copy, decoded only when asked for."""
+    """The documents of a prepared copy, decoded when they are read."""
 
     def __init__(self, source, folder: Path):
         self._source, self._folder = source, folder
@@ -52,7 +52,7 @@ class Documents(Sequence):
     def __getitem__(self, row):
         if isinstance(row, slice):
             return self._read(range(len(self))[row])
-        row = range(len(self))[row]  # negative rows and IndexError as a list has them
+        row = range(len(self))[row]  # negative rows and IndexError as in a list
         return self._read([row])[0]
 
     def __iter__(self) -> Iterator[Document]:
@@ -72,9 +72,9 @@ class Documents(Sequence):
 
 @dataclass(frozen=True)
 class Tables:
-    """What is small enough to be read whole.
+    """The part of a prepared copy that is small enough to be read whole.
 
-    `judgements` holds a row (query row, document row, grade) per judgement of a split.
+    `judgements` has a row (query row, document row, grade) for each judgement.
     """
 
     doc_ids: list[str]
@@ -83,7 +83,7 @@ class Tables:
     judgements: dict[str, np.ndarray]  # split -> (judgements, 3)
 
     def save(self, path: Path) -> None:
-        """Writes the arrays to one .npz file."""
+        """Write the arrays to one .npz file."""
         arrays = {f"qrels/{split}": rows for split, rows in self.judgements.items()}
         if self.groups is not None:
             arrays["groups"] = self.groups
@@ -92,7 +92,7 @@ class Tables:
 
     @classmethod
     def load(cls, path: Path) -> "Tables":
-        """Reads what `save` wrote."""
+        """Read a file of `save`."""
         with np.load(path) as arrays:
             prefix = "qrels/"
             splits = [name for name in arrays.files if name.startswith(prefix)]
@@ -105,11 +105,11 @@ class Tables:
 
 
 class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A tfds builder of a corpus and its queries, in the order of their sources.
+    """A tfds builder of a corpus and its queries; it keeps the order of the sources.
 
     Args:
-        root: where the sources are.
-        data_dir: where the prepared copy goes.
+        root: folder of the sources.
+        data_dir: folder of the prepared copy.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -126,18 +126,18 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @abstractmethod
     def queries(self) -> Iterator[tuple[str, str]]:
-        """(id, text) of every query; may be empty."""
+        """(id, text) of each query; there may be none."""
 
     @abstractmethod
     def judgements(self) -> dict[str, np.ndarray]:
-        """Split -> (query row, document row, grade) of every judgement (R, 3)."""
+        """Split -> (query row, document row, grade) of each judgement (R, 3)."""
 
     def groups(self) -> np.ndarray | None:
-        """Documents of one number must stay on one side of a split (documents,)."""
+        """Group of each document (documents,); a split must not divide a group."""
         return None
 
     def tables(self) -> Tables:
-        """What `prepare` keeps beside the records, once those are written."""
+        """The tables of the prepared copy; call this after the records are written."""
         judged = {split: rows for split, rows in self.judgements().items() if len(rows)}
         return Tables(
             list(self.doc_rows), self.corpus_digest.hexdigest(), self.groups(), judged
@@ -178,7 +178,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @contextlib.contextmanager
 def _quiet_tfds():
-    """Our progress bar is the only output: tfds prints, logs, and draws its own."""
+    """Silence the prints, logs and progress bars of tfds; ours remains."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()
@@ -194,10 +194,10 @@ def _quiet_tfds():
 def prepare(
     builder_type: type[RetrievalBuilder], root, folder: Path
 ) -> tuple[RetrievalBuilder, Tables]:
-    """Opens the prepared copy `folder`, which is made from `root` if it is missing.
+    """Open the prepared copy `folder`; if it is missing, make it from `root`.
 
-    The copy is made beside and renamed: an error or a kill leaves no half copy, and of
-    two processes that make the same copy the first one wins.
+    The copy is made in a folder beside it and renamed, so an error or a kill leaves no
+    half copy. If two processes make the same copy, the first one wins.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +221,8 @@ def prepare(
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"the prepared copy {folder} is damaged: delete it, and it is made again "
-        f"({error})"
+        f"the prepared copy {folder} is damaged ({error}): delete it, and run again to "
+        "make a new one"
     )
 
 

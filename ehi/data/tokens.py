@@ -1,4 +1,4 @@
-"""Texts are tokenised once and kept as memory-mapped arrays of token ids."""
+"""Tokenise texts once, and keep their token ids as memory-mapped arrays."""
 
 import hashlib
 import itertools
@@ -23,9 +23,9 @@ class TokenArray:
     """Token ids of many texts, one after the other.
 
     Args:
-        ids: (all tokens,) of every text in turn.
+        ids: (all tokens,) token ids of all texts in turn.
         offsets: (texts + 1,) int64; text i has the tokens offsets[i] to offsets[i + 1].
-        key: sha256 of texts, tokeniser and maximal length; what caches are keyed by.
+        key: sha256 of texts, tokeniser and maximal length, the key of caches.
     """
 
     ids: np.ndarray
@@ -37,18 +37,18 @@ class TokenArray:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every text (texts,)."""
+        """Number of tokens of each text (texts,)."""
         return np.diff(self.offsets)
 
     def pad(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (N, L) int32, padded with 0, and their mask (N, L) bool.
 
-        The mask alone says what is padding: 0 is [PAD] to BERT, but <s> to RoBERTa.
-        A text longer than `length` is cut, but keeps its last token, the [SEP] or </s>
-        that the encoder was trained to see.
+        Only the mask tells what is padding: 0 means [PAD] to BERT, but <s> to RoBERTa.
+        A text longer than `length` is cut, but keeps its last token: the encoder was
+        trained to see [SEP] or </s>.
 
         Args:
-            rows: (N,) which texts.
+            rows: (N,) rows of the texts.
             length: L.
         """
         rows = np.asarray(rows)
@@ -71,19 +71,18 @@ def tokenise(
     cache_dir: str | os.PathLike | None,
     name: str,
 ) -> TokenArray:
-    """Tokens of `texts`, made once and then read from `cache_dir`.
+    """Tokenise `texts`, or read their tokens from `cache_dir` if they are there.
 
     Args:
-        texts: read twice: to find their key, and to tokenise them.
-        tokenizer_file: tokenizer.json of the encoder; or vocab.json, as in
-            `open_tokenizer`.
-        max_length: most tokens of a text, [CLS] and [SEP] included.
-        cache_dir: where token arrays are kept; None keeps them in memory only.
-        name: what the texts are, for the progress bar and the name of the folder.
+        texts: read twice, first to compute their key.
+        tokenizer_file: tokenizer.json of the encoder, or vocab.json (see
+            `open_tokenizer`).
+        max_length: most tokens of a text, including [CLS] and [SEP].
+        cache_dir: folder of token arrays; None keeps them in memory only.
+        name: name of the texts, for the progress bar and the folder.
 
     Raises:
-        ValueError: `max_length` leaves no room for a token of the text, or the file
-            cannot be read.
+        ValueError: `max_length` leaves no room for text, or the file cannot be read.
     """
     tokenizer = open_tokenizer(tokenizer_file)
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -109,12 +108,12 @@ def tokenise(
 
 
 def tokenizer_sha256(file: str | os.PathLike) -> str:
-    """Hash of tokenizer.json, or of all that vocab.json and the files beside it say."""
+    """Hash of tokenizer.json, or of the tokeniser made from vocab.json and others."""
     return hashlib.sha256(_content(open_tokenizer(file), Path(file))).hexdigest()
 
 
 def _content(tokenizer: Tokenizer, file: Path) -> bytes:
-    """What tells a tokeniser from others, however many files it was made from."""
+    """Bytes that identify a tokeniser, even if it was made from several files."""
     several = file.name == BPE_FILES[0]
     return tokenizer.to_str().encode() if several else file.read_bytes()
 
@@ -122,13 +121,13 @@ def _content(tokenizer: Tokenizer, file: Path) -> bytes:
 def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:
     digest = hashlib.sha256(tokenizer + str(max_length).encode())
     for text in texts:
-        # A hash of hashes: ['ab', 'c'] and ['a', 'bc'] are different texts.
+        # A hash of hashes, because ['ab', 'c'] and ['a', 'bc'] are different texts.
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str], name: str, dtype):
-    """Token ids and lengths of a chunk of texts at a time."""
+    """Yield token ids and lengths, one chunk of texts at a time."""
     remaining = iter(texts)
     with Progress(f"tokenise {name}", len(texts), "texts") as progress:
         while chunk := list(itertools.islice(remaining, CHUNK_TEXTS)):
@@ -144,7 +143,7 @@ def _offsets(lengths: Iterable[list[int]]) -> np.ndarray:
 
 
 def _write(chunks, dtype, folder: Path) -> None:
-    """Writes both arrays beside `folder` and renames; never holds all ids in memory."""
+    """Write both arrays beside `folder` and rename; stream ids chunk by chunk."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made, lengths, count = Path(scratch) / "tokens", [], 0
@@ -165,13 +164,13 @@ def _write(chunks, dtype, folder: Path) -> None:
             os.fsync(file.fileno())
         try:
             made.rename(folder)
-        except OSError:  # another process that made the same tokens was first
+        except OSError:  # another process was first with the same tokens
             if not folder.exists():
                 raise
 
 
 def _write_header(file, dtype, count: int) -> None:
-    # NumPy pads the header so that a larger count, known later, takes no more room.
+    # NumPy pads the header, so the final count fits into the same room.
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,

@@ -217,7 +217,7 @@ def test_scifact_carves_by_document(real_data, tmp_path):
 def test_no_tensorflow_and_no_jax(beir_folder, tmp_path):
     script = (
         "import sys\n"
-        "from ehi.data import batches, pairs, tokens\n"
+        "from ehi.data import pseudo_queries, ratings, tokens\n"
         "from ehi.data.datasets import open_dataset\n"
         f"len(list(open_dataset({str(beir_folder)!r}, data_dir={str(tmp_path)!r})"
         ".documents))\n"
