@@ -56,7 +56,7 @@ class Progress:
         self._clock, self._began = clock, clock()
         self._ended, self._spoke, self._thread = threading.Event(), False, None
         self._wait = wait or self._ended.wait
-        terminal = sys.stderr.isatty()
+        terminal = _is_terminal(sys.stderr)
         self._bar = tqdm(
             total=total, initial=start, desc=what, unit=f" {unit}",
             unit_scale=total is None or total >= 10_000,
@@ -128,6 +128,14 @@ def track(items: Iterable[T], what: str, unit: str, **options: Any) -> Iterator[
         for item in items:
             yield item
             progress.update()
+
+
+def _is_terminal(stream) -> bool:
+    """Whether somebody can watch a bar. stderr may be None, closed, or replaced."""
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _short(speed: float) -> str:

@@ -73,8 +73,16 @@ class EncodingJob:
     identity: dict
 
     def __post_init__(self):
-        folder = Path(self.folder).expanduser().resolve()
+        # `Path.expanduser` raises for a user that is not known, a shell does not.
+        folder = Path(os.path.expanduser(self.folder)).resolve()
         object.__setattr__(self, "folder", folder)
+        if len(self.ids) != len(self.documents):
+            raise ValueError(
+                f"{len(self.ids)} ids for {len(self.documents)} documents: there must "
+                "be one for each"
+            )
+        if not len(self.documents):
+            raise ValueError("the corpus has no documents: there is nothing to encode")
         if not 1 <= self.num_shards <= len(self.documents):
             raise ValueError(
                 f"shards={self.num_shards}: allowed are 1 to {len(self.documents)}, "
@@ -112,6 +120,9 @@ def encode_shard(job: EncodingJob, number: int) -> None:
     for start in range(rows.start, rows.stop, ROWS):
         block = job.documents[start : min(start + ROWS, rows.stop)]
         parts.append(job.encode([document.content for document in block]))
+        for name, made in parts[-1].items():
+            if len(made) != len(block):
+                raise ValueError(f"{len(made)} {name} for {len(block)} documents")
     job.folder.mkdir(parents=True, exist_ok=True)
     # Not `tempfile.mkdtemp`, whose folders are private whatever the umask says.
     scratch = job.folder / f".{path.name}.{secrets.token_hex(8)}"
@@ -145,7 +156,8 @@ def attempt_shard(job: EncodingJob, number: int, retries: int = 2) -> str | None
             if getattr(error, "errno", None) in _FULL:
                 message = f"{os.strerror(error.errno)}; finished shards are kept"
                 raise OSError(error.errno, message, str(job.folder)) from error
-            failed = f"{type(error).__name__}: {error}"
+            # In one line: the ids of the documents follow in the file.
+            failed = f"{type(error).__name__}: {' '.join(str(error).split())}"
             LOG.warning("shard %d, attempt %d: %s", number, attempt, failed)
         else:
             job.failure(number).unlink(missing_ok=True)
@@ -159,7 +171,8 @@ def write_failure(job: EncodingJob, number: int, error: str) -> None:
     rows = job.rows(number)
     names = "\n".join(map(str, job.ids[rows.start : rows.stop]))
     job.folder.mkdir(parents=True, exist_ok=True)
-    job.failure(number).write_text(f"{error}\n\n{names}\n")
+    text = f"{error}\n\n{names}\n"
+    job.failure(number).write_text(text, "utf-8", errors="backslashreplace")
 
 
 def encode_shards(job: EncodingJob, numbers: Sequence[int], retries: int = 2) -> dict:

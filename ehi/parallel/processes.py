@@ -255,9 +255,13 @@ def leave(code: int) -> None:
 
 
 def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
-    if not coordinator.rpartition(":")[0] or not coordinator.split(":")[-1].isdigit():
+    host, _, port = coordinator.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and 1 <= int(port) < 2**16
+    # An IPv6 address stands in brackets, or its colons would be taken for the port's.
+    if not host or not is_port or (":" in host and not host.startswith("[")):
         raise ValueError(
-            f"--coordinator={coordinator!r} is no address; give host:port of process 0"
+            f"--coordinator={coordinator!r} is no address; give host:port of process "
+            "0, with a port of 1 to 65535, and an IPv6 host in brackets"
         )
     if num_processes < 1:
         raise ValueError(f"--num_processes={num_processes}; must be at least 1")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from shard_cases import (
     DEADLY,
-    HERE,
     SHARDS,
+    TESTS,
     bytes_of,
     deadly_job,
     say_pid_and_load,
@@ -23,7 +23,7 @@ from shard_cases import (
 from ehi.encode import shards
 from ehi.encode.shards import encode_shards, unfinished_shards
 
-PATHS = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent, HERE)))
+PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from ehi.encode.documents import DocumentEncoder
 from ehi.encode.shards import EncodingJob
 from ehi.model.tower import Tower
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent
 NUM, SHARDS = 23, 4
 DEADLY = (7, 21)
 
@@ -41,7 +41,7 @@ class Documents:
 
 def make_encoder(*, frozen=True):
     """A tiny model that nothing was fitted to, and its encoder."""
-    tokenizer = HERE.parent / "fixtures" / "minilm_tiny" / "tokenizer.json"
+    tokenizer = TESTS / "fixtures" / "minilm_tiny" / "tokenizer.json"
     tower = None
     if frozen:
         tower = Tower(

@@ -1,0 +1,510 @@
+"""Encoding and runs of several processes, with odd inputs, folders and environments.
+
+The id of a case ends in `failed` if it failed before this file was written, else in
+`passed`. The comment above a case names the source of what is expected.
+"""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from shard_cases import NUM, SHARDS, TESTS, Documents, bytes_of, lengths, make_job, read
+
+from ehi.encode.encode import encode
+from ehi.encode.shards import attempt_shard, encode_shards, unfinished_shards
+from ehi.parallel import processes
+from ehi.progress import Progress, track
+
+FAILED_BEFORE, PASSED_BEFORE = "failed", "passed"
+
+
+def case(*values, was, **options):
+    """A parameter set whose id says whether it failed before."""
+    name = options.pop("id", None) or "-".join(map(str, values))
+    return pytest.param(*values, id=f"{name}-{was}", **options)
+
+
+def fails_on(*rows):
+    """A stand-in for an encoder that cannot read some documents."""
+    broken = {Documents().texts[row] for row in rows}
+
+    def encode_texts(texts):
+        if broken & set(texts):
+            raise RuntimeError("no such word")
+        return lengths(texts)
+
+    return encode_texts
+
+
+# Shards that fail
+
+
+# The local loop promises it: a shard that fails is reported, the others go on.
+@pytest.mark.parametrize(
+    ("rows", "failing"),
+    [
+        case([0], [0], was=FAILED_BEFORE, id="the first"),
+        case([NUM - 1], [SHARDS - 1], was=PASSED_BEFORE, id="the last"),
+        case([0, 6, 12, 18], [0, 1, 2, 3], was=FAILED_BEFORE, id="all"),
+    ],
+)
+def test_shards_that_fail_into_a_new_folder(tmp_path, rows, failing):
+    job = make_job(tmp_path / "new" / "out", fails_on(*rows))
+    failed = encode_shards(job, unfinished_shards(job), retries=0)
+    assert failed == dict.fromkeys(failing, "RuntimeError: no such word")
+    assert unfinished_shards(job) == failing
+    for number in failing:
+        text = job.failure(number).read_text().splitlines()
+        assert text[0] == "RuntimeError: no such word"
+        assert text[2:] == [job.ids[row] for row in job.rows(number)]
+
+
+# A worker of Ray, too, reports into a folder that nobody has made.
+def test_a_first_failure_is_written_by_a_worker_failed(tmp_path):
+    job = make_job(tmp_path / "new", fails_on(0))
+    assert attempt_shard(job, 0, retries=0) == "RuntimeError: no such word"
+    assert job.failure(0).exists()
+
+
+# The file has the error in its first line and ids from the third one on.
+def test_an_error_of_several_lines_stays_in_one_failed(tmp_path):
+    def encode_texts(texts):
+        raise RuntimeError("out of memory:\n  allocator\n\n  3 GB\n")
+
+    job = make_job(tmp_path, encode_texts)
+    encode_shards(job, [1], retries=0)
+    said, empty, *names = job.failure(1).read_text().splitlines()
+    assert said == "RuntimeError: out of memory: allocator 3 GB" and not empty
+    assert names == [job.ids[row] for row in job.rows(1)]
+
+
+# Ids are text of any language; a lone surrogate comes from an escape in JSON (RFC 8259
+# section 8.2) and cannot be encoded.
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        case("dök/漢", "dök/漢", was=PASSED_BEFORE),
+        case("a\ud800", r"a\ud800", was=FAILED_BEFORE, id="surrogate"),
+    ],
+)
+def test_ids_in_the_file_of_a_failure(tmp_path, name, written):
+    job = make_job(tmp_path, fails_on(0), ids=[name] * NUM)
+    assert encode_shards(job, [0], retries=0)
+    assert job.failure(0).read_text("utf-8").splitlines()[-1] == written
+
+
+_IN_AN_ASCII_LOCALE = """
+import sys
+from shard_cases import NUM, make_job
+from ehi.encode.shards import encode_shards
+
+def encode(texts):
+    raise RuntimeError("n\\u00f6")
+
+assert encode_shards(make_job(sys.argv[1], encode, ids=["\\u6f22"] * NUM), [0], 0)
+"""
+
+
+# Files of ours are UTF-8 whatever the locale says (PEP 686 makes it Python's default).
+def test_a_failure_is_written_in_utf8_in_an_ascii_locale_failed(tmp_path):
+    environment = os.environ | {
+        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+    }  # fmt: skip
+    command = [sys.executable, "-c", _IN_AN_ASCII_LOCALE, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True)
+    (failure,) = tmp_path.glob("*.failed.txt")
+    assert failure.read_text("utf-8").startswith("RuntimeError: nö\n\n漢\n")
+
+
+# `build_folder` could not index such a shard, long after it was encoded.
+@pytest.mark.parametrize("change", [-1, 1])
+def test_an_encoder_that_makes_other_rows_than_texts_failed(tmp_path, change):
+    def encode_texts(texts):
+        made = lengths(texts)
+        rows = np.arange(len(texts) + change) % len(texts)
+        return made | {"leaves": made["leaves"][rows]}
+
+    job = make_job(tmp_path, encode_texts)
+    num = len(job.rows(0))
+    failed = encode_shards(job, [0], retries=0)
+    assert failed == {0: f"ValueError: {num + change} leaves for {num} documents"}
+
+
+# Ctrl-C ends the loop (Python's own rule: it is no Exception) and leaves no folder.
+def test_ctrl_c_is_not_taken_for_a_failed_shard_passed(tmp_path):
+    def encode_texts(texts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_shards(make_job(tmp_path, encode_texts), range(SHARDS))
+    assert not list(tmp_path.iterdir())
+
+
+# How many shards
+
+
+# K shards of N documents need 1 <= K <= N, since no shard is empty.
+@pytest.mark.parametrize(
+    ("num", "num_shards", "message"),
+    [
+        case(3, 4, "shards=4: allowed are 1 to 3", was=PASSED_BEFORE),
+        case(3, 0, "shards=0: allowed are 1 to 3", was=PASSED_BEFORE),
+        case(0, 1, "the corpus has no documents", was=FAILED_BEFORE),
+        case(0, 0, "the corpus has no documents", was=FAILED_BEFORE),
+    ],
+)
+def test_shards_that_cannot_be(tmp_path, num, num_shards, message):
+    some = {"documents": Documents(NUM)[:num], "ids": list(range(num))}
+    with pytest.raises(ValueError, match=message):
+        make_job(tmp_path, lengths, num_shards=num_shards, **some)
+
+
+def test_ids_of_another_number_of_documents_are_refused_failed(tmp_path):
+    with pytest.raises(ValueError, match="22 ids for 23 documents"):
+        make_job(tmp_path, lengths, ids=range(NUM - 1))
+
+
+@pytest.mark.parametrize(
+    ("num", "num_shards"),
+    [case(1, 1, was=PASSED_BEFORE), case(5, 5, was=PASSED_BEFORE)],
+)
+def test_one_document_in_a_shard(tmp_path, num, num_shards):
+    documents = Documents(NUM)[:num]
+    job = make_job(
+        tmp_path, lengths, documents=documents, ids=range(num), num_shards=num_shards
+    )
+    assert encode_shards(job, unfinished_shards(job)) == {}
+    found = [read(job, n, "embeddings")[0, 0] for n in range(num_shards)]
+    assert found == [len(document.content) for document in documents]
+
+
+def test_nothing_to_do_makes_no_folder_passed(tmp_path):
+    assert encode_shards(make_job(tmp_path / "out", lengths), []) == {}
+    assert not (tmp_path / "out").exists()
+
+
+# The folder
+
+
+def encode_all(folder):
+    """Encode all shards into a folder with the stand-in; return the job."""
+    job = make_job(folder, lengths)
+    assert encode_shards(job, unfinished_shards(job)) == {}
+    assert unfinished_shards(job) == []
+    return job
+
+
+def never(texts):
+    raise AssertionError("a text was encoded in vain")
+
+
+# `mkdir -p` says so too, and before any work: EEXIST, ENOTDIR.
+@pytest.mark.parametrize(
+    "name", [case("file", was=FAILED_BEFORE), case("file/out", was=FAILED_BEFORE)]
+)
+def test_a_file_where_the_folder_should_be(tmp_path, name):
+    (tmp_path / "file").write_text("kept")
+    job = make_job(tmp_path / name, never)
+    with pytest.raises(OSError, match="it, or a folder it is in, is a file"):
+        encode_shards(job, range(SHARDS))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+# Nothing can be written: known before the work, not after it. (Permissions do not bind
+# the root user, so the system's answer is made up.)
+@pytest.mark.parametrize(
+    "number",
+    [
+        case(errno.EACCES, was=FAILED_BEFORE, id="EACCES"),
+        case(errno.EROFS, was=FAILED_BEFORE, id="EROFS"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number):
+    def refuse(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=f"no shards .* folder: {os.strerror(number)}"):
+        encode_shards(make_job(tmp_path, never), range(SHARDS))
+
+
+# A link stands for its target (POSIX path resolution), also where that is not there.
+@pytest.mark.parametrize(
+    "target", [case("there", was=PASSED_BEFORE), case("new", was=FAILED_BEFORE)]
+)
+def test_a_link_to_a_folder(tmp_path, target):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    encode_all(tmp_path / "link")
+    assert len(list((tmp_path / target).glob("shard-*"))) == SHARDS
+    assert (tmp_path / "link").is_symlink()
+
+
+# As of row 13 of the issue: a relative path keeps the meaning it was given with.
+def test_a_relative_folder_stays_where_it_was_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = make_job("out", lengths)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert encode_shards(job, unfinished_shards(job)) == {}
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(list((tmp_path / "out").glob("shard-*"))) == SHARDS
+
+
+# A shell does not expand `~` behind `--out=`. Expected as of Python's `expanduser`, and
+# as of a shell for a user that is not known: the name is taken as it is.
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        case("~/out", "home/out", was=FAILED_BEFORE),
+        case("~", "home", was=FAILED_BEFORE),
+        case("~no-such-user/out", "here/~no-such-user/out", was=PASSED_BEFORE),
+        case("a~/out", "here/a~/out", was=PASSED_BEFORE),
+    ],
+)
+def test_a_home_folder(tmp_path, monkeypatch, given, meant):
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    encode_all(given)
+    assert len(list((tmp_path / meant).glob("shard-*"))) == SHARDS
+
+
+# Names are taken as they are: no pattern, no escape.
+@pytest.mark.parametrize(
+    "name",
+    [
+        case(name, was=PASSED_BEFORE)
+        for name in ("a b", "out[1]*", "50%", "漢字", "-out", "x" * 200)
+    ],
+)
+def test_names_of_folders(tmp_path, name):
+    encode_all(tmp_path / name)
+    whole = encode_all(tmp_path / "plain")
+    assert bytes_of(tmp_path / name) == bytes_of(whole.folder)
+
+
+# What file managers, file systems and people leave in a folder is not ours.
+def test_other_files_in_the_folder_are_left_alone_passed(tmp_path):
+    for name in (".DS_Store", "shard-notes.txt", "README", ".shard-list"):
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "lost+found").mkdir()
+    encode_all(tmp_path)
+    for name in (".DS_Store", "shard-notes.txt", "README", ".shard-list"):
+        assert (tmp_path / name).read_text() == "kept"
+
+
+# The umask decides (POSIX `mkdir`), so that a group can share the folder.
+@pytest.mark.parametrize(
+    ("umask", "mode"),
+    [
+        case(0o022, 0o755, was=PASSED_BEFORE, id="022"),
+        case(0o002, 0o775, was=FAILED_BEFORE, id="002"),
+        case(0o077, 0o700, was=FAILED_BEFORE, id="077"),
+    ],
+)
+def test_the_umask_decides_who_can_read_a_shard(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        job = encode_all(tmp_path)
+    finally:
+        os.umask(before)
+    assert job.path(2).stat().st_mode & 0o777 == mode
+
+
+# Texts
+
+
+class Texts:
+    """Token ids of a few texts: 2 and 3 stand for the special tokens around them."""
+
+    def __init__(self, *texts):
+        self.rows = [[2, *text, 3] for text in texts]
+        self.lengths = np.array([len(row) for row in self.rows])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def pad(self, rows, length):
+        ids = np.zeros((len(rows), length), np.int32)
+        for row, text in enumerate(rows):
+            ids[row, : len(self.rows[text])] = self.rows[text]
+        return ids, np.arange(length) < self.lengths[rows][:, None]
+
+
+def sums(params, ids, mask):
+    """Sum and number of the tokens of a text; of each of 32 texts of a packed row."""
+    if mask.dtype == bool:
+        return np.stack([(ids * mask).sum(1), mask.sum(1)], 1).astype(np.float32)
+    number = np.asarray(mask)[:, None] == np.arange(1, 33)[:, None]  # (N, G, L)
+    both = (np.asarray(ids)[:, None] * number).sum(2), number.sum(2)
+    return np.stack(both, 2).astype(np.float32)
+
+
+# sentence-transformers and BEIR encode "" as its special tokens alone.
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        case([()], was=PASSED_BEFORE, id="one empty text"),
+        case([(), (), ()], was=PASSED_BEFORE, id="only empty texts"),
+        case([(7,) * 500, (), (9,)], was=PASSED_BEFORE, id="one long text"),
+        case([(9,)], was=PASSED_BEFORE, id="one text"),
+        case([()] * 100, was=PASSED_BEFORE, id="more than a row holds"),
+    ],
+)
+def test_empty_and_few_texts(pack, texts):
+    found = encode(sums, None, Texts(*texts), pack=pack)
+    expected = [(5 + sum(text), 2 + len(text)) for text in texts]
+    np.testing.assert_array_equal(found, expected)
+
+
+# Environments
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+}  # fmt: skip
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}  # fmt: skip
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """Function: environment -> whether `initialize` joined other processes."""
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **o: joined.append(o))
+
+    def initialize(environment):
+        for name in (*SLURM, *OPEN_MPI, *KUBERNETES):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        processes.initialize()
+        return bool(joined)
+
+    return initialize
+
+
+def without(environment, name):
+    return {key: value for key, value in environment.items() if key != name}
+
+
+# A variable set to nothing counts as not set, as of many standards (XDG base
+# directories, NO_COLOR); `docker run -e NAME=` makes such ones.
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        case(SLURM | {"SLURM_NTASKS": ""}, False, was=FAILED_BEFORE, id="no tasks"),
+        case(dict.fromkeys(SLURM, ""), False, was=FAILED_BEFORE, id="empty Slurm"),
+        case(dict.fromkeys(OPEN_MPI, ""), False, was=FAILED_BEFORE, id="empty MPI"),
+        # A URI that a parent process left behind, without a job of this process.
+        case(
+            without(OPEN_MPI, "OMPI_COMM_WORLD_SIZE"), False, was=FAILED_BEFORE,
+            id="no size",
+        ),
+        case(
+            KUBERNETES | {"JOB_COMPLETION_INDEX": ""}, False, was=FAILED_BEFORE,
+            id="no index",
+        ),
+        # `salloc` without `srun` sets no step.
+        case(
+            without(SLURM, "SLURM_STEP_NODELIST"), False, was=PASSED_BEFORE,
+            id="salloc",
+        ),
+        # Python's `int` ignores spaces around a number.
+        case(SLURM | {"SLURM_NTASKS": " 2 "}, True, was=PASSED_BEFORE, id="spaces"),
+        case(SLURM | {"SLURM_NTASKS": "01"}, False, was=PASSED_BEFORE, id="one task"),
+    ],
+)  # fmt: skip
+def test_odd_environments_of_launchers(initialized, environment, joins):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert initialized(environment) == joins
+
+
+# A number that cannot be read is a mistake, and one sentence that names the launcher.
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        case(SLURM | {"SLURM_NTASKS": "two"}, "slurm", was=FAILED_BEFORE, id="two"),
+        case(SLURM | {"SLURM_NTASKS": "2(x2)"}, "slurm", was=FAILED_BEFORE, id="(x2)"),
+        case(SLURM | {"SLURM_PROCID": ""}, "slurm", was=FAILED_BEFORE, id="no rank"),
+        case(
+            without(OPEN_MPI, "OMPI_COMM_WORLD_RANK"), "ompi", was=FAILED_BEFORE,
+            id="no MPI rank",
+        ),
+    ],
+)  # fmt: skip
+def test_environments_that_cannot_be_read(initialized, environment, name):
+    message = f"launcher {name} cannot be read .*give --coordinator"
+    with pytest.raises(ValueError, match=message):
+        initialized(environment)
+
+
+# RFC 3986, section 3.2: an IPv6 host stands in brackets. A port of TCP has 16 bits, and
+# 0 is none that one can connect to.
+@pytest.mark.parametrize(
+    ("address", "fits"),
+    [
+        case("host:1234", True, was=PASSED_BEFORE),
+        case("10.0.0.1:65535", True, was=PASSED_BEFORE),
+        case("[fe80::1]:1234", True, was=PASSED_BEFORE),
+        case("fe80::1:1234", False, was=FAILED_BEFORE),
+        case("http://host:1234", False, was=FAILED_BEFORE),
+        case("host:0", False, was=FAILED_BEFORE),
+        case("host:65536", False, was=FAILED_BEFORE),
+        case("host:²", False, was=FAILED_BEFORE),
+        case("host:", False, was=PASSED_BEFORE),
+        case(":1234", False, was=PASSED_BEFORE),
+        case("host:-1", False, was=PASSED_BEFORE),
+        case("", False, was=PASSED_BEFORE, id="nothing"),
+    ],
+)
+def test_addresses_of_the_coordinator(monkeypatch, address, fits):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **o: joined.append(a))
+    if fits:
+        processes.initialize(address, 2, 1)
+        assert joined == [(address, 2, 1)]
+    else:
+        with pytest.raises(ValueError, match="is no address"):
+            processes.initialize(address, 2, 1)
+        assert not joined
+
+
+# A process may be started without a stderr (`2>&-`: Python has None), or replace it.
+@pytest.mark.parametrize("stream", [None, "closed", "odd"])
+def test_progress_without_a_stderr_passed(monkeypatch, stream):
+    if stream == "closed":
+        stream = io.StringIO()
+        stream.close()
+    if stream == "odd":
+        stream = SimpleNamespace(write=print, flush=print)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(track(range(3), "work", "items")) == [0, 1, 2]
+    with Progress("one call"):
+        pass
+
+
+# The folder of a job is absolute, so what is sent to another process means the same.
+def test_a_job_that_is_changed_keeps_its_folder_passed(tmp_path):
+    job = make_job(tmp_path / "out", lengths)
+    assert replace(job, encode=never).folder == job.folder == Path(tmp_path / "out")
