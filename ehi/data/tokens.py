@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from ehi.index.text.checkpoint import BPE_FILES, open_tokenizer
+from ehi.index.text.encoder import TextTokenizer
 from ehi.progress import Progress
 
 CHUNK_TEXTS = 1024
@@ -76,7 +75,7 @@ def tokenise(
     Args:
         texts: read twice, first to compute their key.
         tokenizer_file: tokenizer.json of the encoder, or vocab.json (see
-            `open_tokenizer`).
+            `TextTokenizer`).
         max_length: most tokens of a text, including [CLS] and [SEP].
         cache_dir: folder of token arrays; None keeps them in memory only.
         name: name of the texts, for the progress bar and the folder.
@@ -84,17 +83,15 @@ def tokenise(
     Raises:
         ValueError: `max_length` leaves no room for text, or the file cannot be read.
     """
-    tokenizer = open_tokenizer(tokenizer_file)
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if max_length <= special:
+    tokenizer = TextTokenizer(tokenizer_file)
+    if max_length <= tokenizer.special:
         raise ValueError(
-            f"max_length must be greater than {special}, the number of special tokens, "
-            f"got {max_length}"
+            f"max_length must be greater than {tokenizer.special}, the number of "
+            f"special tokens, got {max_length}"
         )
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    key = _key(texts, _content(tokenizer, Path(tokenizer_file)), max_length)
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    tokenizer.cut_to(max_length)
+    key = _key(texts, tokenizer.content(), max_length)
+    dtype = np.uint16 if tokenizer.library.get_vocab_size() <= 1 << 16 else np.int32
     chunks = _encoded(tokenizer, texts, name, dtype)
     if cache_dir is None:
         ids, lengths = zip(*chunks, strict=True) if len(texts) else ((), ())
@@ -109,13 +106,7 @@ def tokenise(
 
 def tokenizer_sha256(file: str | os.PathLike) -> str:
     """Hash of tokenizer.json, or of the tokeniser made from vocab.json and others."""
-    return hashlib.sha256(_content(open_tokenizer(file), Path(file))).hexdigest()
-
-
-def _content(tokenizer: Tokenizer, file: Path) -> bytes:
-    """Bytes that identify a tokeniser, even if it was made from several files."""
-    several = file.name == BPE_FILES[0]
-    return tokenizer.to_str().encode() if several else file.read_bytes()
+    return hashlib.sha256(TextTokenizer(file).content()).hexdigest()
 
 
 def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:
@@ -126,12 +117,12 @@ def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:
     return digest.hexdigest()
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str], name: str, dtype):
+def _encoded(tokenizer: TextTokenizer, texts: Sequence[str], name: str, dtype):
     """Yield token ids and lengths, one chunk of texts at a time."""
     remaining = iter(texts)
     with Progress(f"tokenise {name}", len(texts), "texts") as progress:
         while chunk := list(itertools.islice(remaining, CHUNK_TEXTS)):
-            encoded = [item.ids for item in tokenizer.encode_batch_fast(chunk)]
+            encoded = tokenizer(chunk)
             flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype)
             yield flat, [len(ids) for ids in encoded]
             progress.update(len(chunk))

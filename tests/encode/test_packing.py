@@ -47,7 +47,9 @@ def test_roberta_counts_positions_in_every_text_of_a_row(name, pooling):
         texts, tokenizer_file=pretrained.tokenizer_file, max_length=40, cache_dir=None,
         name="texts",
     )  # fmt: skip
-    graphdef, params = nnx.split(load_tower(pretrained, pooling=pooling))
+    tower = load_tower(pretrained)
+    tower.pooling = pooling
+    graphdef, params = nnx.split(tower)
     apply = functools.partial(apply_module, graphdef=graphdef)
     single = encode(apply, params, tokens, buckets=(40,))
     shared = encode(apply, params, tokens, pack=True, buckets=(128,))

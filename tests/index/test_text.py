@@ -22,16 +22,14 @@ from text_cases import (
 )
 
 from ehi.index import save_index
-from ehi.index.text import tower
-from ehi.index.text.checkpoint import read_tower
+from ehi.index.text import tower as tower_module
 from ehi.index.text.encoder import (
-    KNOWN_SHA256,
     TowerNotFoundError,
     apply_head,
     find_folder,
     load_text_encoder,
 )
-from ehi.index.text.tower import gelu
+from ehi.index.text.tower import Tower, gelu, read_tower
 
 
 @pytest.fixture
@@ -83,7 +81,7 @@ def test_tower_equals_transformers(name, pooling):
     changed = vars(tower) | {"pooling": pooling, "normalise": False}
     with np.load(FIXTURES / name / "reference.npz") as reference:
         rows = zip(reference["ids"], reference["mask"].astype(bool), strict=True)
-        found = tower.Tower(**changed)([ids[mask] for ids, mask in rows])
+        found = Tower(**changed)([ids[mask] for ids, mask in rows])
         np.testing.assert_allclose(found, reference[pooling], atol=2e-5)
 
 
@@ -122,7 +120,7 @@ def test_no_head_only_normalises():
 @pytest.mark.parametrize("name", ["bert_tiny", "minilm_tiny"])  # mean, cls
 @pytest.mark.parametrize("chunk", [1, 20, 512])
 def test_batches_equal_singles(name, chunk, monkeypatch):
-    monkeypatch.setattr(tower, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(tower_module, "CHUNK_TOKENS", chunk)
     encode = load_text_encoder(make_index(FIXTURES / name))
     rng = np.random.default_rng(0)
     texts = TEXTS + [" ".join(rng.choice(list("abcxyz"), size=n)) for n in range(30)]
@@ -190,13 +188,6 @@ def test_other_input_is_refused(texts, message):
         encode(texts)
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         encode(["a"], threads=0)
-
-
-def test_known_weights_are_those_of_the_model():
-    pytest.importorskip("jax")
-    from ehi.model import pretrained
-
-    assert pretrained.KNOWN_SHA256 == KNOWN_SHA256
 
 
 def test_text_search_loads_no_jax(tmp_path):

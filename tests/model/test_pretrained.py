@@ -46,16 +46,17 @@ def run(tower, reference):
 
 
 def outputs(folder, pooling):
-    reference = np.load(FIXTURES / "bert_tiny" / "reference.npz")
-    return run(load_tower(resolve(folder), pooling=pooling), reference)
+    tower = load_tower(resolve(folder))
+    tower.pooling = pooling
+    return run(tower, np.load(FIXTURES / "bert_tiny" / "reference.npz"))
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_outputs_equal_those_of_transformers(name, pooling):
     reference = np.load(FIXTURES / name / "reference.npz")
-    tower = load_tower(resolve(FIXTURES / name), pooling=pooling)
-    tower.normalise = False
+    tower = load_tower(resolve(FIXTURES / name))
+    tower.pooling, tower.normalise = pooling, False
     vectors = run(tower, reference)
     np.testing.assert_allclose(vectors, reference[pooling], atol=2e-5)
 
@@ -92,13 +93,6 @@ def test_pooling_name_of_later_releases(tmp_path):
     assert (config["pooling"], config["normalise"]) == ("mean", False)
 
 
-def test_first_layers_only():
-    found = resolve(FIXTURES / "bert_tiny")
-    assert len(load_tower(found, num_layers=1).layers) == 1
-    with pytest.raises(ValueError, match=r"num_layers 3 is not in 1\.\.2"):
-        load_tower(found, num_layers=3)
-
-
 @pytest.mark.parametrize("change", ["no_prefix", "gamma_beta"])
 def test_other_spellings_of_tensor_names(bert_copy, change):
     def rename(name):
@@ -127,7 +121,7 @@ def test_missing_and_unknown_tensors_are_listed(bert_copy):
 
 def test_tensor_of_another_shape_is_refused(bert_copy):
     edit_json(bert_copy / "config.json", vocab_size=99)
-    with pytest.raises(ValueError, match=r"words/embedding .*\(100, 32\).*\(99, 32\)"):
+    with pytest.raises(ValueError, match=r"embeddings.* \(100, 32\).*\(99, 32\)"):
         load_tower(resolve(bert_copy))
 
 

@@ -1,27 +1,34 @@
-"""The files of a checkpoint folder, and the tokeniser among them.
+"""A checkpoint folder of the BERT family: its files, what they say, and its tensors.
 
-`ehi.data` and `ehi.model` read folders through this file too: tokens of a query must
-be those that the encoder was trained with.
+`read_checkpoint` says what a folder holds, `open_tensors` reads its weights under the
+names of our modules. The NumPy tower, `ehi.model` and `ehi.data` all read folders
+through this file, so they take and refuse the same ones.
+
+MiniLM is a BERT, XLM-R a RoBERTa; ANCE and STAR are a RoBERTa with a projection on top.
 """
 
 import hashlib
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ehi.index.text.tower import POOLINGS, Layer, Projection, Tower
+# Files
 
-REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
 # What RoBERTa had before there was a tokenizer.json: vocabulary first.
 BPE_FILES = ("vocab.json", "merges.txt")
-# The first token of a text has the position after that of padding, which is its id, 1.
-# Rows before it are cut off the table of positions, so that towers need not know.
-ROBERTAS = ("roberta", "xlm-roberta")
-FIRST_POSITION = 2
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
+# Weights that our published numbers rest on, and those of an index without a sha256.
+KNOWN_SHA256 = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "
     "convert it once, in that folder, where torch is installed: "
@@ -30,276 +37,263 @@ CONVERT = (
     "save_file({n: t.clone().contiguous() for n, t in tensors.items()}, "
     "'model.safetensors', {'format': 'pt'})"
 )
+JOIN = (
+    "model.safetensors.index.json there says that several files hold the weights; join "
+    "them once, in that folder, where torch is installed: "
+    "import glob; from safetensors.torch import load_file, save_file; "
+    "tensors = {n: t for f in glob.glob('model-*.safetensors') "
+    "for n, t in load_file(f).items()}; "
+    "save_file(tensors, 'model.safetensors', {'format': 'pt'})"
+)
 
 
 def missing_files(folder):
-    """Names of the files that a folder lacks; `BPE_FILES` stand in for one of them."""
+    """Names of the files that a folder lacks; `BPE_FILES` replace tokenizer.json."""
     missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if all((folder / file).is_file() for file in BPE_FILES):
-        missing = [file for file in missing if file != "tokenizer.json"]
+        missing = [file for file in missing if file != TOKENIZER]
     return missing
 
 
 def check_files(folder):
-    """Refuses a folder that lacks a file we need.
+    """Refuse a folder that lacks a file we need.
 
     Raises:
-        FileNotFoundError: naming the files, and how to convert weights of old.
+        FileNotFoundError: names the files, and says how to convert other weights.
     """
     missing = missing_files(folder)
-    if missing:
-        message = f"model folder {folder} lacks {', '.join(missing)}"
-        if "model.safetensors" in missing and (folder / "pytorch_model.bin").is_file():
-            message += f": {CONVERT}"
-        raise FileNotFoundError(message)
+    if not missing:
+        return
+    message = f"model folder {folder} lacks {', '.join(missing)}"
+    if WEIGHTS in missing and (folder / f"{WEIGHTS}.index.json").is_file():
+        message += f": {JOIN}"
+    elif WEIGHTS in missing and (folder / "pytorch_model.bin").is_file():
+        message += f": {CONVERT}"
+    raise FileNotFoundError(message)
 
 
 def weights_sha256(folder):
     """sha256 of `model.safetensors`."""
-    with (folder / "model.safetensors").open("rb") as file:
+    with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_tokenizer(folder):
-    """Path that `open_tokenizer` takes: of tokenizer.json, else of vocab.json."""
-    path = folder / "tokenizer.json"
+    """Path of tokenizer.json, else of the vocab.json that stands for it."""
+    path = folder / TOKENIZER
     return path if path.is_file() else folder / BPE_FILES[0]
 
 
-def open_tokenizer(path):
-    """The `tokenizers.Tokenizer` of a file; tokenizers is imported here.
-
-    Args:
-        path: tokenizer.json; or vocab.json with merges.txt beside it, which make the
-            tokeniser of RoBERTa as `transformers` does: `add_prefix_space` comes from
-            a tokenizer_config.json beside them, and is false without one.
+def read_json(path, kind=dict):
+    """Content of a JSON file.
 
     Raises:
-        ValueError: it cannot be read, or it has no token that starts or ends a text.
+        ValueError: it is no JSON, or not of this kind.
     """
-    from tokenizers import Tokenizer
-
-    path = Path(path)
     try:
-        if path.name == BPE_FILES[0]:
-            return _byte_level_bpe(path)
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds no {kind.__name__}")
+    return content
 
 
-def _byte_level_bpe(path):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    merges = path.with_name(BPE_FILES[1])
-    config = path.with_name("tokenizer_config.json")
-    raw = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    prefix = bool(raw.get("add_prefix_space", False))
-    tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    absent = [token for token in ("<s>", "</s>") if ids[token] is None]
-    if absent:
-        raise ValueError(f"no token {' or '.join(absent)}")
-    # One that the vocabulary lacks would get an id that the word table has no row for.
-    tokenizer.add_special_tokens(
-        [token for token in SPECIAL_TOKENS if ids[token] is not None]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=prefix
-    )
-    return tokenizer
+def read_optional(path):
+    """Content of a JSON file; an empty dict if there is no such file."""
+    return read_json(path) if path.is_file() else {}
 
 
-# MERGED ehi_index_text_tensors: Tensors of a checkpoint's safetensors file, read one
-# at a time.
+# Architectures
 
-# Parts of a checkpoint that an encoder has no use for: buffers, the pooler, MLM heads
-# and classifiers.
-IGNORED = re.compile(
-    r"(.*\.)?position_ids|(pooler|cls|lm_head|classifier|vocab_\w+)\..*"
+
+@dataclass(frozen=True)
+class Architecture:
+    """What one `model_type` calls its sizes and its tensors.
+
+    Attributes:
+        prefix: of tensor names; a checkpoint may have it or not.
+        sizes: our name of a size -> its key in config.json.
+        modules: our name of a module -> its names in the checkpoint, whose tensors are
+            stacked along the outputs.
+        layers: what the names of a layer's modules start with, before its number.
+        layer: as `modules`, of each layer.
+        eps: key of the number that layer norms add to the variance; None for 1e-12.
+        first_position: of a text's first token. Rows before it are cut off the table of
+            positions, so that towers need not know.
+        projection: modules on top that a checkpoint may have, as in `modules`.
+    """
+
+    prefix: str
+    sizes: dict
+    modules: dict
+    layers: str
+    layer: dict
+    eps: str | None = None
+    first_position: int = 0
+    projection: dict | None = None
+
+
+_EMBEDDINGS = {
+    "words": ("embeddings.word_embeddings",),
+    "positions": ("embeddings.position_embeddings",),
+    "norm": ("embeddings.LayerNorm",),
+}
+_BERT = Architecture(
+    prefix="bert.",
+    sizes={
+        "width": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+        "type_vocab_size": "type_vocab_size",
+        "vocab_size": "vocab_size",
+        "max_positions": "max_position_embeddings",
+    },
+    modules=_EMBEDDINGS | {"types": ("embeddings.token_type_embeddings",)},
+    layers="encoder.layer",
+    layer={
+        "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "out": ("attention.output.dense",),
+        "attention_norm": ("attention.output.LayerNorm",),
+        "mlp_in": ("intermediate.dense",),
+        "mlp_out": ("output.dense",),
+        "mlp_norm": ("output.LayerNorm",),
+    },
+    eps="layer_norm_eps",
 )
-FLOATS = ("F16", "F32", "F64")
-
-
-@contextmanager
-def open_tensors(path, model_type):
-    """The tensors of a file, as `Tensors`; safetensors is imported here.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            yield Tensors(path, model_type, file)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-class Tensors:
-    """Tensors by plain name, each taken once, none left behind.
-
-    Args:
-        path: of the file, for messages.
-        model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta', which may prefix
-            the names.
-        file: what `safetensors.safe_open` gives.
-    """
-
-    def __init__(self, path, model_type, file):
-        self.path = path
-        self.model_type = model_type
-        self.file = file
-        names = {plain_name(name, model_type): name for name in file.keys()}  # noqa: SIM118
-        self.stored = {
-            plain: name for plain, name in names.items() if not IGNORED.fullmatch(plain)
-        }
-
-    def take(self, name, *shape, dtype=np.float32):
-        """A tensor of the given shape, as `dtype`, or as it is stored if that is None.
-
-        Raises:
-            ValueError: it is missing, or of another shape, or not of floats.
-        """
-        if name not in self.stored:
-            raise ValueError(f"{self.path} has no tensor {name!r}")
-        stored = self.stored.pop(name)
-        header = self.file.get_slice(stored)
-        if tuple(header.get_shape()) != shape:
-            raise ValueError(
-                f"tensor {name!r} of {self.path} has shape "
-                f"{tuple(header.get_shape())}, config.json implies {shape}"
-            )
-        kind = header.get_dtype()
-        if kind not in FLOATS:
-            raise ValueError(
-                f"tensor {name!r} of {self.path} has type {kind}, not one of {FLOATS}"
-            )
-        value = self.file.get_tensor(stored)
-        return value if dtype is None else value.astype(dtype, copy=False)
-
-    def check_empty(self):
-        """Refuses a checkpoint with tensors that have no place in a tower."""
-        if self.stored:
-            raise ValueError(
-                f"{self.path} does not fit a {self.model_type}: unknown tensors "
-                f"{sorted(self.stored)}"
-            )
+_DISTILBERT = Architecture(
+    prefix="distilbert.",
+    sizes={
+        "width": "dim",
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "mlp_width": "hidden_dim",
+        "vocab_size": "vocab_size",
+        "max_positions": "max_position_embeddings",
+    },
+    modules=_EMBEDDINGS,
+    layers="transformer.layer",
+    layer={
+        "qkv": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        "out": ("attention.out_lin",),
+        "attention_norm": ("sa_layer_norm",),
+        "mlp_in": ("ffn.lin1",),
+        "mlp_out": ("ffn.lin2",),
+        "mlp_norm": ("output_layer_norm",),
+    },
+)
+_ROBERTA = replace(
+    _BERT,
+    prefix="roberta.",
+    # Position 1 is that of padding, whose token has id 1; position 0 is no token's.
+    first_position=2,
+    # Names in the code of ANCE, STAR and JPQ.
+    projection={"linear": ("embeddingHead",), "norm": ("norm",)},
+)
+ARCHITECTURES = {
+    "bert": _BERT,
+    "distilbert": _DISTILBERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+# The only values we compute; a checkpoint that says nothing has these.
+SUPPORTED = {
+    "hidden_act": "gelu",
+    "activation": "gelu",
+    "position_embedding_type": "absolute",
+}
+POOLINGS = ("mean", "cls")
+# Parts of a checkpoint that an encoder does not use: buffers, the pooler, and heads for
+# other tasks.
+IGNORED = re.compile(
+    r"(.*\.)?(position_ids|token_type_ids)"
+    r"|(pooler|cls|lm_head|(pre_)?classifier|qa_outputs|vocab_\w+)\..*"
+)
 
 
 def plain_name(name, model_type):
     """Name without its model prefix and with today's names of layer-norm parameters."""
-    name = name.removeprefix(f"{model_type.removeprefix('xlm-')}.")
+    name = name.removeprefix(ARCHITECTURES[model_type].prefix)
     # bert-base-uncased still carries the names of its TensorFlow checkpoint.
     name = re.sub(r"\.LayerNorm\.gamma$", ".LayerNorm.weight", name)
     return re.sub(r"\.LayerNorm\.beta$", ".LayerNorm.bias", name)
 
 
-# MERGED ehi_index_text_pretrained: Checkpoint folder of a BERT-family tower ->
-# `ehi.index.text.tower.Tower`.
-#
-# The same folders, names and refusals as `ehi.model.pretrained` and
-# `ehi.model.formats`,
-# which this package may not import.
-#
-
-# Our names of what config.json says.
-CONFIG_KEYS = {
-    "bert": {
-        "width": "hidden_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "mlp_width": "intermediate_size",
-        "types": "type_vocab_size",
-        "vocab": "vocab_size",
-        "positions": "max_position_embeddings",
-    },
-    "distilbert": {
-        "width": "dim",
-        "num_layers": "n_layers",
-        "num_heads": "n_heads",
-        "mlp_width": "hidden_dim",
-        "vocab": "vocab_size",
-        "positions": "max_position_embeddings",
-    },
-}
-# The only values we have; a checkpoint that says nothing has these.
-REQUIRED_VALUES = {
-    "hidden_act": "gelu",
-    "activation": "gelu",
-    "position_embedding_type": "absolute",
-}
-# Names of a layer's modules: queries, keys, values, out, norm, MLP in, out, norm.
-LAYER_NAMES = {
-    "bert": (
-        "encoder.layer.{}.attention.self.query",
-        "encoder.layer.{}.attention.self.key",
-        "encoder.layer.{}.attention.self.value",
-        "encoder.layer.{}.attention.output.dense",
-        "encoder.layer.{}.attention.output.LayerNorm",
-        "encoder.layer.{}.intermediate.dense",
-        "encoder.layer.{}.output.dense",
-        "encoder.layer.{}.output.LayerNorm",
-    ),
-    "distilbert": (
-        "transformer.layer.{}.attention.q_lin",
-        "transformer.layer.{}.attention.k_lin",
-        "transformer.layer.{}.attention.v_lin",
-        "transformer.layer.{}.attention.out_lin",
-        "transformer.layer.{}.sa_layer_norm",
-        "transformer.layer.{}.ffn.lin1",
-        "transformer.layer.{}.ffn.lin2",
-        "transformer.layer.{}.output_layer_norm",
-    ),
-}
-CONFIG_KEYS |= {name: CONFIG_KEYS["bert"] for name in ROBERTAS}
-LAYER_NAMES |= {name: LAYER_NAMES["bert"] for name in ROBERTAS}
+def module_names(model_type, num_layers, *, projection=False):
+    """Path of each of our modules, as ('layers', 0, 'qkv'), -> its plain names."""
+    architecture = ARCHITECTURES[model_type]
+    modules = {(key,): names for key, names in architecture.modules.items()}
+    for number in range(num_layers):
+        for key, names in architecture.layer.items():
+            start = f"{architecture.layers}.{number}"
+            modules["layers", number, key] = tuple(f"{start}.{name}" for name in names)
+    if projection:
+        for key, names in architecture.projection.items():
+            modules["projection", key] = names
+    return modules
 
 
-def read_tower(folder):
-    """The tower of a checkpoint folder, weights as float32.
+def module_parts(path):
+    """The tensors of a module: 'weight', and 'bias' unless it is a table of vectors."""
+    tables = ("words", "positions", "types")
+    return ("weight",) if path[-1] in tables else ("weight", "bias")
+
+
+# What the files say
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the files of a checkpoint folder say, all checked.
+
+    Attributes:
+        folder: where the files lie.
+        model_type: key of `ARCHITECTURES`.
+        config: sizes, pooling and normalisation: the arguments of
+            `ehi.model.tower.Tower` but for dtype and rngs.
+    """
+
+    folder: Path
+    model_type: str
+    config: dict
+
+
+def read_checkpoint(folder):
+    """The `Checkpoint` of a folder; of its weights only the names are read.
 
     Raises:
-        FileNotFoundError: naming the files that the folder lacks.
-        ValueError: an architecture, activation or pooling that we do not have; a file
-            that cannot be read; tensors missing, unknown or of another shape or type.
+        FileNotFoundError: names the files that the folder lacks.
+        ValueError: an architecture, activation or pooling that we do not have, or a
+            file that cannot be read.
     """
     check_files(folder)
-    model_type, config = read_config(folder)
-    with open_tensors(folder / "model.safetensors", model_type) as tensors:
-        arrays = _tower_arrays(tensors, model_type, config)
-    pooling, normalise = read_pooling(
-        folder, projected=arrays["projection"] is not None
+    model_type, config = _read_config(folder / CONFIG)
+    if ARCHITECTURES[model_type].projection:
+        config["projection"] = "embeddingHead.weight" in tensor_names(folder / WEIGHTS)
+    config["pooling"], config["normalise"] = _read_pooling(
+        folder, projected=config.get("projection", False)
     )
-    return Tower(
-        **arrays,
-        num_heads=config["num_heads"],
-        norm_eps=config["norm_eps"],
-        pooling=pooling,
-        normalise=normalise,
-    )
+    return Checkpoint(folder, model_type, config)
 
 
-def read_config(folder):
-    """Model type, and the sizes in config.json under the names of `CONFIG_KEYS`."""
-    path = folder / "config.json"
-    raw = _read_json(path)
+def _read_config(path):
+    """Model type, and the sizes in config.json under our names."""
+    raw = read_json(path)
     model_type = raw.get("model_type")
-    if model_type not in CONFIG_KEYS:
+    if model_type not in ARCHITECTURES:
         raise ValueError(
-            f"model_type {model_type!r} in {path} is not one of {sorted(CONFIG_KEYS)}"
+            f"model_type {model_type!r} in {path} is not one of {sorted(ARCHITECTURES)}"
         )
-    padding = {"pad_token_id": FIRST_POSITION - 1} if model_type in ROBERTAS else {}
-    for key, value in (REQUIRED_VALUES | padding).items():
+    architecture = ARCHITECTURES[model_type]
+    first = architecture.first_position
+    padding = {"pad_token_id": first - 1} if first else {}
+    for key, value in (SUPPORTED | padding).items():
         if raw.get(key, value) != value:
-            raise ValueError(
-                f"{key} {raw[key]!r} in {path} is not supported, only {value!r}"
-            )
-    config = {}
-    for ours, theirs in CONFIG_KEYS[model_type].items():
+            stated = f"{key} {raw[key]!r} in {path}"
+            raise ValueError(f"{stated} is not supported, only {value!r}")
+    config = {"type_vocab_size": 0}
+    for ours, theirs in architecture.sizes.items():
         config[ours] = value = raw.get(theirs)
         if type(value) is not int or value < 1:
             raise ValueError(f"{theirs} {value!r} in {path} is not a positive number")
@@ -308,22 +302,24 @@ def read_config(folder):
             f"width {config['width']} in {path} is no multiple of "
             f"{config['num_heads']} heads"
         )
-    # DistilBERT has no such key.
-    config["norm_eps"] = eps = raw.get("layer_norm_eps", 1e-12)
+    config["max_positions"] -= first
+    config["norm_eps"] = eps = raw.get(architecture.eps, 1e-12)
     if type(eps) not in (int, float) or not eps >= 0:
-        raise ValueError(f"layer_norm_eps {eps!r} in {path} is not a number >= 0")
+        raise ValueError(f"{architecture.eps} {eps!r} in {path} is not a number >= 0")
     return model_type, config
 
 
-def read_pooling(folder, *, projected=False):
-    """(pooling, normalise) by `modules.json`; without it ('mean', True).
+def _read_pooling(folder, *, projected):
+    """(pooling, normalise) by modules.json; without it ('mean', True).
 
     Without it, and with a projection, they are those of ANCE and STAR: ('cls', False).
     """
-    path = folder / "modules.json"
+    path = folder / MODULES
     if not path.is_file():
         return ("cls", False) if projected else ("mean", True)
-    modules = _read_json(path, list)
+    modules = read_json(path, list)
+    if not all(isinstance(module, dict) for module in modules):
+        raise ValueError(f"{path} lists other things than modules")
     # Their packages moved between releases, the class names did not.
     classes = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules]
     if classes[:2] != ["Transformer", "Pooling"] or classes[2:] not in (
@@ -334,8 +330,16 @@ def read_pooling(folder, *, projected=False):
             f"modules {classes} in {path} are not supported, only Transformer, "
             "Pooling and, optionally, Normalize"
         )
-    path = folder / str(modules[1].get("path")) / "config.json"
-    raw = _read_json(path) if path.is_file() else {}
+    place = modules[0].get("path")
+    if place not in (None, "", "."):
+        raise ValueError(
+            f"{path} puts the Transformer into {place!r}; only a Transformer in the "
+            "model folder itself is read"
+        )
+    listed, path = path, folder / str(modules[1].get("path")) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{listed} lists a Pooling, but {path} is missing")
+    raw = read_json(path)
     prefix, suffix = "pooling_mode_", "_tokens"
     modes = [
         key.removeprefix(prefix).removesuffix(suffix).removesuffix("_token")
@@ -347,85 +351,150 @@ def read_pooling(folder, *, projected=False):
     return modes[0], "Normalize" in classes
 
 
-def _tower_arrays(tensors, model_type, config):
-    """The arrays of `Tower`; every tensor of the checkpoint must have its place."""
-    width, hidden = config["width"], config["mlp_width"]
+# Tensors
 
-    def norm(name):
-        return tuple(
-            tensors.take(f"{name}.{part}", width)[:, None]
-            for part in ("weight", "bias")
-        )
-
-    def linear(names, outputs, inputs):
-        weights = [tensors.take(f"{name}.weight", outputs, inputs) for name in names]
-        biases = [tensors.take(f"{name}.bias", outputs) for name in names]
-        if len(names) == 3:
-            # Queries are divided by the root of the head width once, here.
-            root = np.float32((width // config["num_heads"]) ** -0.5)
-            weights[0], biases[0] = weights[0] * root, biases[0] * root
-        return np.concatenate(weights), np.concatenate(biases)[:, None]
-
-    def layer(number):
-        names = [name.format(number) for name in LAYER_NAMES[model_type]]
-        qkv, out = linear(names[:3], width, width), linear(names[3:4], width, width)
-        mlp_in = linear(names[5:6], hidden, width)
-        mlp_out = linear(names[6:7], width, hidden)
-        weights = _side_by_side([qkv[0], out[0], mlp_in[0], mlp_out[0]])
-        biases = [qkv[1], out[1], mlp_in[1], mlp_out[1]]
-        return Layer(*weights, *biases, norm(names[4]), norm(names[7]))
-
-    # The word table keeps its type: only the rows of a query become float32.
-    words = tensors.take(
-        "embeddings.word_embeddings.weight", config["vocab"], width, dtype=None
-    )
-    positions = tensors.take(
-        "embeddings.position_embeddings.weight", config["positions"], width
-    )
-    if model_type in ROBERTAS:
-        positions = positions[FIRST_POSITION:]
-    if "types" in config:
-        name = "embeddings.token_type_embeddings.weight"
-        # Every token has type 0.
-        positions = positions + tensors.take(name, config["types"], width)[0]
-    arrays = {
-        "words": words,
-        "positions": positions,
-        "norm": norm("embeddings.LayerNorm"),
-        "layers": tuple(layer(number) for number in range(config["num_layers"])),
-        "projection": None,
-    }
-    if model_type in ROBERTAS and "embeddingHead.weight" in tensors.stored:
-        weight, bias = linear(["embeddingHead"], width, width)
-        top = tuple(part[:, 0] for part in norm("norm"))
-        arrays["projection"] = Projection(weight, bias[:, 0], top)
-    tensors.check_empty()
-    return arrays
+FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-def _side_by_side(arrays):
-    """Copies of float32 arrays in one block of memory, each from a new cache line on.
+def tensor_names(path):
+    """Names of the tensors of a safetensors file; ValueError if it is damaged."""
+    with _open(path) as file:
+        return set(file.keys())
 
-    NumPy asks for large pages for blocks above 4 MB. A query reads every weight once,
-    and its products are a tenth faster where fewer pages have to be looked up.
+
+@contextmanager
+def open_tensors(checkpoint):
+    """The weights of a `Checkpoint`, as `Tensors`; safetensors is imported here.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks tensors of the architecture, or
+            has others; both are listed.
     """
-    line = 16  # float32 numbers in a cache line
-    sizes = [-(-array.size // line) * line for array in arrays]
-    block = np.empty(sum(sizes) + line, np.float32)
-    start = -block.ctypes.data % (4 * line) // 4
-    copies = []
-    for array, size in zip(arrays, sizes, strict=True):
-        copies.append(block[start : start + array.size].reshape(array.shape))
-        copies[-1][...] = array
-        start += size
-    return copies
+    with _open(checkpoint.folder / WEIGHTS) as file:
+        yield Tensors(checkpoint, file)
 
 
-def _read_json(path, kind=dict):
+@contextmanager
+def _open(path):
+    from safetensors import SafetensorError, safe_open
+
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} holds no {kind.__name__}")
-    return content
+        with safe_open(path, "np") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}") from None
+
+
+class Tensors:
+    """The weights of a checkpoint, read one module at a time by our names.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        file: what `safetensors.safe_open` gives.
+    """
+
+    def __init__(self, checkpoint, file):
+        self.path = checkpoint.folder / WEIGHTS
+        self.file = file
+        self.config = checkpoint.config
+        self.first_position = ARCHITECTURES[checkpoint.model_type].first_position
+        self.modules = module_names(
+            checkpoint.model_type,
+            checkpoint.config["num_layers"],
+            projection=checkpoint.config.get("projection", False),
+        )
+        self.stored = {}
+        for name in file.keys():  # noqa: SIM118
+            plain = plain_name(name, checkpoint.model_type)
+            if plain in self.stored:
+                raise ValueError(
+                    f"{self.path} has both {self.stored[plain]!r} and {name!r}"
+                )
+            if not IGNORED.fullmatch(plain):
+                self.stored[plain] = name
+        self._check_names(checkpoint.model_type)
+
+    def _check_names(self, model_type):
+        """Every module has its tensors, and every tensor its module."""
+        expected = {
+            f"{name}.{part}"
+            for path, names in self.modules.items()
+            for name in names
+            for part in module_parts(path)
+        }
+        missing = sorted(expected - set(self.stored))
+        unknown = sorted(set(self.stored) - expected)
+        if missing or unknown:
+            raise ValueError(
+                f"{self.path} does not fit a {model_type} of "
+                f"{self.config['num_layers']} layers: missing tensors {missing}, "
+                f"unknown tensors {unknown}"
+            )
+
+    def take(self, path, part, dtype=np.float32):
+        """The weight or the bias of a module.
+
+        Args:
+            path: key of `module_names`.
+            part: one of its `module_parts`.
+            dtype: of the result; None for the type in the file, except that bfloat16,
+                which NumPy lacks, becomes float32.
+
+        Returns:
+            array (outputs, inputs), (rows, T) or (outputs,); several tensors are
+            stacked, and the table of positions starts at a text's first token.
+
+        Raises:
+            ValueError: a tensor has another shape than config.json says, or no floats.
+        """
+        shape = self._shape(path)
+        shape = shape if part == "weight" else shape[:1]
+        arrays = [
+            self._read(f"{name}.{part}", shape, dtype) for name in self.modules[path]
+        ]
+        if path == ("positions",):
+            return arrays[0][self.first_position :]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def _shape(self, path):
+        """Of one weight of a module."""
+        config, kind = self.config, path[-1]
+        width, hidden = config["width"], config["mlp_width"]
+        if kind.endswith("norm"):
+            return (width,)
+        rows = {
+            "words": config["vocab_size"],
+            "positions": config["max_positions"] + self.first_position,
+            "types": config["type_vocab_size"],
+            "mlp_in": hidden,
+        }
+        return rows.get(kind, width), hidden if kind == "mlp_out" else width
+
+    def _read(self, plain, shape, dtype):
+        name = self.stored[plain]
+        header = self.file.get_slice(name)
+        if tuple(header.get_shape()) != shape:
+            raise ValueError(
+                f"tensor {plain!r} of {self.path} has shape "
+                f"{tuple(header.get_shape())}, config.json implies {shape}"
+            )
+        kind = header.get_dtype()
+        if kind not in FLOATS:
+            raise ValueError(
+                f"tensor {plain!r} of {self.path} has type {kind}, not one of {FLOATS}"
+            )
+        if kind == "BF16":
+            value = self._read_bfloat16(name, shape)
+        else:
+            value = self.file.get_tensor(name)
+        return value if dtype is None else value.astype(dtype, copy=False)
+
+    def _read_bfloat16(self, name, shape):
+        """As float32: a bfloat16 is the first half of one."""
+        with self.path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))  # checked by safe_open
+            start, end = header[name]["data_offsets"]
+            file.seek(8 + size + start)
+            halves = np.frombuffer(file.read(end - start), "<u2")
+        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(shape)

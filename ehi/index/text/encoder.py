@@ -1,4 +1,17 @@
-"""The head that queries pass after the tower, from the arrays an index keeps of it."""
+"""Text in: the tokeniser, tower and head that an index was built with, in NumPy.
+
+    encode = load_text_encoder(index)
+    hits = index.search(encode(["how do I parse an ISO date"]), k=10, beam=8)
+
+Searching by text needs no JAX. In a checkout of this repository:
+
+    pip install numpy threadpoolctl tokenizers safetensors
+    pip install --no-deps .
+
+Embeddings are those of `ehi.model.tower` within 1e-5. A tower that the index does not
+carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub; nothing is
+downloaded here.
+"""
 
 import os
 from pathlib import Path
@@ -6,16 +19,186 @@ from pathlib import Path
 import numpy as np
 
 from ehi.index.text.checkpoint import (
+    BPE_FILES,
+    CONFIG,
+    KNOWN_SHA256,
+    TOKENIZER_CONFIG,
     check_files,
     find_tokenizer,
     missing_files,
-    open_tokenizer,
-    read_tower,
+    read_json,
+    read_optional,
     weights_sha256,
 )
-from ehi.index.text.tower import gelu, unit_rows
+from ehi.index.text.tower import gelu, read_tower, unit_rows
 
-NAMES = ("projection", "w_in", "b_in", "w_out")  # the first alone, or all
+# The settings of sentence-transformers, by its file names of today and of old.
+SENTENCE_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in (
+        "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet",
+    )
+)  # fmt: skip
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+HEAD_ARRAYS = ("projection", "w_in", "b_in", "w_out")  # the first alone, or all
+
+
+# Text -> tokens
+
+
+class TextTokenizer:
+    """Texts -> token ids, as the library that a checkpoint was made with does it.
+
+    `ehi.data` tokenises through this class too: a query must be cut into the tokens
+    that the encoder was trained with.
+
+    Args:
+        path: tokenizer.json; or vocab.json with merges.txt beside it, which make the
+            tokeniser of RoBERTa. Files beside it are read too: `do_lower_case` of
+            sentence_bert_config.json, `truncation_side` of tokenizer_config.json, and
+            `vocab_size` of config.json, the rows of the word table.
+
+    Attributes:
+        library: the `tokenizers.Tokenizer`.
+        special: special tokens of a text.
+
+    Raises:
+        ValueError: a file cannot be read, or no token starts or ends a text.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.library = open_tokenizer(self.path)
+        self.special = self.library.num_special_tokens_to_add(is_pair=False)
+        folder = self.path.parent
+        self.lower_case = bool(sentence_config(folder).get("do_lower_case"))
+        rows = read_optional(folder / CONFIG).get("vocab_size")
+        self.rows = rows if type(rows) is int else None
+        # As in transformers: the side in tokenizer_config.json, else in tokenizer.json.
+        stored = (self.library.truncation or {}).get("direction", "right")
+        self.stated_side = read_optional(folder / TOKENIZER_CONFIG).get(
+            "truncation_side"
+        )
+        self.side = self.stated_side or stored
+        self.library.no_padding()
+
+    def cut_to(self, length):
+        """Let texts have `length` tokens at most, special ones included."""
+        self.library.enable_truncation(length, direction=self.side)
+
+    def __call__(self, texts):
+        """Token ids of each text, not padded: N lists.
+
+        Raises:
+            ValueError: a token has no row in the word table.
+        """
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        if len(texts) == 1:  # spares a single query the thread pool
+            rows = [self.library.encode(texts[0]).ids]
+        else:
+            rows = [item.ids for item in self.library.encode_batch_fast(texts)]
+        if self.rows is not None:
+            largest = max((max(row, default=0) for row in rows), default=0)
+            if largest >= self.rows:
+                raise ValueError(
+                    f"token id {largest} ({self.library.id_to_token(largest)!r}) is "
+                    f"outside the word table of {self.rows} rows: {self.path.name} is "
+                    f"not that of the tower in {self.path.parent}"
+                )
+        return rows
+
+    def content(self):
+        """Bytes that differ from those of a tokeniser that makes other tokens."""
+        several = self.path.name == BPE_FILES[0]
+        content = self.library.to_str().encode() if several else self.path.read_bytes()
+        if self.lower_case:
+            content += b"lower case"
+        if self.stated_side:
+            content += self.stated_side.encode()
+        return content
+
+
+def open_tokenizer(path):
+    """The `tokenizers.Tokenizer` of a file; tokenizers is imported here.
+
+    Args:
+        path: tokenizer.json; or vocab.json with merges.txt beside it, which make the
+            tokeniser of RoBERTa as `transformers` does: `add_prefix_space` comes from
+            a tokenizer_config.json beside them, and is false without one.
+
+    Raises:
+        ValueError: it cannot be read, or no token starts or ends a text.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(path)
+    try:
+        if path.name == BPE_FILES[0]:
+            return _byte_level_bpe(path)
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _byte_level_bpe(path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    merges = path.with_name(BPE_FILES[1])
+    config = read_optional(path.with_name(TOKENIZER_CONFIG))
+    prefix = bool(config.get("add_prefix_space", False))
+    tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    absent = [token for token in ("<s>", "</s>") if ids[token] is None]
+    if absent:
+        raise ValueError(f"no token {' or '.join(absent)}")
+    # The library would give a token that the vocabulary lacks an id beyond the table.
+    tokenizer.add_special_tokens(
+        [token for token in SPECIAL_TOKENS if ids[token] is not None]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=prefix
+    )
+    return tokenizer
+
+
+def sentence_config(folder):
+    """The settings of sentence-transformers; an empty dict if there are none."""
+    for name in SENTENCE_CONFIGS:
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return {}
+
+
+def max_length(folder, max_positions):
+    """Longest text that a checkpoint is meant for, in tokens, special ones included."""
+    settings = sentence_config(folder), read_optional(folder / TOKENIZER_CONFIG)
+    for raw, key in zip(settings, ("max_seq_length", "model_max_length"), strict=True):
+        stated = raw.get(key)
+        if stated:
+            if type(stated) not in (int, float) or stated < 1:
+                raise ValueError(f"{key} {stated!r} in {folder} is no number of tokens")
+            return int(min(stated, max_positions))
+    return max_positions
+
+
+def check_text(number, text):
+    """Refuses what the tokeniser cannot read, naming its place.
+
+    Raises:
+        ValueError: not a str, or with half a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text {number} is of type {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {number} is not valid Unicode: {error}") from None
+
+
+# Tower outputs -> embeddings
 
 
 def apply_head(head, x):
@@ -47,10 +230,10 @@ def check_head(head, tower_width, width):
         name: np.array(array, np.float32, order="C")
         for name, array in (head or {}).items()
     }
-    if set(arrays) not in (set(), set(NAMES[:1]), set(NAMES)):
+    if set(arrays) not in (set(), set(HEAD_ARRAYS[:1]), set(HEAD_ARRAYS)):
         raise ValueError(
             f"the query head of the index has arrays {sorted(arrays)}, not "
-            f"{NAMES[0]!r} alone or {NAMES}"
+            f"{HEAD_ARRAYS[0]!r} alone or {HEAD_ARRAYS}"
         )
     hidden = arrays["b_in"].size if "b_in" in arrays else 0
     expected = {
@@ -73,61 +256,21 @@ def check_head(head, tower_width, width):
     return arrays
 
 
-# MERGED ehi_index_text_encoder: Text in: the tokeniser, tower and head that an index
-# was built with, in NumPy.
-#
-#     encode = load_text_encoder(index)
-#     hits = index.search(encode(["how do I parse an ISO date"]), k=10, beam=8)
-#
-# Searching by text needs no JAX. In a checkout of this repository:
-#
-#     pip install numpy threadpoolctl tokenizers safetensors
-#     pip install --no-deps .
-#
-# Embeddings are those of `ehi.model.tower` within 1e-5. A tower that the index does
-# not carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub;
-# nothing
-# is downloaded here.
-#
-
-# Weights of towers that an index may name without a sha256 of its own.
-KNOWN_SHA256 = {
-    "sentence-transformers/all-MiniLM-L6-v2": (
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    ),
-}
-
-
-class TowerNotFoundError(FileNotFoundError):
-    """The tower has a hub id and its files are in neither cache.
-
-    Attributes:
-        name: the hub id.
-    """
-
-    def __init__(self, name, folder):
-        super().__init__(
-            f"the tower {name} is neither in {folder} nor in the cache of the hub: "
-            f"fetch it with `hf download {name} --include '*.json' "
-            "--include merges.txt --include model.safetensors`, or give the folder it "
-            "is in"
-        )
-        self.name = name
+# All of it, for one index
 
 
 class TextEncoder:
     """Texts -> unit embeddings of one index; safe to call from several threads.
 
     Args:
-        tokenizer: a `tokenizers.Tokenizer`; its truncation and padding are set here.
+        tokenizer: `TextTokenizer`, whose texts this cuts to `length`.
         tower: a `Tower`.
         head: arrays as in `apply_head`.
         length: tokens of a text that are read, special ones included.
     """
 
     def __init__(self, tokenizer, tower, head, length):
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
+        tokenizer.cut_to(length)
         self.tokenizer = tokenizer
         self.tower = tower
         self.head = head
@@ -154,9 +297,7 @@ class TextEncoder:
         texts = [texts] if isinstance(texts, str) else list(texts)
         for number, text in enumerate(texts):
             check_text(number, text)
-        if len(texts) == 1:  # spares a single query the thread pool
-            return [self.tokenizer.encode(texts[0]).ids]
-        return [item.ids for item in self.tokenizer.encode_batch_fast(texts)]
+        return self.tokenizer(texts)
 
 
 def load_text_encoder(index, *, tower=None, cache_dir=None):
@@ -189,10 +330,30 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     check_files(folder)
     check_sha256(name, folder, identity.get("tower_sha256"))
     network = read_tower(folder)
-    tokenizer = open_tokenizer(find_tokenizer(folder))
+    tokenizer = TextTokenizer(find_tokenizer(folder))
     length = check_length(identity["query_length"], tokenizer, network)
     head = check_head(index.query_head, network.width, index.width)
     return TextEncoder(tokenizer, network, head, length)
+
+
+# Where the tower is
+
+
+class TowerNotFoundError(FileNotFoundError):
+    """The tower has a hub id and its files are in neither cache.
+
+    Attributes:
+        name: the hub id.
+    """
+
+    def __init__(self, name, folder):
+        super().__init__(
+            f"the tower {name} is neither in {folder} nor in the cache of the hub: "
+            f"fetch it with `hf download {name} --include '*.json' "
+            "--include merges.txt --include model.safetensors`, or give the folder it "
+            "is in"
+        )
+        self.name = name
 
 
 def tower_location(index):
@@ -210,27 +371,54 @@ def tower_location(index):
 
 
 def find_folder(name, cache_dir=None):
-    """Folder of a tower: the path itself, else our cache, else that of the hub."""
+    """Folder of a tower: the path itself, else in our cache, else in that of the hub.
+
+    Raises:
+        FileNotFoundError: no such folder; of a hub id TowerNotFoundError.
+    """
+    path = local_folder(name)
+    if path is not None:
+        return path
+    cache_dir = cache_dir or os.environ.get("EHI_CACHE") or Path.home() / ".cache/ehi"
+    folder = cache_folder(str(name), cache_dir)
+    if folder.is_dir():
+        return folder
+    found = hub_cache_folder(str(name))
+    if found is None:
+        raise TowerNotFoundError(name, folder)
+    return found
+
+
+def local_folder(name):
+    """The folder that a name is the path of, or None for a hub id.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     name = str(name)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"no model folder {name!r}")
-    cache_dir = cache_dir or os.environ.get("EHI_CACHE") or Path.home() / ".cache/ehi"
-    folder = Path(cache_dir) / "models" / name.replace("/", "--")
-    if folder.is_dir():
-        return folder
+    return None
+
+
+def cache_folder(name, cache_dir):
+    """Where our cache keeps the files of a hub id."""
+    return Path(cache_dir) / "models" / name.replace("/", "--")
+
+
+def hub_cache_folder(name):
+    """Complete snapshot of a hub id in the hub's own cache, or None."""
     # It comes with tokenizers, and takes a while to import.
     from huggingface_hub import snapshot_download
 
     try:
-        found = Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
-        raise TowerNotFoundError(name, folder) from None
-    if missing_files(found):
-        raise TowerNotFoundError(name, folder)
-    return found
+        return None
+    return None if missing_files(folder) else folder
 
 
 def check_sha256(name, folder, expected):
@@ -250,25 +438,10 @@ def check_sha256(name, folder, expected):
 
 def check_length(length, tokenizer, tower):
     """`length`, if it leaves room for a token and the tower has so many positions."""
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    most = len(tower.positions)
+    special, most = tokenizer.special, len(tower.positions)
     if type(length) is not int or not special < length <= most:
         raise ValueError(
             f"the index gives queries {length!r} tokens, allowed are {special + 1}.."
             f"{most}: {special} are special, the tower has {most} positions"
         )
     return length
-
-
-def check_text(number, text):
-    """Refuses what the tokeniser cannot read, naming its place.
-
-    Raises:
-        ValueError: not a str, or with half a surrogate pair.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"text {number} is of type {type(text).__name__}, not str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text {number} is not valid Unicode: {error}") from None
