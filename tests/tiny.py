@@ -7,6 +7,7 @@ from ehi.model.joint import JointIndex
 from ehi.model.params import split_model
 from ehi.model.tower import Tower
 from ehi.train.batch import TrainingSet
+from ehi.train.phase import Phase
 from ehi.train.starts import fit_starts
 
 WIDTH, NUM_DOCUMENTS, NUM_QUERIES = 16, 60, 40
@@ -64,6 +65,15 @@ def make_tiny():
         "teacher_documents": documents,
     }
     return data, tables
+
+
+def phase_of(**fields) -> Phase:
+    """A phase for the tiny corpus, with constant rates but for the decay."""
+    return Phase(**{
+        "steps": 50, "batch_size": 12, "pool": 20, "losses": {}, "rates": {},
+        "sources": {"labelled": 0.75, "documents": 0.25},
+        "warmup": 0, "weight_decay": 0.0,
+    } | fields)  # fmt: skip
 
 
 def make_model(tables, cache, *, tower=False, fitted=True, **options):

@@ -1,15 +1,17 @@
 """A batch: N queries and one pool of C candidate documents for all of them.
 
 In-batch negatives, mined negatives and the softmax over a whole corpus differ only in
-which documents are in the pool. A batch is a pure function of (seed, step).
+which documents are in the pool. A batch is a pure function of (seed, step), so a
+resumed run needs no state of the data.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
+
+from ehi.train.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainingSet:
     Attributes:
       num_queries: rows of the query table, which all sources share.
       num_documents: rows of the document table.
-      pairs: source, as 'labelled' or 'pseudo' -> query rows, document rows.
+      pairs: source, as 'labelled' or 'pseudo', -> query rows and document rows.
       query_tokens, document_tokens: `TokenArray`s, when the tower is trained.
     """
 
@@ -54,189 +56,133 @@ class TrainingSet:
 
 def make_batch(
     data: TrainingSet,
+    phase: Phase,
     *,
-    batch_size: int,
-    pool: int,
-    sources: Mapping[str, float],
-    source_weights: Mapping[str, float],
     seed: int,
     step: int,
     mined: np.ndarray | None = None,
-    mined_per_query: int = 0,
-    lists_positives: bool = False,
-    query_length: int = 0,
-    document_length: int = 0,
-    encoded: int = 0,
+    lengths: tuple[int, int] = (0, 0),
     own: Callable[[int], slice] | None = None,
 ) -> dict[str, np.ndarray]:
     """The batch of one step.
 
     Args:
       data: the training set.
-      batch_size: N.
-      pool: C; the whole corpus if it is at least as large as that.
-      sources: source -> share of the batch.
-      source_weights: source -> weight of its rows in the contrastive terms.
-      seed, step: what the batch is a pure function of.
+      phase: `batch_size` N, `pool` C, shares and weights of the sources, and so on.
+      seed, step: the batch is a pure function of both.
       mined: hard negatives (num_queries, m), padded with -1.
-      mined_per_query: how many of them enter the pool for each query.
-      lists_positives: also list all known positives of each query.
-      query_length, document_length: tokens, when the tower is trained.
-      encoded: E, queries and documents that have tokens, the first of the batch and of
-        the pool; 0 for all.
-      own: number of rows -> those of them that this process holds, of queries and of
-        documents; None for all. Which rows there are does not depend on it.
+      lengths: tokens of a query and of a document when the tower trains, else zeros.
+      own: number of rows -> the slice of them that this process holds, of queries and
+        of documents; None for all rows. The whole batch does not depend on it.
 
     Returns:
-      queries (N,) and documents (C,) rows; target (N,) position in the pool of the
-      row's own positive; where (N, C), False for its *other* known positives,
-      which are no negatives; weights (N,); where asked for `positives` (N, A) document
-      rows padded with -1, A being the most that any query has; with a trained tower
-      `queries_ids, queries_mask (N, L)`, `documents_ids, documents_mask (C, L)`, or of
-      the first E rows.
+      queries (N,) and documents (C,) rows; target (N,), position in the pool of the
+      row's own positive; where (N, C), False for its other known positives, which are
+      not negatives; weights (N,); `positives` (N, A), document rows padded with -1, if
+      a term searches all codes (A is the most that any query has). With a trained
+      tower also `queries_ids, queries_mask (N, L)` and `documents_ids, documents_mask
+      (C, L)`, of the first E rows only if `phase.encoded` is E.
 
     Raises:
-      ValueError: fewer than E of the queries have tokens.
+      ValueError: no pairs for any source, or fewer than E queries with tokens.
     """
-    queries, positives, weight = _sample(
-        data, batch_size, sources, source_weights, seed, step
-    )
-    if encoded:
-        first = _with_tokens_first(data, queries, encoded)
+    queries, positives, weight = _sample(data, phase, seed, step)
+    if phase.encoded:
+        first = _with_tokens_first(data, queries, phase.encoded)
         queries, positives, weight = queries[first], positives[first], weight[first]
-    documents = _pool(
-        data, queries, positives, pool, seed, step, mined, mined_per_query, encoded
-    )
+    documents = _pool(data, phase, queries, positives, mined, seed, step)
+    read = queries[: phase.encoded or None], documents[: phase.encoded or None]
     own = own or slice
-    read = queries[: encoded or None], documents[: encoded or None]
     of_queries, of_documents = own(len(queries)), own(len(documents))
     queries, positives = queries[of_queries], positives[of_queries]
     row, known = data.positives(queries)
     target, where = _match(data.num_documents, documents, positives, row, known)
-    documents = documents[of_documents]
     batch = {
         "queries": queries.astype(np.int32),
-        "documents": documents.astype(np.int32),
+        "documents": documents[of_documents].astype(np.int32),
         "target": target.astype(np.int32),
         "where": where,
         "weights": weight[of_queries].astype(np.float32),
     }
-    if lists_positives:
+    if phase.needs_codes:
         batch["positives"] = _listed(row, known, (len(queries), data.most_positives))
-    if query_length:
-        sides = (
-            ("queries", data.query_tokens, query_length),
-            ("documents", data.document_tokens, document_length),
-        )
-        for (side, tokens, length), rows in zip(sides, read, strict=True):
-            padded = tokens.pad(rows[own(len(rows))], length)
+    if any(lengths):
+        tokens = data.query_tokens, data.document_tokens
+        for side, some, rows, length in zip(
+            ("queries", "documents"), tokens, read, lengths, strict=True
+        ):
+            padded = some.pad(rows[own(len(rows))], length)
             batch[f"{side}_ids"], batch[f"{side}_mask"] = padded
     return batch
 
 
-def drawn_queries(
-    data: TrainingSet, *, batch_size: int, sources: Mapping[str, float], seed: int,
-    steps: int,
-) -> np.ndarray:  # fmt: skip
-    """The rows of the query table that the batches of a phase hold, ascending."""
+def drawn_queries(data: TrainingSet, phase: Phase, *, seed: int) -> np.ndarray:
+    """Rows of the query table that the batches of a phase hold, ascending."""
     drawn = np.zeros(data.num_queries, bool)
-    for step in range(steps):
-        drawn[_sample(data, batch_size, sources, {}, seed, step)[0]] = True
+    for step in range(phase.steps):
+        drawn[_sample(data, phase, seed, step)[0]] = True
     return np.flatnonzero(drawn)
 
 
-def _match(num_documents, documents, positives, row, known):
-    """Each row's own positive in the pool (N,), and where (N, C) are no others."""
-    place = np.full(num_documents, -1)
-    place[documents] = np.arange(len(documents))
-    target = place[positives]  # (N,)
-    where = np.ones((len(positives), len(documents)), bool)  # (N, C)
-    inside = place[known] >= 0
-    where[row[inside], place[known[inside]]] = False
-    where[np.arange(len(positives)), target] = True
-    return target, where
+# The pairs of a step.
 
 
-def _listed(row: np.ndarray, known: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Known positives of each query (N, A), padded with -1; `row` ascends."""
-    listed = np.full(shape, -1, np.int32)
-    column = np.arange(len(row)) - np.searchsorted(row, row)
-    listed[row, column] = known
-    return listed
-
-
-def _sample(data, batch_size, sources, source_weights, seed, step):
-    """Pairs of the step: each source walks through its own epochs."""
-    wanted = {n: s for n, s in sources.items() if s and len(data.pairs[n][0])}
+def _sample(data: TrainingSet, phase: Phase, seed: int, step: int):
+    """Query rows, document rows and weights (N,); each source has its own epochs."""
+    wanted = {n: s for n, s in phase.sources.items() if s and len(data.pairs[n][0])}
     if not wanted:
         raise ValueError(
-            f"no training pairs: shares {dict(sources)} over sources "
+            f"no training pairs: shares {dict(phase.sources)} over sources "
             f"{ {n: len(q) for n, (q, _) in data.pairs.items()} }"
         )
     queries, documents, weight = [], [], []
-    for number, (name, size) in enumerate(split_batch(batch_size, wanted).items()):
+    sizes = split_batch(phase.batch_size, wanted)
+    for number, (name, size) in enumerate(sizes.items()):
         source_queries, source_documents = data.pairs[name]
         rows = batch_rows(
             len(source_queries), size, seed=seed + 7919 * number, step=step
         )
         queries.append(source_queries[rows])
         documents.append(source_documents[rows])
-        weight.append(np.full(size, source_weights.get(name, 1.0)))
+        weight.append(np.full(size, phase.source_weights.get(name, 1.0)))
     return np.concatenate(queries), np.concatenate(documents), np.concatenate(weight)
 
 
-def _with_tokens_first(data, queries: np.ndarray, encoded: int) -> np.ndarray:
-    """An order of the queries: `encoded` of those with tokens, evenly, then the rest.
+def split_batch(batch_size: int, weights: dict[str, float]) -> dict[str, int]:
+    """Rows of every source in a batch; they add up to `batch_size` exactly.
 
-    Sources follow one another in a batch, so that each has its share of them.
+    Source i gets ``floor(N w_i / sum_j w_j)`` rows. The rows that are left go, one
+    each, to the sources with the largest remainders; of equal remainders the first
+    sources get them.
+
+    Args:
+        batch_size: N.
+        weights: source -> weight; a weight of 0 gives no rows.
+
+    Raises:
+        ValueError: a negative weight, or none above 0.
     """
-    readable = np.flatnonzero(queries < len(data.query_tokens))
-    if len(readable) < encoded:
+    total = sum(weights.values())
+    if total <= 0 or min(weights.values()) < 0:
         raise ValueError(
-            f"encoded is {encoded}, but of {len(queries)} queries of the batch "
-            f"{len(readable)} have tokens; allowed: at most as many"
+            f"weights must be at least 0 and one of them above 0, got {weights}"
         )
-    first = readable[np.arange(encoded) * len(readable) // encoded]
-    return np.concatenate([first, np.delete(np.arange(len(queries)), first)])
-
-
-def _pool(
-    data, queries, positives, pool, seed, step, mined, mined_per_query, encoded
-):  # fmt: skip
-    whole = pool >= data.num_documents
-    if whole and not encoded:
-        return np.arange(data.num_documents)
-    rng = np.random.default_rng([seed, step])
-    wanted = [positives]
-    if mined is not None and mined_per_query:
-        columns = rng.integers(mined.shape[1], size=(len(queries), mined_per_query))
-        chosen = np.take_along_axis(mined[queries], columns, axis=1).ravel()
-        wanted.append(chosen[chosen >= 0])
-    # Positives first, so that a pool too small for all drops negatives only.
-    unique, first = np.unique(np.concatenate(wanted), return_index=True)
-    documents = unique[np.argsort(first, kind="stable")][:pool]
-    while len(documents) < min(pool, data.num_documents):
-        if whole:
-            extra = np.arange(data.num_documents)
-        else:
-            extra = rng.integers(data.num_documents, size=2 * pool)
-        joined = np.concatenate([documents, extra])
-        unique, first = np.unique(joined, return_index=True)
-        documents = unique[np.argsort(first, kind="stable")][:pool]
-    return documents
-
-
-# MERGED ehi_data_batches: The order of examples is a pure function of (seed, step): no
-# state to resume.
+    exact = {name: batch_size * weight / total for name, weight in weights.items()}
+    rows = {name: int(share) for name, share in exact.items()}
+    left = batch_size - sum(rows.values())
+    by_remainder = sorted(exact, key=lambda name: rows[name] - exact[name])
+    for name in by_remainder[:left]:
+        rows[name] += 1
+    return rows
 
 
 def batch_rows(
     num_examples: int, batch_size: int, *, seed: int, step: int
 ) -> np.ndarray:
-    """Examples of one training step (N,): every epoch is a permutation of its own.
+    """Examples of one training step (N,): every epoch is another permutation.
 
-    Steps read on through the epochs, so a batch may hold the end of one epoch and the
-    start of the next, and every example comes up equally often.
+    Batches run on from one epoch into the next, so every example comes up equally
+    often.
 
     Args:
         num_examples: how many there are.
@@ -261,35 +207,79 @@ def batch_rows(
     return rows
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
     order.flags.writeable = False
     return order
 
 
-def split_batch(batch_size: int, weights: dict[str, float]) -> dict[str, int]:
-    """Share of every source in a batch; shares add up to `batch_size` exactly.
+def _with_tokens_first(data, queries: np.ndarray, encoded: int) -> np.ndarray:
+    """An order of the queries: `encoded` of those with tokens first, then the rest.
 
-    share_i = floor(N w_i / sum_j w_j), and what is left over goes, one each, to the
-    largest remainders (the first ones, where equal).
-
-    Args:
-        batch_size: N.
-        weights: source -> weight; a weight of 0 gives no examples.
-
-    Raises:
-        ValueError: a negative weight, or none above 0.
+    They are taken at even distances. Sources follow one another in a batch, so each
+    source gets its share of them.
     """
-    total = sum(weights.values())
-    if total <= 0 or min(weights.values()) < 0:
+    readable = np.flatnonzero(queries < len(data.query_tokens))
+    if len(readable) < encoded:
         raise ValueError(
-            f"weights must be at least 0 and one of them above 0, got {weights}"
+            f"encoded is {encoded}, but of {len(queries)} queries of the batch "
+            f"{len(readable)} have tokens; allowed: at most as many"
         )
-    exact = {name: batch_size * weight / total for name, weight in weights.items()}
-    shares = {name: int(share) for name, share in exact.items()}
-    left = batch_size - sum(shares.values())
-    by_remainder = sorted(exact, key=lambda name: shares[name] - exact[name])
-    for name in by_remainder[:left]:
-        shares[name] += 1
-    return shares
+    first = readable[np.arange(encoded) * len(readable) // encoded]
+    return np.concatenate([first, np.delete(np.arange(len(queries)), first)])
+
+
+# The pool of a step.
+
+
+def _pool(data, phase: Phase, queries, positives, mined, seed, step) -> np.ndarray:
+    """Document rows (C,): the positives, mined negatives, then random documents."""
+    whole = phase.pool >= data.num_documents
+    if whole and not phase.encoded:
+        return np.arange(data.num_documents)
+    rng = np.random.default_rng([seed, step])
+    wanted = [positives]
+    if mined is not None and phase.mined_per_query:
+        shape = len(queries), phase.mined_per_query
+        columns = rng.integers(mined.shape[1], size=shape)
+        chosen = np.take_along_axis(mined[queries], columns, axis=1).ravel()
+        wanted.append(chosen[chosen >= 0])
+    # The positives come first, so a small pool drops negatives only.
+    documents = _distinct(np.concatenate(wanted))[: phase.pool]
+    while len(documents) < min(phase.pool, data.num_documents):
+        if whole:
+            extra = np.arange(data.num_documents)
+        else:
+            extra = rng.integers(data.num_documents, size=2 * phase.pool)
+        documents = _distinct(np.concatenate([documents, extra]))[: phase.pool]
+    return documents
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """The distinct rows, in the order in which they first appear."""
+    unique, first = np.unique(rows, return_index=True)
+    return unique[np.argsort(first, kind="stable")]
+
+
+def _match(num_documents, documents, positives, row, known):
+    """Position in the pool of each row's own positive (N,), and the mask (N, C).
+
+    The mask is False for the other known positives of a row.
+    """
+    place = np.full(num_documents, -1)
+    place[documents] = np.arange(len(documents))
+    target = place[positives]  # (N,)
+    where = np.ones((len(positives), len(documents)), bool)  # (N, C)
+    inside = place[known] >= 0
+    where[row[inside], place[known[inside]]] = False
+    where[np.arange(len(positives)), target] = True
+    return target, where
+
+
+def _listed(row: np.ndarray, known: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Known positives of each query (N, A), padded with -1; `row` ascends."""
+    listed = np.full(shape, -1, np.int32)
+    column = np.arange(len(row)) - np.searchsorted(row, row)
+    listed[row, column] = known
+    return listed

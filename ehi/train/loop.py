@@ -129,20 +129,15 @@ def run_phase(
 
 
 def make_phase_step(graphdef, params, phase: Phase, mesh, shard_state: bool = False):
-    """The jitted step of a phase, the state it starts from, and where that lies."""
+    """The jitted step of a phase, its first state, and the sharding of that state."""
     trained = trained_names(params, phase.rates, phase.last_n)
-    optimizer = make_optimizer(
-        phase.rates, steps=phase.steps, warmup=phase.warmup, decay=phase.decay,
-        weight_decay=phase.weight_decay, clip=phase.clip,
-    )  # fmt: skip
+    optimizer = make_optimizer(phase)
     buffer = (phase.buffer, params["head/projection"].shape[1])
     state = start_state(params, optimizer, trained, buffer)
     sharding = state_sharding(mesh, state, shard_state)
     train_step = make_train_step(
-        graphdef, optimizer, trained,
-        weights=phase.losses, revive_every=phase.revive_every, mesh=mesh,
-        state_sharding=sharding, **phase.objective_options,
-    )  # fmt: skip
+        graphdef, optimizer, trained, phase, mesh=mesh, state_sharding=sharding
+    )
     return train_step, state, sharding
 
 
@@ -162,11 +157,7 @@ def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> No
 def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
     alone = jax.process_count() == 1
     batch = make_batch(
-        data, batch_size=phase.batch_size, pool=phase.pool,
-        sources=phase.sources, source_weights=phase.source_weights,
-        seed=seed, step=step, mined=mined, mined_per_query=phase.mined_per_query,
-        lists_positives=phase.needs_codes,
-        query_length=lengths[0], document_length=lengths[1], encoded=phase.encoded,
+        data, phase, seed=seed, step=step, mined=mined, lengths=lengths,
         own=None if alone else functools.partial(batch_slice, mesh),
     )  # fmt: skip
     if alone:

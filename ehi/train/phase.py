@@ -1,14 +1,34 @@
-"""What one phase of training is: lengths, data, losses and rates, checked at once."""
+"""What one phase of training is: its length, data, losses and rates, and their checks.
+
+This file is the only one that states the default of an option of training.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from ehi.model.joint import GROUPS
-from ehi.train.objective import TEACHER_TERMS, check_weights
-from ehi.train.optimizer import DECAYS
 
 SOURCES = ("labelled", "pseudo", "documents", "synthetic")
-# What the fields of a phase may be: the least value, and the words.
+DECAYS = ("cosine", "linear", "constant")
+# Names of the loss terms, by the part of the model that they need.
+RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor", "query_anchor")
+TREE_TERMS = (
+    "path",
+    "path_hinge",
+    "leaf_likelihood",
+    "route_distill",
+    "intra_leaf",
+    "balance",
+    "entropy",
+)
+# These quantise the documents of the pool; `lambda_rank` searches the whole code table.
+POOL_LEAF_TERMS = ("quantised", "distill", "codebook", "commitment", "reconstruction")
+LEAF_TERMS = (*POOL_LEAF_TERMS, "lambda_rank")
+TERMS = RAW_TERMS + TREE_TERMS + LEAF_TERMS
+# These compare with the scores of a frozen teacher.
+TEACHER_TERMS = ("distill_raw", "route_distill", "distill")
+
+# Least value -> the fields that it holds for.
 LEAST = {
     1: (
         "batch_size",
@@ -44,87 +64,129 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase; the loop compiles one step for it.
+    """One phase of training. The loop compiles one step for it.
+
+    `ehi.train.recipes` has the phases of every method.
 
     Attributes:
-      steps, batch_size, pool: length; N queries a step; C candidate documents
-        (the whole corpus if it is no larger).
-      losses: term of `ehi.train.objective.TERMS` -> weight.
-      rates: parameter group -> peak learning rate; absent or 0 is frozen.
-      sources: share of a batch that is 'labelled' pairs, 'pseudo' queries,
-        'documents' asked for by themselves, and 'synthetic' queries (documents moved
-        as labelled queries lie from theirs).
-      source_weights: weight of a source's rows in the contrastive terms.
-      temperature, teacher_temperature: softmax temperatures of student and teacher.
-      margin, intra_leaf_threshold: gamma and tau of the EHI losses.
-      warmup, decay, weight_decay, clip: see `make_optimizer`.
-      refresh: steps between minings of hard negatives from the leaves.
-      mined_per_query, mined_kept, mined_beam: documents that are mined for each query
-        and enter the pool, 0 for none; out of how many kept; from how many visited
-        leaves.
-      revive_every: steps between revivals of dead codewords; 0 for never.
-      chunk: rows per forward of a trained tower (gradient caching); 0 for all.
-      last_n: train only the last n layers of the tower; 0 for all.
-      negatives: mined from the 'leaves' that a query visits (EHI), or the 'teacher's
-        own nearest documents (Distill-VQ), once, as these do not change.
-      lambda_cut, top_k: of the `lambda_rank` term (JPQ).
-      sinkhorn, sinkhorn_epsilon: iterations and temperature of balanced codes
-        (RepCONC); 0 iterations for the nearest codewords.
-      buffer: document embeddings kept for a later phase to start from (Poeem).
-      encoded: where the tower trains, queries of a batch and documents of its pool that
-        a step encodes; the others are taken as the tower gave them before the phase,
-        a memory as of Wang et al. (2020, arXiv 1912.06798) of all rows. 0 encodes all.
-      start: '' to go on, 'buffer' to fit tree and leaves to the kept embeddings first.
-      log_every, checkpoint_every: steps.
+      steps: length of the phase.
+      batch_size: N, queries in a step.
+      losses: name of a term, of `TERMS`, -> its weight.
+      rates: parameter group, of `ehi.model.joint.GROUPS`, -> peak learning rate. A
+        group that is absent or has rate 0 is frozen.
+      sources: source, of `SOURCES`, -> its share of a batch. 'labelled' are pairs from
+        the data set, 'pseudo' are queries made from documents, 'documents' ask for
+        themselves, 'synthetic' are documents moved as queries lie from their documents.
+      source_weights: source -> weight of its rows in the contrastive terms; 1 if
+        absent.
+      pool: C, candidate documents of a step; the whole corpus if it is no larger.
+      temperature: of the student's softmaxes over scores.
+      teacher_temperature: of the teacher's softmaxes.
+      margin: gamma of the hinge losses (EHI).
+      intra_leaf_threshold: tau of the `intra_leaf` loss (EHI).
+      warmup: steps of linear warm-up.
+      decay: of the learning rates after it: 'cosine', 'linear' (both to 0 at the end)
+        or 'constant'.
+      weight_decay: decoupled weight decay of a tower's matrices.
+      clip: largest gradient norm of a tower; 0 for no limit.
+      refresh: steps between two minings of hard negatives from the leaves.
+      mined_per_query: mined documents that enter the pool for each query; 0 for none.
+      mined_kept: mined documents that are kept for each query, to draw from.
+      mined_beam: leaves that a query visits when negatives are mined.
+      negatives: 'leaves' mines from the leaves that a query visits (EHI); 'teacher'
+        mines the teacher's nearest documents, once (Distill-VQ).
+      revive_every: steps between two revivals of dead codewords; 0 for never.
+      chunk: rows in one forward pass of a trained tower (gradient caching); 0 for all.
+      last_n: train the last n layers of the tower only; 0 for all layers.
+      encoded: where the tower trains, queries and documents of a batch that it reads in
+        a step. The other rows take the tower's outputs from before the phase, a memory
+        of all rows as in Wang et al. (2020, arXiv 1912.06798). 0 for all.
+      lambda_cut: last rank that matters to `lambda_rank` (JPQ).
+      top_k: documents that `lambda_rank` retrieves for each query.
+      sinkhorn: iterations for balanced codes (RepCONC); 0 for the nearest codewords.
+      sinkhorn_epsilon: temperature of balanced codes.
+      buffer: document embeddings that are kept for the next phase (Poeem).
+      start: 'buffer' fits tree and leaves to the kept embeddings first; '' does not.
+      log_every: steps between two lines of the log.
+      checkpoint_every: steps between two checkpoints.
+
+    Raises:
+      ValueError: a field has a value or a name that is not allowed.
     """
 
     steps: int
     batch_size: int
-    pool: int
     losses: Mapping[str, float]
     rates: Mapping[str, float]
     sources: Mapping[str, float]
-    source_weights: Mapping[str, float]
+    source_weights: Mapping[str, float] = field(default_factory=dict)
+    pool: int = 1024  # as good on dev splits as the whole corpus
     temperature: float = 0.05
     teacher_temperature: float = 0.05
     margin: float = 0.3
     intra_leaf_threshold: float = 0.9
-    warmup: int = 0
+    warmup: int = 20
     decay: str = "cosine"
-    weight_decay: float = 0.0
+    weight_decay: float = 0.01
     clip: float = 1.0
     refresh: int = 0
     mined_per_query: int = 0
     mined_kept: int = 32
     mined_beam: int = 4
+    negatives: str = "leaves"
     revive_every: int = 0
     chunk: int = 0
     last_n: int = 0
-    negatives: str = "leaves"
+    encoded: int = 0
     lambda_cut: int = 200
     top_k: int = 200
     sinkhorn: int = 0
     sinkhorn_epsilon: float = 0.003
     buffer: int = 0
-    encoded: int = 0
     start: str = ""
     log_every: int = 20
     checkpoint_every: int = 100
 
     def __post_init__(self):
-        check_weights(self.losses)
-        for least, names in LEAST.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(
-                        f"{name} is {getattr(self, name)}; must be at least {least}"
-                    )
+        self._check_names()
+        self._check_values()
+
+    def _check_names(self):
+        for name, weight in self.losses.items():
+            if name not in TERMS:
+                raise ValueError(f"unknown loss {name!r}; allowed: {', '.join(TERMS)}")
+            if not weight >= 0:
+                raise ValueError(
+                    f"the weight of loss {name!r} is {weight}; must be >= 0"
+                )
+        for name in (*self.sources, *self.source_weights):
+            if name not in SOURCES:
+                raise ValueError(
+                    f"unknown source {name!r}; allowed: {', '.join(SOURCES)}"
+                )
+        for group in self.rates:
+            if group not in GROUPS:
+                raise ValueError(
+                    f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
+                )
+        for section in ("rates", "sources", "source_weights"):
+            for name, value in getattr(self, section).items():
+                if not value >= 0:
+                    raise ValueError(f"{section}.{name} is {value}; must be at least 0")
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: "
                     f"{', '.join(map(repr, allowed))}"
                 )
+
+    def _check_values(self):
+        for least, names in LEAST.items():
+            for name in names:
+                if not getattr(self, name) >= least:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}; must be at least {least}"
+                    )
         for name in ("temperature", "teacher_temperature", "sinkhorn_epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; must be above 0")
@@ -138,26 +200,12 @@ class Phase:
                 f"encoded is {self.encoded}; must be at most batch_size="
                 f"{self.batch_size}, or 0 for all"
             )
-        for name in (*self.sources, *self.source_weights):
-            if name not in SOURCES:
-                raise ValueError(
-                    f"unknown source {name!r}; allowed: {', '.join(SOURCES)}"
-                )
-        for group in self.rates:
-            if group not in GROUPS:
-                raise ValueError(
-                    f"unknown group {group!r} in rates; allowed: {', '.join(GROUPS)}"
-                )
-        for field in ("rates", "sources", "source_weights"):
-            for name, value in getattr(self, field).items():
-                if not value >= 0:
-                    raise ValueError(f"{field}.{name} is {value}; must be at least 0")
         if self.mined_per_query and self.negatives == "leaves" and not self.refresh:
             raise ValueError("mined_per_query needs refresh > 0, or nothing is mined")
 
     @property
     def mining_interval(self) -> int:
-        """Steps between minings of documents for the pool; 0 where none are mined."""
+        """Steps between two minings of documents for the pool; 0 for no mining."""
         if not self.mined_per_query:
             return 0
         return self.steps if self.negatives == "teacher" else self.refresh
@@ -173,14 +221,11 @@ class Phase:
         return bool(self.losses.get("lambda_rank"))
 
     @property
-    def objective_options(self) -> dict:
-        """What the step hands on to the objective."""
-        names = ("temperature", "teacher_temperature", "margin")
-        names += ("intra_leaf_threshold", "lambda_cut", "top_k", "chunk")
-        balance = {"epsilon": self.sinkhorn_epsilon, "iterations": self.sinkhorn}
-        return {name: getattr(self, name) for name in names} | {
-            "balance": balance if self.sinkhorn else None
-        }
+    def balanced_codes(self) -> dict | None:
+        """Options of `JointIndex.quantise` for balanced codes, or None."""
+        if not self.sinkhorn:
+            return None
+        return {"epsilon": self.sinkhorn_epsilon, "iterations": self.sinkhorn}
 
     @classmethod
     def from_mapping(cls, mapping: Mapping) -> "Phase":

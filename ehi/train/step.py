@@ -1,7 +1,7 @@
-"""The jitted train step, and the state it moves."""
+"""The jitted train step, and the state that it updates."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,25 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ehi.model.params import merge_model
 from ehi.model.pq import revive, update_usage
-from ehi.train.objective import objective, weights_for
+from ehi.train.objective import objective
+from ehi.train.phase import Phase
 
-# How fast the moving average of codeword counts forgets; a codeword whose average
-# falls below this share of an even load is dead.
-USAGE_DECAY, DEAD_SHARE = 0.99, 0.02
+# Decay of the moving average of codeword counts.
+USAGE_DECAY = 0.99
+# A codeword whose average is below this fraction of an even load is dead.
+DEAD_SHARE = 0.02
 
 
 def start_state(
-    params: dict, optimizer, trained: frozenset[str], buffer: tuple[int, int] = (0, 0)
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    trained: frozenset[str],
+    buffer: tuple[int, int] = (0, 0),
 ) -> dict:
-    """params, opt_state, stats and step 0.
+    """The state before step 0: `params`, `opt_state`, `stats` and `step`.
 
-    The parameters are copied: a step donates its state, and the caller's arrays may be
-    another system's start too.
+    The parameters are copied, because a step donates its state and the caller may start
+    another system from the same arrays.
 
     Args:
       params: name -> array.
@@ -35,7 +40,7 @@ def start_state(
         stats["buffer"] = jnp.zeros(buffer, jnp.float32)  # (rows, D)
     if "quantiser/codebooks" in params:
         m, k, _ = params["quantiser/codebooks"].shape
-        stats["usage"] = jnp.full((m, k), 1.0 / k, jnp.float32)  # (M, K) share
+        stats["usage"] = jnp.full((m, k), 1.0 / k, jnp.float32)  # (M, K), sum to 1
     return {
         "params": params,
         "opt_state": optimizer.init({n: params[n] for n in sorted(trained)}),
@@ -48,33 +53,29 @@ def make_train_step(
     graphdef,
     optimizer: optax.GradientTransformation,
     trained: frozenset[str],
+    phase: Phase,
     *,
-    weights: Mapping[str, float],
-    revive_every: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     state_sharding: dict | None = None,
-    **objective_options,
 ) -> Callable:
     """The step of one phase: ``train_step(state, tables, batch, key)``.
 
-    Encoder, tree, quantiser, every loss and the optimiser are inside; it is compiled
-    once. Only `trained` parameters are differentiated, so frozen ones cost no backward.
+    It holds encoder, tree, quantiser, every loss and the optimiser, and is compiled
+    once. Only `trained` parameters are differentiated, so frozen ones cost no backward
+    pass.
 
     Args:
       graphdef: of a `JointIndex`, from `split_model`.
       optimizer: from `make_optimizer`.
       trained: from `trained_names`.
-      weights: loss term -> weight.
-      revive_every: steps between revivals of dead codewords; 0 for never.
-      mesh: of the devices.
-      state_sharding: where the state lies, and the new one will; None: whole on every
-        device.
-      **objective_options: temperatures, margins, chunk; see `objective`.
+      phase: loss weights and the options of the losses.
+      mesh: the devices.
+      state_sharding: where the state lies before and after a step; None for a whole
+        copy on every device.
 
     Returns:
       a jitted function -> state, metrics (a flat dict of scalars on the device).
     """
-
     options = {}
     if mesh is not None and mesh.size > 1:
         whole = NamedSharding(mesh, PartitionSpec())
@@ -86,23 +87,20 @@ def make_train_step(
 
         def loss_of(some):
             model = merge_model(graphdef, _whole_rotation(params | some, mesh))
-            active = weights_for(model, weights)
-            return objective(
-                model, tables, batch, weights=active, mesh=mesh, **objective_options
-            )
+            return objective(model, tables, batch, phase, mesh)
 
         some = {name: params[name] for name in sorted(trained)}
         (loss, found), grads = jax.value_and_grad(loss_of, has_aux=True)(some)
         updates, opt_state = optimizer.update(grads, state["opt_state"], some)
         params = params | optax.apply_updates(some, updates)
         stats = _update_stats(state["stats"], found, state["step"])
-        if found["codes"] is not None and revive_every:
+        if found["codes"] is not None and phase.revive_every:
             params, stats = _revive(
                 params, stats, found, jax.random.fold_in(key, state["step"]),
-                now=(state["step"] + 1) % revive_every == 0,
+                now=(state["step"] + 1) % phase.revive_every == 0,
             )  # fmt: skip
         metrics = {"loss": loss} | found["terms"] | _norms(grads) | _loads(found, stats)
-        if "stop" in batch:  # of several processes: one stops, so all do
+        if "stop" in batch:  # if one of several processes stops, all of them do
             metrics["stop"] = batch["stop"].max()
         new = {"params": params, "opt_state": opt_state, "stats": stats}
         return new | {"step": state["step"] + 1}, metrics
@@ -111,10 +109,10 @@ def make_train_step(
 
 
 def _whole_rotation(params: dict, mesh: jax.sharding.Mesh | None) -> dict:
-    """The parameters, those of a rotation on every device where each holds a part.
+    """The parameters, with a rotation copied whole to every device.
 
-    `cayley` multiplies a dozen times in a row, and cut matrices would be gathered, and
-    rounded in another way, at each.
+    `cayley` multiplies a dozen times in a row. Each product of a sharded matrix would
+    gather it again and round it differently.
     """
     if mesh is None or mesh.size == 1:
         return params
@@ -127,7 +125,7 @@ def _whole_rotation(params: dict, mesh: jax.sharding.Mesh | None) -> dict:
 
 
 def _update_stats(stats: dict, found: dict, step) -> dict:
-    """Codeword use by a moving average; the last embeddings of documents in a ring."""
+    """Update the moving average of codeword use and the ring of document embeddings."""
     stats = dict(stats)
     if found["codes"] is not None:
         stats["usage"] = update_usage(stats["usage"], found["codes"], USAGE_DECAY)
@@ -140,7 +138,7 @@ def _update_stats(stats: dict, found: dict, step) -> dict:
 
 
 def _revive(params, stats, found, key, *, now):
-    """Every few steps, move dead codewords onto vectors of the batch."""
+    """Move dead codewords onto vectors of the batch, if `now`."""
     codebooks = params["quantiser/codebooks"]  # (M, K, S)
     m, k, s = codebooks.shape
     vectors = jax.lax.stop_gradient(found["z"]).reshape(-1, m, s)  # (C, M, S)
@@ -152,6 +150,7 @@ def _revive(params, stats, found, key, *, now):
 
 
 def _norms(grads: dict) -> dict:
+    """Gradient norm of each parameter group."""
     groups = sorted({name.split("/")[0] for name in grads})
     return {
         f"grad_norm/{g}": optax.tree.norm(
@@ -162,7 +161,7 @@ def _norms(grads: dict) -> dict:
 
 
 def _loads(found: dict, stats: dict) -> dict:
-    """Leaf load of the pool and codeword use, as the index would have them."""
+    """Leaf loads of the pool and the share of codewords in use."""
     metrics = {}
     counts = found["leaf_counts"]
     if counts is not None:

@@ -59,7 +59,6 @@ def route_distillation(
     *,
     teacher_temperature: float = 1.0,
     weights: jax.Array | None = None,
-    document_gradient: bool = False,
 ) -> jax.Array:
     r"""A query goes to the leaves that hold its teacher's neighbours.
 
@@ -73,12 +72,9 @@ def route_distillation(
       where: (N, C), candidates that count, at least one in a row.
       teacher_temperature: tau_t > 0; the smaller, the fewer neighbours matter.
       weights: (N,).
-      document_gradient: let the documents move towards their queries' leaves as well.
     """
     teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature
     leaves = jnp.exp(as_float32(log_p_document))  # (C, P)
-    if not document_gradient:
-        leaves = jax.lax.stop_gradient(leaves)
     target = jax.nn.softmax(masked(teacher, where)) @ leaves  # (N, P)
     return row_mean(-jnp.sum(target * as_float32(log_p_query), -1), weights)
 

@@ -39,8 +39,8 @@ from ehi.model.params import split_model
 from ehi.model.pretrained import load_tower, resolve
 from ehi.parallel.mesh import make_mesh, replicate, shard_batch
 from ehi.train.batch import TrainingSet, make_batch
-from ehi.train.objective import TERMS
 from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.phase import TERMS, Phase
 from ehi.train.step import make_train_step, start_state
 from experiments.run.flops import count_flops, peak_flops
 
@@ -196,10 +196,19 @@ def make_step(args, pretrained, whole: bool, mesh):
     )  # fmt: skip
     graphdef, params = split_model(model)
     trained = trained_names(params, RATES)
-    optimizer = make_optimizer(RATES, steps=1000)
-    weights = dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0}
-    step = make_train_step(graphdef, optimizer, trained, weights=weights, mesh=mesh)
+    phase = make_phase(args, dict.fromkeys(LOSSES, 1.0) if whole else {"semantic": 1.0})
+    optimizer = make_optimizer(phase)
+    step = make_train_step(graphdef, optimizer, trained, phase, mesh=mesh)
     return step, replicate(mesh, start_state(params, optimizer, trained))
+
+
+def make_phase(args, losses: dict) -> Phase:
+    """Return a phase whose pool is the documents of the batch, or larger."""
+    return Phase(
+        steps=1000, batch_size=args.batch, pool=args.pool or args.batch,
+        losses=losses, rates=RATES, sources={"labelled": 1.0},
+        warmup=0, weight_decay=0.0,
+    )  # fmt: skip
 
 
 class RandomTokens:
@@ -224,12 +233,11 @@ def batch_maker(args, pretrained):
         RandomTokens(vocabulary, 0), RandomTokens(vocabulary, 1),
     )  # fmt: skip
 
+    phase = make_phase(args, {"semantic": 1.0})
+
     def make(number: int) -> dict[str, np.ndarray]:
-        return make_batch(
-            data, batch_size=args.batch, pool=args.pool or args.batch,
-            sources={"labelled": 1.0}, source_weights={}, seed=0, step=number,
-            query_length=args.query_length, document_length=args.document_length,
-        )  # fmt: skip
+        lengths = args.query_length, args.document_length
+        return make_batch(data, phase, seed=0, step=number, lengths=lengths)
 
     return make
 

@@ -2,7 +2,7 @@
 
 Chosen on dev splits (`--config.split=dev`): that of pydocs, and of SciFact, where it is
 carved out of train by document (`scifact.py` names one exception). nDCG@10, seed 0,
-recipe 1 (`phases.dense` without `query_anchor`, as many leaves for every query):
+recipe 1 (`recipes.dense` without `query_anchor`, as many leaves for every query):
 
     ehi on pydocs at 2 / 5 / 10% visited                k-means tree .472 / .549 / .573
       200 joint steps, documents do not follow routes                .487 / .552 / .572
@@ -18,7 +18,7 @@ recipe 1 (`phases.dense` without `query_anchor`, as many leaves for every query)
 
 import ml_collections
 
-from experiments.configs import peers, phases
+from ehi.train.recipes import RECIPES
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -36,12 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.variant = ""  # name of an ablation, in the records
 
     _model(c)
-    c.dense, c.joint = phases.dense(), phases.joint()
-    c.jpq = peers.jpq()
-    c.poeem_warmup, c.poeem = peers.poeem_warmup(), peers.poeem()
-    c.repconc = peers.repconc()
-    c.distill_vq = peers.distill_vq()
-    c.jtr = peers.jtr()
+    for name, recipe in RECIPES.items():  # the phases
+        c[name] = ml_collections.ConfigDict(recipe())
     c.library_parent = "dense"  # whose embeddings Faiss and ScaNN index
     c.systems = (
         "dense-zero-shot",

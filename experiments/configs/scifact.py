@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Of the published methods on the same queries at 64x, where OPQ has .768: jpq with
     # a tenth of the queries labelled .775, with half .801; repconc with squared error 1
     # .775, 0.1 .784, and a head of rate 3e-4 .787; poeem at 10% visited as in
-    # `peers.py` .718, with less distortion or a faster head .703.
+    # `recipes.poeem` .718, with less distortion or a faster head .703.
     c.jpq.sources.labelled = c.jpq.sources.pseudo = 0.5
     c.repconc.losses.reconstruction = 0.1
     c.repconc.rates.head = 3e-4

@@ -165,10 +165,7 @@ def _miner(phase, graphdef, inputs, parent, seed):
         return None
 
     def from_teacher(_):
-        rows = drawn_queries(
-            inputs.training, batch_size=phase.batch_size, sources=phase.sources,
-            seed=seed, steps=phase.steps,
-        )  # fmt: skip
+        rows = drawn_queries(inputs.training, phase, seed=seed)
         return mine_from_teacher(
             parent.documents, parent.queries, inputs.training,
             per_query=phase.mined_kept, rows=rows,

@@ -29,7 +29,7 @@ FILES = {
 }
 PAPERS = (ehi, jpq, poeem)
 ALL = [(file, name) for file, names in FILES.items() for name in names]
-PARTS = {"base", "peers", "phases"}  # of the files above, not experiments themselves
+PARTS = {"base"}  # of the files above, not an experiment itself
 COMPILED = {}  # outline of a step -> its report
 
 

@@ -113,16 +113,14 @@ def test_abstract_arrays_are_those_of_a_real_step(trains, encoded):
     c.pseudo.per_document = c.pseudo.synthetic = 0
     c.tower.trainable = "all" if trains else "head"
     c.joint.losses.lambda_rank, c.joint.encoded = 1.0, encoded
+    for name in c.joint.sources:
+        c.joint.sources[name] = float(name == "labelled")
     sizes = Sizes(documents, queries)
     model = abstract_model(c, get_system("joint-pq"), 8, sizes, TOWER)
     _, params = split_model(model)
     phase = Phase.from_mapping(c.joint.to_dict())
-    batch = make_batch(
-        data, batch_size=phase.batch_size, pool=phase.pool,
-        sources={"labelled": 1.0}, source_weights={}, seed=0, step=0,
-        lists_positives=True, query_length=8 * trains, document_length=12 * trains,
-        encoded=encoded,
-    )  # fmt: skip
+    lengths = (8 * trains, 12 * trains)
+    batch = make_batch(data, phase, seed=0, step=0, lengths=lengths)
     found = abstract_batch(c, phase, params, sizes)
     assert found.keys() == batch.keys()
     for name, value in batch.items():

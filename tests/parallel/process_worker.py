@@ -3,6 +3,7 @@
 python process_worker.py '{"mode": "train", "folder": "...", "systems": ["jpq"]}'
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -89,7 +90,7 @@ def system(name: str, folder: Path, changes: dict):
     fields = {
         "steps": STEPS, "batch_size": 12, "pool": 20, "losses": losses, "rates": RATES,
         "sources": {"labelled": 0.75, "documents": 0.25}, "source_weights": {},
-        "log_every": 1, "checkpoint_every": 4,
+        "log_every": 1, "checkpoint_every": 4, "warmup": 0, "weight_decay": 0.0,
     }  # fmt: skip
     phase = Phase(**(fields | own | changes))
     if phase.needs_codes:
@@ -154,9 +155,12 @@ def compare(job: dict) -> None:
 
 def shard(job: dict) -> None:
     """Bytes of a state on one device and losses of 8 steps, whole and sharded."""
+    plain = {"refresh": 0, "mined_per_query": 0, "encoded": 0}
     for name in job["systems"]:
         data, tables, graphdef, params, phase, lengths = system(
-            name, Path(job["folder"]) / name, {"refresh": 0, "mined_per_query": 0}
+            name,
+            Path(job["folder"]) / name,
+            plain,
         )
         every, answer = make_mesh(), {"system": name, "losses": [], "bytes": []}
         for sharded in (False, True):
@@ -165,11 +169,7 @@ def shard(job: dict) -> None:
             )
             state, losses = place(state, sharding), []
             for number in range(8):
-                batch = make_batch(
-                    data, batch_size=12, pool=20, sources=phase.sources,
-                    source_weights={}, seed=0, step=number,
-                    query_length=lengths[0], document_length=lengths[1],
-                )  # fmt: skip
+                batch = make_batch(data, phase, seed=0, step=number, lengths=lengths)
                 batch = shard_batch(every, batch)
                 state, metrics = step(
                     state, replicate(every, tables), batch, jax.random.key(0)
@@ -198,24 +198,18 @@ def refresh(job: dict) -> None:
 def _steps(name: str, folder: Path, devices: int):
     data, tables, graphdef, params, phase, lengths = system(name, folder / name, {})
     trained = trained_names(params, phase.rates)
-    optimizer = _keep_gradient(make_optimizer(phase.rates, steps=20))
+    phase = dataclasses.replace(phase, steps=20, encoded=0)
+    optimizer = _keep_gradient(make_optimizer(phase))
     some = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
         devices=jax.devices()[:devices],
     )  # fmt: skip
-    step = make_train_step(
-        graphdef, optimizer, trained, weights=phase.losses, mesh=some,
-        **phase.objective_options,
-    )  # fmt: skip
+    step = make_train_step(graphdef, optimizer, trained, phase, mesh=some)
     state = replicate(some, start_state(params, optimizer, trained))
     tables, losses = place(tables, table_sharding(some, tables)), []
     held = {n: x.addressable_shards[0].data.size / x.size for n, x in tables.items()}
     for number in range(20):
-        batch = make_batch(
-            data, batch_size=12, pool=20, sources=phase.sources, source_weights={},
-            seed=0, step=number, lists_positives=phase.needs_codes,
-            query_length=lengths[0], document_length=lengths[1],
-        )  # fmt: skip
+        batch = make_batch(data, phase, seed=0, step=number, lengths=lengths)
         batch = shard_batch(some, batch)
         state, metrics = step(state, tables, batch, jax.random.key(0))
         losses.append(float(metrics["loss"]))

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import Tokens
+from tiny import Tokens, phase_of
 
 from ehi.train.batch import batch_rows, make_batch, split_batch
 
-OPTIONS = {
-    "batch_size": 12,
-    "sources": {"labelled": 0.75, "documents": 0.25},
-    "source_weights": {"labelled": 3.0, "documents": 0.5},
-    "seed": 0,
-}
+PHASE = phase_of(source_weights={"labelled": 3.0, "documents": 0.5})
+
+
+def batch_of(data, step=0, lengths=(0, 0), mined=None, own=None, **fields):
+    phase = dataclasses.replace(PHASE, **fields)
+    return make_batch(
+        data, phase, seed=0, step=step, lengths=lengths, mined=mined, own=own
+    )
 
 
 def _known(data):
@@ -28,7 +30,7 @@ def test_targets_are_positives_and_other_positives_are_no_negatives(tiny, pool):
     data, _ = tiny
     known = _known(data)
     for step in range(6):
-        batch = make_batch(data, pool=pool, step=step, **OPTIONS)
+        batch = batch_of(data, step, pool=pool)
         queries, documents = batch["queries"], batch["documents"]
         assert len(documents) == len(set(documents)) == min(pool, data.num_documents)
         for n, query in enumerate(queries):
@@ -41,16 +43,16 @@ def test_targets_are_positives_and_other_positives_are_no_negatives(tiny, pool):
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tiny):
     data, _ = tiny
-    one = make_batch(data, pool=20, step=3, **OPTIONS)
-    two = make_batch(data, pool=20, step=3, **OPTIONS)
-    other = make_batch(data, pool=20, step=4, **OPTIONS)
+    one = batch_of(data, 3)
+    two = batch_of(data, 3)
+    other = batch_of(data, 4)
     assert all(np.array_equal(one[key], two[key]) for key in one)
     assert not np.array_equal(one["queries"], other["queries"])
 
 
 def test_sources_get_their_share_and_weight(tiny):
     data, _ = tiny
-    batch = make_batch(data, pool=20, step=0, **OPTIONS)
+    batch = batch_of(data)
     assert (batch["weights"] == 3.0).sum() == 9
     assert (batch["weights"] == 0.5).sum() == 3
     assert ((batch["queries"] >= 40) == (batch["weights"] == 0.5)).all()
@@ -61,7 +63,7 @@ def test_mined_negatives_enter_the_pool(tiny):
     mined = np.full((data.num_queries, 3), -1, np.int32)
     mined[:, 0] = 59
     batches = [
-        make_batch(data, pool=14, step=step, mined=mined, mined_per_query=1, **OPTIONS)
+        batch_of(data, step, pool=14, mined=mined, mined_per_query=1, refresh=1)
         for step in range(5)
     ]
     assert all(59 in batch["documents"] for batch in batches)
@@ -69,9 +71,7 @@ def test_mined_negatives_enter_the_pool(tiny):
 
 def test_tokens_come_with_a_trained_tower(tiny):
     data, _ = tiny
-    batch = make_batch(
-        data, pool=20, step=0, query_length=6, document_length=10, **OPTIONS
-    )
+    batch = batch_of(data, lengths=(6, 10))
     assert batch["queries_ids"].shape == (12, 6)
     assert batch["documents_mask"].shape == (20, 10)
     expected, _ = data.document_tokens.pad(batch["documents"], 10)
@@ -80,12 +80,9 @@ def test_tokens_come_with_a_trained_tower(tiny):
 
 def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
     data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))  # of no documents
-    options = OPTIONS | {"pool": 20, "query_length": 6, "document_length": 10}
     for step, pool in ((0, 20), (1, 20), (2, 1000)):
-        options |= {"step": step, "pool": pool}
-        some, plain = make_batch(data, encoded=4, **options), make_batch(
-            tiny[0], **options
-        )  # fmt: skip
+        options = {"step": step, "pool": pool, "lengths": (6, 10)}
+        some, plain = batch_of(data, encoded=4, **options), batch_of(tiny[0], **options)
         queries, documents = some["queries"], some["documents"]
         assert set(queries) == set(plain["queries"])
         assert set(documents) == set(plain["documents"])
@@ -106,23 +103,21 @@ def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
 
 
 def test_every_source_with_tokens_has_its_share_of_the_encoded_rows(tiny):
-    options = OPTIONS | {"pool": 20, "step": 0, "query_length": 6, "encoded": 4}
-    weights = make_batch(tiny[0], document_length=6, **options)["weights"]
+    options = {"lengths": (6, 6), "encoded": 4}
+    weights = batch_of(tiny[0], **options)["weights"]
     assert weights[:4].tolist() == [3.0, 3.0, 3.0, 0.5]
     # Those without come first in the batch, and are left out.
     data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))
     options["sources"] = {"documents": 0.25, "labelled": 0.75}
-    queries = make_batch(data, document_length=6, **options)["queries"]
+    queries = batch_of(data, **options)["queries"]
     assert (queries[:4] < 40).all() and (queries >= 40).sum() == 3
 
 
 def test_processes_hold_parts_of_what_is_encoded(tiny):
-    options = OPTIONS | {
-        "pool": 20, "step": 0, "query_length": 6, "document_length": 10, "encoded": 4,
-    }  # fmt: skip
-    whole = make_batch(tiny[0], **options)
+    options = {"lengths": (6, 10), "encoded": 4}
+    whole = batch_of(tiny[0], **options)
     halves = [
-        make_batch(
+        batch_of(
             tiny[0], own=lambda n, p=p: slice(p * n // 2, (p + 1) * n // 2), **options
         )
         for p in range(2)
@@ -135,10 +130,7 @@ def test_processes_hold_parts_of_what_is_encoded(tiny):
 def test_more_encoded_than_have_tokens_is_refused(tiny):
     data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))
     with pytest.raises(ValueError, match="encoded is 10, but of 12 queries .* 9 have"):
-        make_batch(
-            data, pool=20, step=0, query_length=6, document_length=6, encoded=10,
-            **OPTIONS,
-        )  # fmt: skip
+        batch_of(data, lengths=(6, 6), encoded=10)
 
 
 @given(

@@ -26,7 +26,7 @@ PHASE = Phase(
     rates={"head": 1e-3, "router": 1e-2, "query_router": 1e-2, "quantiser": 1e-2},
     sources={"labelled": 0.75, "documents": 0.25}, source_weights={},
     refresh=5, mined_per_query=1, mined_kept=4, mined_beam=2,
-    revive_every=4, log_every=3, checkpoint_every=4,
+    revive_every=4, log_every=3, checkpoint_every=4, warmup=0, weight_decay=0.0,
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+from tiny import phase_of
 
 from ehi.encode.embed import embed
 from ehi.index import build_index
@@ -28,11 +29,11 @@ def test_the_teachers_nearest_are_mined_for_every_query_that_is_drawn(tiny):
     rng = np.random.default_rng(0)
     documents = rng.normal(size=(data.num_documents, 8)).astype(np.float32)
     queries = rng.normal(size=(data.num_queries, 8)).astype(np.float32)
-    phase = {"batch_size": 6, "sources": {"labelled": 0.5, "documents": 0.5}, "seed": 1}
-    rows = drawn_queries(data, steps=3, **phase)
+    sources = {"labelled": 0.5, "documents": 0.5}
+    phase = phase_of(steps=3, batch_size=6, sources=sources)
+    rows = drawn_queries(data, phase, seed=1)
     batches = [
-        make_batch(data, pool=20, step=step, source_weights={}, **phase)["queries"]
-        for step in range(3)
+        make_batch(data, phase, seed=1, step=step)["queries"] for step in range(3)
     ]
     assert rows.tolist() == sorted(set(np.concatenate(batches).tolist()))
     assert 0 < len(rows) < data.num_queries

@@ -1,8 +1,9 @@
 """Which parameters a phase trains, and what of rates and schedules is refused."""
 
 import pytest
+from tiny import phase_of
 
-from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.optimizer import trained_names
 
 
 def test_last_n_trains_the_last_layers_of_the_tower_only(tiny_model):
@@ -19,14 +20,16 @@ def test_last_n_trains_the_projection_behind_the_layers_too():
 
 @pytest.mark.parametrize(
     ("rates", "message"),
-    [({"heads": 1.0}, "unknown group 'heads'"), ({"head": -1.0}, "must be >= 0")],
+    [
+        ({"heads": 1.0}, "unknown group 'heads'"),
+        ({"head": -1.0}, "rates.head is -1.0; must be at least 0"),
+    ],
 )
-def test_bad_rates_are_refused(tiny_model, rates, message):
-    _, params = tiny_model(fitted=False)
+def test_bad_rates_are_refused(rates, message):
     with pytest.raises(ValueError, match=message):
-        trained_names(params, rates)
+        phase_of(rates=rates)
 
 
 def test_bad_decay_is_refused():
     with pytest.raises(ValueError, match="'cosine', 'linear', 'constant'"):
-        make_optimizer({"head": 1.0}, steps=5, decay="step")
+        phase_of(rates={"head": 1.0}, decay="step")

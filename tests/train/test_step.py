@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import phase_of
 
 from ehi.model.export import index_arrays
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import batch_slice, check_batch, make_mesh, shard_batch
 from ehi.train.batch import make_batch
-from ehi.train.objective import TERMS, objective
+from ehi.train.objective import objective
 from ehi.train.optimizer import make_optimizer, trained_names
+from ehi.train.phase import TERMS
 from ehi.train.step import make_train_step, start_state
 
 ALL_RATES = {
@@ -20,20 +22,16 @@ ALL_RATES = {
 }  # fmt: skip
 
 
-def batch_of(tiny, step=0, tower=False, **changes):
-    options = {
-        "batch_size": 12, "pool": 20, "seed": 0, "step": step,
-        "sources": {"labelled": 0.75, "documents": 0.25}, "source_weights": {},
-    } | changes  # fmt: skip
-    if tower:
-        options |= {"query_length": 8, "document_length": 8}
-    return make_batch(tiny[0], **options)
+def batch_of(tiny, step=0, tower=False, own=None, **fields):
+    lengths = (8, 8) if tower else (0, 0)
+    phase = phase_of(**fields)
+    return make_batch(tiny[0], phase, seed=0, step=step, lengths=lengths, own=own)
 
 
-def step_of(graphdef, params, rates, weights, **options):
-    trained = trained_names(params, rates)
-    optimizer = make_optimizer(rates, steps=50)
-    step = make_train_step(graphdef, optimizer, trained, weights=weights, **options)
+def step_of(graphdef, params, rates, weights, **fields):
+    phase = phase_of(rates=rates, losses=weights, **fields)
+    trained, optimizer = trained_names(params, rates), make_optimizer(phase)
+    step = make_train_step(graphdef, optimizer, trained, phase)
     return step, start_state(params, optimizer, trained)
 
 
@@ -46,17 +44,15 @@ def test_every_loss_reaches_the_tower(tiny, tiny_model):
         else value
         for name, value in params.items()
     }
-    batch = batch_of(tiny, tower=True, lists_positives=True)
+    weights = dict.fromkeys(TERMS, 1.0)
+    phase = phase_of(losses=weights, intra_leaf_threshold=2.0, top_k=9)
+    batch = batch_of(tiny, tower=True, losses=weights)
     codes = jax.random.randint(jax.random.key(0), (60, 4), 0, 16)
     tables = tiny[1] | {"codes": codes}
 
     def terms(tower):
         model = merge_model(graphdef, params | tower)
-        weights = dict.fromkeys(TERMS, 1.0)
-        _, found = objective(
-            model, tables, batch, weights=weights, intra_leaf_threshold=2.0, top_k=9
-        )
-        return found["terms"]
+        return objective(model, tables, batch, phase)[1]["terms"]
 
     tower = {n: v for n, v in params.items() if n.startswith("tower/")}
     slopes = jax.jit(jax.jacrev(terms))(tower)  # term -> parameter -> gradient
@@ -88,9 +84,8 @@ def test_rows_cached_by_the_same_tower_are_as_good_as_encoded(tiny, tiny_model):
         every[f"{side}_ids"], every[f"{side}_mask"] = rows.pad(some[side], 8)
 
     def loss(params, batch):
-        return objective(merge_model(graphdef, params), tables, batch, weights=weights)[
-            0
-        ]
+        model = merge_model(graphdef, params)
+        return objective(model, tables, batch, phase_of(losses=weights))[0]
 
     slope = jax.jit(jax.value_and_grad(loss))
     (one, partial), (two, full) = slope(params, some), slope(params, every)
@@ -175,7 +170,7 @@ def mesh_of(monkeypatch, process: int, processes: int = 2, devices: int = 2):
 
 
 def test_the_processes_rows_are_the_batch(tiny, monkeypatch):
-    whole = batch_of(tiny, tower=True, lists_positives=True)
+    whole = batch_of(tiny, tower=True, losses={"lambda_rank": 1.0})
     parts = []
     for process in range(2):
         mesh = mesh_of(monkeypatch, process)
@@ -183,7 +178,7 @@ def test_the_processes_rows_are_the_batch(tiny, monkeypatch):
         def own(size, mesh=mesh):
             return batch_slice(mesh, size)
 
-        parts.append(batch_of(tiny, tower=True, lists_positives=True, own=own))
+        parts.append(batch_of(tiny, tower=True, losses={"lambda_rank": 1.0}, own=own))
     assert parts[0].keys() == whole.keys()
     for name, expected in whole.items():
         found = np.concatenate([part[name] for part in parts])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import phase_of
 
 from ehi.train import losses
 from ehi.train.objective import raw_terms
@@ -40,9 +41,8 @@ def test_anchors_of_both_sides_are_to_the_outputs_of_the_same_rows():
     batch = {"queries": jnp.array([2, 0]), "documents": jnp.array([1])}
     weights = {"anchor": 1.0, "query_anchor": 1.0}
     q, d = -origin[batch["queries"]], origin[jnp.array([2])]
-    options = {"contrast": {}, "margin": 0.0, "teacher": None}
-    options |= {"temperature": 1.0, "teacher_temperature": 1.0}
-    found = raw_terms(weights, tables, batch, q, d, **options)
+    found = raw_terms(weights, phase_of(), tables, batch, q, d, None)
     assert found == {"anchor": 1, "query_anchor": 2}
     with pytest.raises(ValueError, match="anchor of queries needs a head as wide"):
-        raw_terms({"query_anchor": 1.0}, tables, batch, q[:, :2], d[:, :2], **options)
+        narrow = q[:, :2], d[:, :2]
+        raw_terms({"query_anchor": 1.0}, phase_of(), tables, batch, *narrow, None)
