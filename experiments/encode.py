@@ -1,12 +1,12 @@
-"""A corpus to shards by the parameters of a finished run, here or on a cluster.
+"""Encode a corpus in shards with the parameters of a finished run.
 
     python -m experiments.encode --config=experiments/configs/own.py \\
         --config.dataset=PATH --checkpoint=runs/own --shards=64 --out=shards \\
         --engine=ray --index=indexes/own
 
-Run again, it skips the shards that are finished. One that fails is tried again, then
+The same command skips the finished shards. A shard that fails is tried again, then
 reported, with its documents in `shard-....failed.txt`; the others go on, and the exit
-code is 1. With all of them there, --index merges them into one index.
+code is 1. If all shards are finished, --index merges them into one index.
 """
 
 import functools
@@ -22,23 +22,25 @@ from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
 from experiments.run.checks import check_config
 from experiments.run.finished import build_from_shards, load_job, make_job, open_run
 
-# A flag is defined once.
-
 ENGINES = ("local", "ray")
 
-SHARDS = flags.DEFINE_integer("shards", 1, "shards of the corpus, K", lower_bound=1)
+SHARDS = flags.DEFINE_integer("shards", 1, "number of shards", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "folder for the shards")
-INDEX = flags.DEFINE_string("index", None, "folder for an index of all shards, if any")
-SYSTEM = flags.DEFINE_string("system", None, "default: the last one of the config")
+INDEX = flags.DEFINE_string("index", None, "folder for an index of all shards (none)")
+SYSTEM = flags.DEFINE_string("system", None, "the system (the last of the config)")
 ENGINE = flags.DEFINE_enum("engine", "local", ENGINES, "a loop here, or Ray Data")
-RETRIES = flags.DEFINE_integer("retries", 2, "of a shard that fails", lower_bound=0)
+RETRIES = flags.DEFINE_integer(
+    "retries", 2, "how often a shard that fails is tried again", lower_bound=0
+)
 WORKERS = flags.DEFINE_integer(
-    "workers", 0, "actors of --engine=ray; 0: one a GPU, or else one a machine",
+    "workers", 0,
+    "actors of --engine=ray; 0: one per GPU, or one per machine without GPUs",
     lower_bound=0,
 )  # fmt: skip
 ADDRESS = flags.DEFINE_string(
-    "ray_address", "local", "of a Ray cluster; 'local': a new one on this machine"
-)
+    "ray_address", "local",
+    "address of a Ray cluster; 'local': a new one on this machine",
+)  # fmt: skip
 
 LOG = logging.getLogger("ehi")
 
@@ -48,26 +50,26 @@ def run(
     engine: str = "local", index: Path | None = None, retries: int = 2,
     workers: int = 0, address: str = "local",
 ) -> dict[int, str]:  # fmt: skip
-    """Encode what is not encoded yet, then index it.
+    """Encode the shards that are not finished yet, then build the index.
 
     Args:
       config: the base config, of the run or with another data set.
       checkpoint: workdir of the finished run.
       out: folder of the shards.
-      shards: how many.
-      system: whose parameters; None for the last of the config.
+      shards: number of shards.
+      system: system whose parameters are used; None: the last of the config.
       engine: 'local' or 'ray'.
-      index: folder of an index to build of all shards, or None.
-      retries: of a shard that fails.
-      workers, address: of `encode_shards_by_ray`.
+      index: folder for an index of all shards, or None.
+      retries: how often a shard that fails is tried again.
+      workers, address: arguments of `encode_shards_by_ray`.
 
     Returns:
-      number of each shard that failed -> what it failed of; without any, all are there.
+      number of each failed shard -> its error; empty if all shards are finished.
 
     Raises:
-      ValueError: an argument out of range, or shards of another job in `out`.
+      ValueError: an argument is out of range, or `out` holds shards of another job.
       ImportError, RuntimeError: Ray is not installed, or gave up.
-      OSError: a disk is full.
+      OSError: a file cannot be written, or the disk is full.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}")
@@ -75,7 +77,7 @@ def run(
         if value < 0:
             raise ValueError(f"{name} is {value}; must be at least 0")
     if engine == "ray":
-        import_ray()  # before the work that would be in vain without it
+        import_ray()  # fails before any work is done
     check_config(config)
     system = config.systems[-1] if system is None else system
     checkpoint, out = checkpoint.resolve(), out.resolve()
@@ -92,7 +94,7 @@ def run(
         )
     else:
         failed = encode_shards(job, numbers, retries)
-    unfinished_shards(job)  # also removes what workers left that were killed
+    unfinished_shards(job)  # removes temporary files of killed workers
     for number, error in sorted(failed.items()):
         rows = job.rows(number)
         LOG.error(

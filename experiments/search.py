@@ -18,7 +18,7 @@ from ehi.index.text.encoder import TextEncoder, TowerNotFoundError, load_text_en
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     args = parse_arguments(argv)
     try:
         index = open_index(args.index)
@@ -39,30 +39,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a wrong one ends the program with a usage message."""
+    """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.search", description="Ask an index in words."
     )
     parser.add_argument("--index", required=True, type=Path, help="folder of the index")
     parser.add_argument("words", nargs="*", help="the query")
-    parser.add_argument("--repl", action="store_true", help="ask for many queries")
-    parser.add_argument("--json", action="store_true", help="one JSON object a query")
-    parser.add_argument("--k", type=_positive, default=5, help="results (5)")
+    parser.add_argument(
+        "--repl", action="store_true", help="read one query per line of the input"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per query"
+    )
+    parser.add_argument("--k", type=_positive, default=5, help="number of results (5)")
     parser.add_argument(
         "--beam",
         type=_positive,
-        help="leaves to visit (default: as the index says, else 1/8 of them)",
+        help="most leaves to visit (default: stored in the index, else 1/8 of them)",
     )
     parser.add_argument(
         "--min-prob",
         type=float,
-        help="probability of the leaves to visit (default: as the index says)",
+        help="visit only leaves at least this probable (default: stored in the index)",
     )
     parser.add_argument(
         "--rerank",
         type=int,
         default=0,
-        help="candidates scored again with stored vectors (0)",
+        help="number of candidates to score again with stored vectors (0)",
     )
     parser.add_argument(
         "--tower",
@@ -78,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def default_search(index: Index) -> dict[str, float]:
-    """How the index says it is searched, else an eighth of its leaves are visited."""
+    """Return the settings stored in the index, or else an eighth of its leaves."""
     stored = index.encoder or {}
     beam = stored.get("default_beam") or max(1, index.num_leaves // 8)
     return {
@@ -88,36 +92,36 @@ def default_search(index: Index) -> dict[str, float]:
 
 
 def chosen_search(index: Index, args: argparse.Namespace) -> dict[str, float]:
-    """The same, but for what the command line says."""
+    """Return the search settings of the command line, or else those of the index."""
     if args.beam is None and args.min_prob is None:
         return default_search(index)
     return {"beam": args.beam or index.num_leaves, "min_prob": args.min_prob or 0.0}
 
 
 def check_search(index: Index, *, k: int, **settings: float) -> None:
-    """Let the index refuse settings before the text encoder is loaded.
+    """Let the index check the settings before the text encoder is loaded.
 
     Raises:
-        ValueError: a setting that this index does not allow.
+        ValueError: the index does not allow a setting.
     """
     index.search(np.zeros((1, index.width), np.float32), k, **settings)
 
 
 def load_query_encoder(index: Index, *, tower: str | None = None) -> TextEncoder:
-    """Text encoder of the index; a tower that is not in the cache is downloaded.
+    """Load the text encoder of an index; download its tower if it is not in the cache.
 
     Args:
-        index: that names its encoder.
+        index: an index that names its encoder.
         tower: hub id or folder to use instead of the named one.
 
     Raises:
-        ValueError, FileNotFoundError: as `load_text_encoder`.
+        ValueError, FileNotFoundError: see `load_text_encoder`.
         ConnectionError: the tower cannot be downloaded.
     """
     try:
         return load_text_encoder(index, tower=tower)
     except TowerNotFoundError as missing:
-        # It brings jax, which takes seconds to import.
+        # This imports jax, which takes seconds.
         from ehi.model.pretrained import resolve
 
         return load_text_encoder(index, tower=resolve(missing.name).folder)
@@ -132,10 +136,10 @@ def answer(
     as_json: bool = False,
     **settings: float,
 ) -> str:
-    """Search for one query and put the result into words, or into one line of JSON.
+    """Search for one query; return the result as text, or as one line of JSON.
 
     Args:
-        k, settings: as of `Index.search`.
+        k, settings: arguments of `Index.search`.
 
     Raises:
         ValueError: the query is empty.
@@ -151,9 +155,9 @@ def answer(
 
 
 def converse(ask: Callable[[str], str], num_documents: int) -> None:
-    """Answer line after line until the end of the input; blank ones are skipped."""
+    """Answer every line of the input until its end; skip blank lines."""
     interactive = sys.stdin.isatty()
-    # Prompts go to stderr: stdout has answers only, which --json makes for programs.
+    # Prompts go to stderr, so that programs can read the answers from stdout.
     if interactive:
         print(f"{num_documents:,} documents; Ctrl-D ends", file=sys.stderr)
     while True:
@@ -169,7 +173,7 @@ def converse(ask: Callable[[str], str], num_documents: int) -> None:
         try:
             print(ask(line), flush=True)
         except ValueError as error:
-            # One bad question does not end a conversation.
+            # A bad question does not end the conversation.
             print(f"error: {error}", file=sys.stderr)
 
 

@@ -1,13 +1,13 @@
-"""Committed records -> the tables and figures of the paper, and those of the README.
+"""Committed records -> the tables and figures of the paper and of the README.
 
-python -m experiments.tables --results=DIR --out=DIR [--mix] \\
-    [--readme README.md DIR/README.md] [--figures=DIR/figures]
-python -m experiments.tables --results=DIR --collect RUN_DIR ...
+    python -m experiments.tables --results=DIR --out=DIR [--mix] \\
+        [--readme README.md DIR/README.md] [--figures=DIR/figures]
+    python -m experiments.tables --results=DIR --collect RUN_DIR ...
 
-The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv, .tex and, of T1 and T2,
-.png; OUT/<dataset>-<split>.md, every record; and OUT/published.md, numbers of papers.
---readme fills the blocks `summary` (one small table) and `tables` (all) of files, and
---figures draws the three figures of the README.
+The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv and .tex, for T1 and T2 also
+as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
+has the numbers that papers print. --readme fills the blocks `summary` (one small table)
+and `tables` (all tables) of files; --figures draws the three figures of the README.
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
@@ -32,14 +32,14 @@ from experiments.paper.results import collect, read_results
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 
-# What the block `tables` shows, of the records that there are.
+# Data sets of the block `tables`; those without records are skipped.
 README_DATASETS = ("pydocs", "scifact", "squad-dev")
 README_LEGEND = (
     "nDCG@10, mean over the seeds. Italic: best separate row of a column; bold: best "
     "joint row; † better, ‡ worse than the best separate row with p < 0.05."
 )
 
-# Said beside every table of a dataset.
+# Notes beside every table of a data set.
 DATASET_NOTES = {
     "pydocs": "No document of pydocs is an answer both in train and in test.",
     "scifact": "Of SciFact's 283 relevant test documents 181 are answers in its train "
@@ -48,7 +48,7 @@ DATASET_NOTES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     args = parse_arguments(argv)
     try:
         if args.collect:
@@ -83,15 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a wrong one ends the program with a usage message."""
+    """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables")
     parser.add_argument("--results", required=True, type=Path, help="folder of records")
     parser.add_argument("--out", type=Path, help="folder for the full tables")
     parser.add_argument(
         "--readme", nargs="+", type=Path, help="files whose tables are replaced"
     )
-    parser.add_argument("--figures", type=Path, help="folder for those of the README")
-    parser.add_argument("--split", default="test", help="split of T1-T5")
+    parser.add_argument(
+        "--figures", type=Path, help="folder for the figures of the README"
+    )
+    parser.add_argument("--split", default="test", help="split that T1-T5 show (test)")
     parser.add_argument(
         "--mix",
         action="store_true",
@@ -111,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def separate_counterparts() -> dict[str, str]:
-    """Joint system -> the separate system it is tested against."""
+    """Return joint system -> the separate system that it is tested against."""
     from experiments.systems import SYSTEMS
 
     return {name: s.counterpart for name, s in SYSTEMS.items() if s.counterpart}
@@ -121,11 +123,11 @@ def write_tables(folder: Path, results: Results) -> tuple[str, Table]:
     """Write T1-T5 of one dataset.
 
     Args:
-        folder: that of the dataset goes in here.
-        results: of the dataset.
+        folder: receives a folder named after the dataset.
+        results: results of the dataset.
 
     Returns:
-        Markdown of the tables in short form, and the grid of T3.
+        The tables in short form as Markdown, and the grid of T3.
     """
     short, grids = [], {}
     for table in TABLES.values():
@@ -146,7 +148,7 @@ def write_tables(folder: Path, results: Results) -> tuple[str, Table]:
 def write_table(
     folder: Path, table: PaperTable, filled: Filled, todo: str | None, results: Results
 ) -> None:
-    """Write one table as .md, .csv and .tex, and its figure if it has one."""
+    """Write one table as .md, .csv and .tex, and draw its figure if it has one."""
     notes = [*filled.notes, *_origin(table, results), *([f"{todo}."] if todo else [])]
     first, last = filled.tables[0], filled.tables[-1]
     parts = [f"# {first.title}", *map(markdown, filled.tables)]
@@ -168,7 +170,7 @@ def write_table(
 
 
 def _drawn(table: PaperTable, results: Results) -> dict:
-    """Row -> its records at all budgets, of the rows that were run."""
+    """Return row -> its records at all budgets, without rows that were not run."""
     found = {
         row: [r for b in budgets_of(table, row).values() for r in results.of(row, b)]
         for row in table.rows
@@ -177,7 +179,7 @@ def _drawn(table: PaperTable, results: Results) -> dict:
 
 
 def _origin(table: PaperTable, results: Results) -> list[str]:
-    """Where the numbers come from, and what must be known of the data."""
+    """Return notes on the origin of the numbers and on the data."""
     found = [r for cell in cells(table) for r in results.records.get(cell, ())]
     notes = [note for name, note in DATASET_NOTES.items() if name == results.dataset]
     mixed = [
@@ -196,7 +198,7 @@ def _origin(table: PaperTable, results: Results) -> list[str]:
 def write_records_and_published(
     folder: Path, records: Sequence[Record], values: Values
 ) -> None:
-    """Write every record, in tables or not, and the numbers of papers."""
+    """Write every record, also those in no table, and the numbers of papers."""
     listed = tables(records, values, separate_counterparts(), HEADER_OF_RECORDS)
     for title, table in listed.items():
         path = folder / f"{title.replace(', ', '-')}.md"
@@ -212,7 +214,7 @@ def tables(
     counterparts: Mapping[str, str],
     header: Sequence[str],
 ) -> dict[str, str]:
-    """One Markdown table a dataset and split; p-values are corrected within each.
+    """Return one Markdown table per dataset and split; each corrects its p-values.
 
     Returns:
         'dataset, split' -> table.

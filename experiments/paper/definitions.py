@@ -1,11 +1,12 @@
-"""What tables T1-T5 contain.
+"""The rows, columns and notes of tables T1-T5.
 
-`cells` lists what `experiments.reproduce` runs; `experiments.paper.fill` makes a table
-of
-the records that came out.
+`experiments.reproduce` runs the `cells` of a table; `experiments.paper.fill` fills it
+with their records.
 """
 
 from dataclasses import dataclass
+
+from experiments.ablations import VARIANTS
 
 _P = (
     "p: paired randomisation test over queries, each query's value its mean over the "
@@ -17,18 +18,18 @@ _GRID = (
     "best separate row with p < 0.05.",
     _P,
 )
-_OVER_BUDGET = "Not run is also a budget that one leaf a query already exceeds."
+_OVER_BUDGET = "`not run` also marks budgets that a search of one leaf exceeds."
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a system and variant, and where it is measured.
+    """One row of a table: a system, a variant, and the budgets of its cells.
 
     Attributes:
-      kind: 'exact' (searches everything: a reference), 'separate' (no training phase
-        for the index), 'joint', or 'control' (a separate index on joint embeddings).
-      suffix: of its budgets, '-64x' for a row with PQ leaves among raw ones.
-      only: its single budget, where it is not measured at those of the table.
+      kind: 'exact' (searches all documents: a reference), 'separate' (the index has no
+        training phase), 'joint', or 'control' (a separate index on joint embeddings).
+      suffix: appended to its budgets: '-64x' for PQ leaves among rows with raw ones.
+      only: its only budget, if it differs from those of the table.
       note: what an ablation changes.
     """
 
@@ -52,10 +53,10 @@ class PaperTable:
     Attributes:
       budgets: its columns.
       layout: 'grid' (rows by budgets), 'ablations' or 'cost'.
-      across: what its figure has on the x axis; '' for no figure.
+      across: the x axis of its figure; '' for no figure.
       reference: cell that every row is compared with.
-      datasets: those that it is made for; empty for all.
-      notes: said under it.
+      datasets: data sets that have this table; empty for all.
+      notes: lines under the table.
     """
 
     name: str
@@ -145,7 +146,7 @@ _T4 = PaperTable(
 
 
 def _cost_rows() -> tuple[Row, ...]:
-    """Every row of T1-T3 once, at the first of these budgets that it has there."""
+    """Return every row of T1-T3 once, at one representative budget."""
     representative = ("visit-10-64x", "flat-64x", "visit-10", "flat")
     budgets: dict[tuple[str, str, str], set[str]] = {}
     for table in (_T1, _T2, _T3):
@@ -163,7 +164,7 @@ def _cost_rows() -> tuple[Row, ...]:
 
 
 def budgets_of(table: PaperTable, row: Row) -> dict[str, str]:
-    """Column -> the budget that the row has there."""
+    """Return column -> the budget of the row in that column."""
     columns = (row.only,) if row.only else table.budgets
     return {column: column + row.suffix for column in columns}
 
@@ -175,8 +176,8 @@ _T5 = PaperTable(
     (),
     layout="cost",
     notes=(
-        "train s: of all training, that of the starting point included. examples/s: "
-        "where the records have it.",
+        "train s: all training, including that of the starting point. examples/s: "
+        "if the records have it.",
         "p50 ms: one query on one thread; queries/s: one batch; top 10, of embeddings.",
         "index MB: the whole index; on a corpus of 5,000 documents the codebooks "
         "dominate.",
@@ -186,14 +187,8 @@ TABLES = {table.name: table for table in (_T1, _T2, _T3, _T4, _T5)}
 
 
 def rows_of(table: PaperTable) -> tuple[Row, ...]:
-    """The rows of a table; those of T4 are what `experiments.ablations` has."""
+    """Return the rows of a table; T4 has a row for every ablation."""
     if table.layout != "ablations":
-        return table.rows
-    try:
-        from experiments.ablations import VARIANTS
-    except ModuleNotFoundError as error:
-        if error.name != "experiments.ablations":
-            raise
         return table.rows
     (default,) = table.rows
     return default, *(
@@ -204,7 +199,7 @@ def rows_of(table: PaperTable) -> tuple[Row, ...]:
 
 
 def cells(table: PaperTable) -> list[tuple[str, str, str]]:
-    """(system, variant, budget) of everything that a table shows."""
+    """Return (system, variant, budget) of every cell of a table."""
     return [
         (row.system, row.variant, budget)
         for row in rows_of(table)

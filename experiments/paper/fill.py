@@ -1,6 +1,7 @@
-"""The records of one dataset, as the tables ask for them.
+"""A table definition and the records of one dataset -> the filled table.
 
-Which there are, which row is the best of its column, and how rows compare with it.
+First the records: which cells were run, the best row of every column, and the tests of
+rows against it. Then the layouts: rows by budgets, details, ablations, cost.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from ehi.eval.tables import Number, Table, Value, mean_of, tested
 from experiments.paper.definitions import PaperTable, Row, budgets_of, cells, rows_of
 
 SEEDS = 3
+ALPHA = 0.05
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Results:
     """Records of one dataset and split, and their per-query values.
 
     Attributes:
-      records: (system, variant, budget) -> one record a seed.
+      records: (system, variant, budget) -> one record per seed.
       per_query: cell -> (N,) values of the same N queries in the same order.
     """
 
@@ -32,21 +35,21 @@ class Results:
     per_query: Mapping[Cell, np.ndarray]
 
     def of(self, row: Row, budget: str) -> Sequence[Record]:
-        """The records of a cell; none if it was not run."""
+        """Return the records of a cell; empty if it was not run."""
         return self.records.get((row.system, row.variant, budget), ())
 
     def row(self, system: str, variant: str, budget: str) -> significance.Row:
-        """What `significance` calls the cell."""
+        """Return the cell's key in `ehi.eval.significance`."""
         return (system, variant, self.dataset, self.split, budget)
 
 
 def group(
     records: Iterable[Record], per_query: Mapping[Cell, np.ndarray], split: str
 ) -> list[Results]:
-    """The records of a split, dataset by dataset.
+    """Return the records of a split, dataset by dataset.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the split has no records.
     """
     by_dataset: dict[str, list[Record]] = {}
     splits = set()
@@ -65,13 +68,13 @@ def _results(split: str, records: list[Record], per_query) -> Results:
     by_cell: dict[tuple[str, str, str], list[Record]] = {}
     for r in records:
         by_cell.setdefault((r.system, r.variant, r.budget), []).append(r)
-    # Values without a record are those of a run that was cut off.
+    # An interrupted run can leave values without a record.
     values = {r.cell: per_query[r.cell] for r in records if r.cell in per_query}
     return Results(records[0].dataset, split, by_cell, values)
 
 
 def best_rows(table: PaperTable, results: Results, kind: str) -> dict[str, Row]:
-    """Column -> the row of a kind with the highest mean nDCG@10, of those that ran."""
+    """Return column -> the row of a kind with the highest mean nDCG@10."""
     means: dict[str, dict[Row, float]] = {}
     for row in table.rows:
         for column, budget in budgets_of(table, row).items():
@@ -81,7 +84,7 @@ def best_rows(table: PaperTable, results: Results, kind: str) -> dict[str, Row]:
     return {column: max(of, key=of.__getitem__) for column, of in means.items()}
 
 
-# ('separate' or 'reference', row, column) -> the test of the row against that.
+# ('separate' or 'reference', row, column) -> test of the row against that one.
 Tests = Mapping[tuple[str, Row, str], Comparison]
 
 
@@ -107,7 +110,7 @@ def tests_of(table: PaperTable, results: Results, best: Mapping[str, Row]) -> Te
 
 
 def missing(table: PaperTable, results: Results) -> str | None:
-    """One line on cells that were not run, with the command that makes them."""
+    """Return a line on the cells that were not run, with the command that runs them."""
     wanted = cells(table)
     seeds = [len(results.records.get(cell, ())) for cell in wanted]
     absent, fewer = seeds.count(0), sum(0 < n < SEEDS for n in seeds)
@@ -124,7 +127,7 @@ def missing(table: PaperTable, results: Results) -> str | None:
 
 
 def _dataset_argument(name: str) -> str:
-    """How a dataset of records is opened: records have its short name only."""
+    """Return the --dataset argument for a dataset, of which records have the name."""
     if name == "pydocs":
         return name
     # Reading the list of public sets loads tensorflow_datasets.
@@ -133,26 +136,19 @@ def _dataset_argument(name: str) -> str:
     return f"beir/{name}" if name in public_sets() else f"PATH/{name}"
 
 
-# MERGED experiments_layouts: A table laid out: rows by budgets, its cells in detail,
-# ablations, cost.
-
-ALPHA = 0.05
-NOT_RUN = "not run"
-
-
 @dataclass(frozen=True)
 class Filled:
-    """A table of one dataset: the one to print first, and notes on all of them."""
+    """The tables of one definition, the first to print first, and their notes."""
 
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
 
 
 def fill(table: PaperTable, results: Results) -> Filled:
-    """Make a table of the records of one dataset.
+    """Fill a table with the records of one dataset.
 
     Returns:
-        A grid and the details of its cells; of T4 and T5 the details alone.
+        The grid and the details of its cells; for T4 and T5 the details alone.
     """
     title = f"{table.name}: {table.title}. {results.dataset}, {results.split} split"
     if table.layout == "cost":
@@ -160,9 +156,7 @@ def fill(table: PaperTable, results: Results) -> Filled:
     best = best_rows(table, results, "separate")
     tests = tests_of(table, results, best)
     if table.layout == "ablations":
-        absent = ("experiments.ablations names no ablation.",)
-        notes = table.notes + absent * (len(rows_of(table)) == 1)
-        return Filled((_ablations(table, results, tests, title),), notes)
+        return Filled((_ablations(table, results, tests, title),), table.notes)
     grid = _grid(table, results, best, tests, title)
     details = _details(table, results, best, tests, title)
     named = ", ".join(f"{row.label} at {column}" for column, row in best.items())
@@ -171,7 +165,7 @@ def fill(table: PaperTable, results: Results) -> Filled:
 
 
 def _grid(table, results, best, tests, title) -> Table:
-    """Rows by budgets, nDCG@10."""
+    """Lay out nDCG@10 of rows by budgets."""
     best_joint = best_rows(table, results, "joint")
     budgets = (b for row in table.rows for b in budgets_of(table, row))
     extra = [b for b in dict.fromkeys(budgets) if b not in table.budgets]
@@ -208,7 +202,7 @@ TEST = ("difference", "signs", "p")
 
 
 def _details(table, results, best, tests, title) -> Table:
-    """Every cell with its work, size and tests, one a line."""
+    """Lay out every cell on a line, with its work, size and tests."""
     header = (
         DETAILS
         + ("best separate", *TEST)

@@ -1,7 +1,7 @@
 """Numbers that papers and their repositories print, each with its source.
 
-They were measured on other data, encoders and hardware than ours: they stand in a table
-of their own, never beside our numbers. Only what was read in the named source is here.
+Their data, encoders and hardware differ from ours, so they have a table of their own
+and never stand beside our numbers. Every number was read in the source that it names.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ehi.eval.tables import Table
 
 @dataclass(frozen=True)
 class Published:
-    """One number of a paper, as it is printed there."""
+    """One number, as its source prints it."""
 
     method: str
     data: str
@@ -23,7 +23,7 @@ class Published:
 
 
 _EHI = "EHI, arXiv 2310.08891"
-# Read in copies of the two abstracts.
+# The two abstracts were read in these copies.
 _MIRRORS = ("abstract (ar5iv, sciencecast)", "abstract (arxiv html, scholarfeed)")
 _JPQ = "JPQ, github.com/jingtaozhan/JPQ"
 _COLBERTER = "ColBERTer paper, table 4"
@@ -38,7 +38,7 @@ _SUBSPACES = (16, 24, 32, 48, 64, 96)
 _BRUTE = "against brute force"
 _DL = ("DL19 nDCG@10", "DL20 nDCG@10")
 
-# Read from the positions of the points in JPQ's figures, one number for each M.
+# Measured from the positions of points in JPQ's figures, one number for each M.
 _JPQ_FIGURES = {
     (_PASSAGE, "MRR@10", "psg_compr.png"): {
         "JPQ": "0.273 0.305 0.317 0.332 0.338 0.341",
@@ -64,7 +64,8 @@ _BEIR_NDCG = {
     "ANCE": ".654 .237 .446 .456 .295 .415 .284 - .281 .122 .669 .198 .507",
 }
 
-# MRR@10, DL19 and DL20 nDCG@10 of dense search, then of each M: OPQ, JPQ, RepCONC.
+# MRR@10, DL19 and DL20 nDCG@10: first of dense search; then of OPQ, JPQ and RepCONC for
+# each M.
 _REPCONC_TABLES = {
     "TAS-B": (
         (None, ".344 .721 .685"),
@@ -146,7 +147,7 @@ _SINGLE = (
 
 
 def published() -> list[Published]:
-    """Every number, method by method as the sources have them."""
+    """Return every number, in the order of the sources."""
     return [
         *(Published(*line) for line in _SINGLE),
         *_jpq(),
@@ -157,7 +158,7 @@ def published() -> list[Published]:
 
 
 def published_table() -> Table:
-    """The numbers as one table with a column of sources."""
+    """Return all numbers as one table with a column of sources."""
     rows = tuple(
         (p.method, p.data, p.setting, p.measure, p.value, p.source) for p in published()
     )
@@ -174,7 +175,7 @@ def published_table() -> Table:
 
 
 def _each(names, values: str) -> Iterator[tuple]:
-    """Names with the numbers of a line; '-' is a number that the source lacks."""
+    """Yield names with the numbers of a line; '-' means that the source has none."""
     for name, value in zip(names, values.split(), strict=True):
         if value != "-":
             yield name, value

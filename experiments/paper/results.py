@@ -1,6 +1,6 @@
-"""The results folder: records of finished runs come together, and are read again.
+"""The results folder: collects the records of finished runs, and reads them.
 
-A dataset has `<dataset>.jsonl` and `<dataset>.per_query.npz`.
+Each dataset has `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
 
 from collections.abc import Iterable
@@ -17,20 +17,20 @@ from ehi.eval.records import (
 )
 from ehi.eval.significance import row_of
 
-# Where `experiments.main` keeps run files and per-query values in its workdir.
+# Folder of a workdir that has the run files and per-query values.
 RUN_VALUES = "trec"
 
 
 def collect(run_folders: Iterable[Path], results: Path) -> list[Path]:
-    """Merge runs into the results folder; a cell that is there is replaced.
+    """Merge runs into the results folder; new records replace old ones of their cell.
 
     Returns:
         Paths of the files written.
 
     Raises:
         FileNotFoundError: a folder has no results.jsonl.
-        ValueError: a record is not valid, or a run was scored on other queries than
-            the cells that are there.
+        ValueError: a record is not valid, or its run was scored on other queries than
+            the existing cells.
     """
     records: dict[str, list[Record]] = {}
     values: dict[str, Values] = {}
@@ -44,8 +44,8 @@ def collect(run_folders: Iterable[Path], results: Path) -> list[Path]:
                 of_dataset[record.cell] = found_values[record.cell]
     written = []
     for dataset, found in records.items():
-        # Values first: a crash in between leaves values without a record, which no
-        # table reads, and not a record whose values are those of an older run.
+        # Values first. A crash in between then leaves values without a record, which
+        # no table reads, instead of a record with the values of an older run.
         if dataset in values:
             written.append(results / f"{dataset}.per_query.npz")
             write_values(written[-1], values[dataset])
@@ -55,15 +55,15 @@ def collect(run_folders: Iterable[Path], results: Path) -> list[Path]:
 
 
 def read_results(folder: Path, *, mix: bool = False) -> tuple[list[Record], Values]:
-    """Read all records of a folder and the per-query values beside them.
+    """Read all records of a folder, and the per-query values beside them.
 
     Args:
         folder: holds `*.jsonl` and perhaps `*.per_query.npz`.
-        mix: allow records that differ in config or recipe to be averaged.
+        mix: average records that differ in config or recipe.
 
     Raises:
-        FileNotFoundError: there are no records.
-        ValueError: two records of one row differ in `config_hash` or `recipe`.
+        FileNotFoundError: the folder has no records.
+        ValueError: two records of a row differ in `config_hash` or `recipe`.
     """
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
@@ -75,12 +75,12 @@ def read_results(folder: Path, *, mix: bool = False) -> tuple[list[Record], Valu
         values |= read_values(path.with_suffix(".per_query.npz"))
     if not mix:
         check_same_origin(records)
-    # Of a cell in two files the later one counts, as its values do.
+    # If two files have the same cell, the later file counts, as for the values.
     return list({record.cell: record for record in records}.values()), values
 
 
 def check_same_origin(records: Iterable[Record]) -> None:
-    """Refuse to average records of one row that were made in different ways.
+    """Refuse to average seeds of a row that differ in config or recipe.
 
     Raises:
         ValueError: two seeds of a row differ in `config_hash` or `recipe`.
@@ -93,5 +93,5 @@ def check_same_origin(records: Iterable[Record]) -> None:
             if ours != theirs:
                 raise ValueError(
                     f"{tuple(record.cell)} has {name} {ours}, but {tuple(first.cell)} "
-                    f"has {theirs}: re-run one of them, or pass --mix"
+                    f"has {theirs}: run one of them again, or pass --mix"
                 )

@@ -1,11 +1,11 @@
-"""Refuse a config that cannot run, before anything is loaded or written."""
+"""Refuse a config that cannot run, before data is loaded or a file is written."""
 
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
 from ehi.train.phase import Phase
 from experiments.systems import Budget, config_of, get_system, num_subspaces
 
-# The least that a number may be.
+# Smallest allowed value of each number.
 LEAST = {
     "tree.height": 1,
     "tree.hidden": 0,
@@ -23,7 +23,7 @@ def check_config(config) -> None:
     """Check every field that can be checked without data.
 
     Raises:
-      ValueError: names the field, its value and what is allowed.
+      ValueError: names the field, its value and the allowed values.
     """
     _check_systems(config)
     if not config.dataset:
@@ -44,7 +44,7 @@ def check_config(config) -> None:
     if parent.pq or parent.library:
         raise ValueError(
             f"library_parent is {config.library_parent!r}; must be a system with raw "
-            "embeddings, as 'dense' or 'ehi'"
+            "embeddings, such as 'dense' or 'ehi'"
         )
     _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
     _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
@@ -65,20 +65,21 @@ def check_config(config) -> None:
         if config[name].encoded:
             raise ValueError(
                 f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
-                "(tower.trainable='head'): all rows are cached; set it 0"
+                "(tower.trainable='head'): all rows are cached; set it to 0"
             )
 
 
 def check_corpus(config, num_documents: int, tower_width: int) -> None:
-    """Check what depends on the corpus and on the tower, before anything is trained.
+    """Check what depends on the corpus and on the tower, before training.
 
     Args:
       config: from `fit_to_corpus`.
-      num_documents: of the corpus.
+      num_documents: number of documents.
       tower_width: T.
 
     Raises:
-      ValueError: too few documents for leaves or codewords, widths that do not fit.
+      ValueError: there are too few documents for the leaves or codewords, or the widths
+        do not match.
     """
     width = config.head.width or tower_width
     if width > tower_width:
@@ -93,8 +94,8 @@ def check_corpus(config, num_documents: int, tower_width: int) -> None:
     ]
     if width != tower_width and anchored:
         raise ValueError(
-            f"head.width is {width}, and {anchored[0]} compares with the tower's "
-            f"{tower_width}: set it 0"
+            f"head.width is {width}, but {anchored[0]} compares with the tower's "
+            f"{tower_width}: set it to 0"
         )
     for name in config.systems:
         own, system = config_of(config, name), get_system(name)
@@ -125,7 +126,7 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
     if num_documents < codewords:
         raise ValueError(
             f"{name} fits {codewords} codewords (leaves.num_codewords: 0, 16 or 256) "
-            f"to {num_documents} documents; leave it out of --config.systems"
+            f"to {num_documents} documents; remove it from --config.systems"
         )
     if system.library:
         return
@@ -138,13 +139,13 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
             width = config.head.width or tower_width
             if width % subspaces:
                 raise ValueError(
-                    f"budget {budget.name!r} makes {subspaces} codes of a document, "
-                    f"which do not divide the width {width} of its embedding"
+                    f"budget {budget.name!r} gives {subspaces} codes per document, "
+                    f"which do not divide the embedding's width {width}"
                 )
 
 
 def _check_systems(config) -> None:
-    """Their phases, and a budget for each."""
+    """Check the phases of all systems, and that each system has a budget."""
     if not config.systems:
         raise ValueError("systems is empty; name at least one")
     phases = set()
@@ -172,7 +173,7 @@ def _check_trained_tower(config) -> None:
             if config[name].sources[source] and not config[name].encoded:
                 raise ValueError(
                     f"{name}.sources.{source} is {config[name].sources[source]}: these "
-                    "queries are cached tower outputs, so a trained tower needs it 0, "
+                    "queries are cached tower outputs, so a trained tower needs 0 here "
                     f"or {name}.encoded above 0"
                 )
 

@@ -1,4 +1,4 @@
-"""FLOPs of a step or of texts, and how many of them a device does in a second."""
+"""FLOPs of a step or of texts, and FLOPs per second of a device."""
 
 import functools
 import math
@@ -11,9 +11,9 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Dense bfloat16 FLOP/s, by a part of jax's name of the device; the first that fits.
-# Meant to be those of the makers' data sheets, without sparsity and per chip, but from
-# memory and not checked against them: `--peak-flops` says what to use instead.
+# Dense bfloat16 FLOP/s of a chip, without sparsity. The key is part of jax's name of
+# the device; the first match counts. From memory, not checked against data sheets:
+# `--peak-flops` replaces them.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -31,10 +31,10 @@ PEAKS = {
 
 
 def peak_flops(dtype: str, stated: float | None = None) -> tuple[float, str]:
-    """FLOP/s that a device could reach at best, and where the number is from.
+    """Return the FLOP/s that a device reaches at best, and the source of the number.
 
     Raises:
-      ValueError: for an accelerator that is not in `PEAKS`.
+      ValueError: the accelerator is not in `PEAKS`.
     """
     if stated:
         return stated, "stated"
@@ -48,25 +48,25 @@ def peak_flops(dtype: str, stated: float | None = None) -> tuple[float, str]:
 
 
 def count_flops(jaxpr) -> float:
-    """FLOPs of the matrix products of a jaxpr, each loop as often as it runs.
+    """Count the FLOPs of the matrix products of a jaxpr, including loop repetitions.
 
-    XLA's own `cost_analysis` counts the body of a loop once, so that a batch encoded in
-    64 chunks would seem 64 times cheaper than it is.
+    XLA's own `cost_analysis` counts the body of a loop once: a batch encoded in 64
+    chunks would seem 64 times cheaper than it is.
     """
     jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _flops(jaxpr)
 
 
 def text_flops(tower: nnx.Module, lengths: np.ndarray) -> float:
-    r"""FLOPs of the matrix products of a tower for texts without any padding.
+    r"""Count the FLOPs of a tower's matrix products for texts without padding.
 
     .. math:: F = \sum_i f(n_i), \quad f(n) = a + b n + c n^2
 
-    Linear layers grow as n, attention as n^2, so three lengths tell a, b and c.
+    Linear layers grow as n, attention as n^2, so three lengths give a, b and c.
 
     Args:
       tower: `Tower`.
-      lengths: n, tokens of each text (N,).
+      lengths: number of tokens n of each text (N,).
     """
     graphdef, params = nnx.split(tower)
 
@@ -91,17 +91,17 @@ def _flops(jaxpr) -> float:
             products = math.prod(eqn.outvars[0].aval.shape)
             total += 2.0 * products * math.prod(left[axis] for axis in summed)
         inner = [_flops(part) for part in jaxprs_in_params(eqn.params)]
-        if eqn.primitive.name == "cond":  # one branch runs: the dearest, at most
+        if eqn.primitive.name == "cond":  # one branch runs: count the largest
             inner = [max(inner)]
-        total += eqn.params.get("length", 1) * sum(inner)  # `length` is a scan's
+        total += eqn.params.get("length", 1) * sum(inner)  # a scan has a `length`
     return total
 
 
 def measure_flops(dtype: str, size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of this device in a square matrix product: what a step hardly reaches.
+    """Measure the FLOP/s of this device in a square matrix product.
 
-    Sums are float32, as those of the tower: a CPU takes three times as long to return
-    bfloat16.
+    A train step hardly reaches it. The result is float32, as in the tower: a CPU takes
+    three times as long to return bfloat16.
     """
     x = jnp.ones((size, size), dtype)
     matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)

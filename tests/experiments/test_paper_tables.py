@@ -1,4 +1,3 @@
-import sys
 import types
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record
+from experiments.paper import definitions
 from experiments.paper.definitions import TABLES, Row, cells, rows_of
 from experiments.paper.fill import fill, group, missing
 from experiments.paper.published import published
@@ -40,12 +40,11 @@ def variants(monkeypatch):
     def variant(systems, note):
         return types.SimpleNamespace(systems=systems, note=note)
 
-    module = types.ModuleType("experiments.ablations")
-    module.VARIANTS = {
+    named = {
         "no-path": variant(("ehi", "ehi-pq"), "path loss off"),
         "paper": variant(("ehi",), "as published"),
     }
-    monkeypatch.setitem(sys.modules, "experiments.ablations", module)
+    monkeypatch.setattr(definitions, "VARIANTS", named)
 
 
 def shown(table):
@@ -170,15 +169,6 @@ def test_ablations_are_compared_with_the_default(make_results, variants):
     assert line["p"] == "<0.001"
     assert shown(table)["ehi-pq", "the default"]["difference"] == "None"
     assert missing(TABLES["T4"], results).startswith("2 with fewer than 3 seeds; ")
-
-
-def test_ablations_may_not_be_defined_yet(make_results, monkeypatch):
-    monkeypatch.setitem(sys.modules, "experiments.ablations", None)
-    results = make_results({("ehi-pq", "", "visit-10-64x"): (0.5, 0.6, 0.7)})
-    filled = fill(TABLES["T4"], results)
-    assert len(filled.tables[0].rows) == 1
-    assert "experiments.ablations names no ablation." in filled.notes
-    assert missing(TABLES["T4"], results) is None
 
 
 def test_cost_shows_what_the_records_know(make_results):
