@@ -130,6 +130,15 @@ def track(items: Iterable[T], what: str, unit: str, **options: Any) -> Iterator[
             progress.update()
 
 
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Write what `ehi` logs to stderr, each line behind its time of day."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    LOG.setLevel(level)
+    LOG.addHandler(handler)
+    LOG.propagate = False
+
+
 def _is_terminal(stream) -> bool:
     """Whether somebody can watch a bar. stderr may be None, closed, or replaced."""
     try:

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from ehi.eval.records import atomic_write
+from ehi.progress import log_to_stderr
 
 OWN_FILES = ("search", "plan")  # which say themselves what they write
 COMMANDS = {
@@ -45,6 +46,7 @@ def main():
             if name not in OWN_FILES:
                 command.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
+    log_to_stderr()
     result = args.run(args)
     if isinstance(result, str):  # Markdown
         print(result)

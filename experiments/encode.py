@@ -11,11 +11,12 @@ code is 1. If all shards are finished, --index merges them into one index.
 
 import functools
 import logging
+import os
 from pathlib import Path
 
 from absl import app, flags
 
-from ehi.encode.shards import encode_shards, unfinished_shards
+from ehi.encode.shards import check_folder, encode_shards, unfinished_shards
 from ehi.encode.shards_ray import encode_shards_by_ray
 from ehi.index.ray_cluster import import_ray
 from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
@@ -80,13 +81,16 @@ def run(
         import_ray()  # fails before any work is done
     check_config(config)
     system = config.systems[-1] if system is None else system
-    checkpoint, out = checkpoint.resolve(), out.resolve()
+    checkpoint, out = _absolute(checkpoint), _absolute(out)
+    index = None if index is None else _absolute(index)
     finished = open_run(config, system, checkpoint)
     job = make_job(finished, out, shards)
     numbers = unfinished_shards(job)
     LOG.info(
         "%s: %d of %d shards to encode", finished.trained.run, len(numbers), shards
     )
+    if numbers:
+        check_folder(job)
     if engine == "ray":
         load = functools.partial(load_job, config, system, checkpoint, out, shards)
         failed = encode_shards_by_ray(
@@ -106,6 +110,11 @@ def run(
         LOG.info("index: %s", index)
         build_from_shards(finished, job, index)
     return failed
+
+
+def _absolute(path: Path) -> Path:
+    # No shell expands `~` behind `--out=`.
+    return Path(os.path.expanduser(path)).resolve()
 
 
 def main(_) -> None:

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from ehi.parallel import preemption, processes
+from ehi.progress import log_to_stderr
 from experiments.run.dry_run import dry_run, show_dry_run
 from experiments.run.experiment import default_budgets, open_experiment, run_cells
 from experiments.run.report import show
@@ -162,11 +163,7 @@ def speak() -> None:
     """Log our own progress on stderr, and only warnings of the libraries."""
     verbose = absl_logging.get_verbosity() > 0
     absl_logging.set_verbosity("debug" if verbose else "warning")
-    LOG.setLevel(logging.DEBUG if verbose else logging.INFO)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    LOG.addHandler(handler)
-    LOG.propagate = False
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
 
 
 if __name__ == "__main__":

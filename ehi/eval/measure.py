@@ -12,6 +12,7 @@ from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
 from ehi.eval.records import atomic_write_npy
 from ehi.index import Index
 from ehi.index.search.routing import leaf_log_probs
+from ehi.progress import track
 
 # Results that a user looks at. Effectiveness is measured on more: `k` of `measure`.
 LATENCY_K = 10
@@ -214,7 +215,7 @@ def curve(
         A pair (share of documents visited, nDCG@10) for each setting.
     """
     points = []
-    for setting in settings:
+    for setting in track(settings, "curve", "points", bar=False):
         hits = index.search(queries, 10, threads=threads, **setting)
         run = run_from_hits(query_ids, hits.ids, hits.scores)
         visited = float(hits.visited.mean() / index.num_documents)

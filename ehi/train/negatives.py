@@ -8,7 +8,9 @@ import os
 import numpy as np
 
 from ehi.index import Index, build_index
+from ehi.index.search.search import queries_at_once
 from ehi.parallel.processes import gather_rows, process_slice
+from ehi.progress import Progress
 from ehi.train.batch import TrainingSet
 
 
@@ -85,13 +87,24 @@ def mine_from_leaves(
     return mined
 
 
+def _search(index, queries, k: int, beam: int, threads: int) -> np.ndarray:
+    """Ids (n, k) of one search of all queries, done in parts that can be counted."""
+    step, ids = queries_at_once(index.parameters, beam, k * index.spill), []
+    with Progress("mine negatives", len(queries), "queries", bar=False) as progress:
+        for start in range(0, max(len(queries), 1), step):
+            part = queries[start : start + step]
+            ids.append(index.search(part, k, beam=beam, threads=threads).ids)
+            progress.update(len(part))
+    return np.concatenate(ids)
+
+
 def _best_negatives(index, queries, data, rows, per_query, beam, threads) -> np.ndarray:
     """Negatives (n, per_query) int32 of the n queries that are `rows` of the table."""
     row, known = data.positives(rows)
     most = np.bincount(row, minlength=1).max()
     k = min(per_query + int(most), data.num_documents)
     beam = min(beam, index.num_leaves)
-    found = index.search(queries, k, beam=beam, threads=threads).ids  # (n, k)
+    found = _search(index, queries, k, beam, threads)  # (n, k)
     num = data.num_documents
     positive_keys = np.unique(row.astype(np.int64) * num + known)
     keys = np.arange(len(rows))[:, None] * num + found

@@ -18,6 +18,7 @@ from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.index import open_index
 from ehi.index.search.routing import assign_leaves
 from ehi.index.stream import Shard, build_folder
+from ehi.progress import Progress
 from experiments.benchmarks.measure import measured_build, memory_mb
 
 _BLOCK = 8192
@@ -62,10 +63,11 @@ def benchmark_build(args) -> dict:
 
         def build():
             synthetic.build_started = time.perf_counter()
-            build_folder(
-                path, shards, tree=tree, codebooks=codebooks, spill=args.spill,
-                beam=beam, threads=args.threads,
-            )  # fmt: skip
+            with Progress("build", 2 * args.n, "readings of documents") as progress:
+                build_folder(
+                    path, shards, tree=tree, codebooks=codebooks, spill=args.spill,
+                    beam=beam, threads=args.threads, progress=progress.update,
+                )  # fmt: skip
 
         _, seconds, peak = measured_build(build)
         cpu = time.process_time() - cpu

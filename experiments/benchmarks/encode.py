@@ -39,6 +39,7 @@ from ehi.encode.packing import packing_pays
 from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.model.pretrained import load_tower, resolve
 from ehi.model.tower import texts_of_row
+from ehi.progress import track
 from experiments.benchmarks.measure import peak_memory
 from experiments.benchmarks.train import PEER, installed
 from experiments.run.flops import peak_flops, text_flops
@@ -82,7 +83,8 @@ def benchmark_encode(args) -> dict:
             runs[f"{PEER}, batch {size}"] = functools.partial(peer, size)
     first = {name: timed(run) for name, run in runs.items()}
     repeats = [
-        {name: timed(run) for name, run in runs.items()} for _ in range(args.repeats)
+        {name: timed(run) for name, run in runs.items()}
+        for _ in track(range(args.repeats), "time", "rounds")
     ]
     wall, cpu = (
         {name: float(np.median([r[name][i] for r in repeats])) for name in runs}

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ehi.index import build_index, save_index
+from ehi.progress import track
 from experiments.benchmarks.data import gaussian_mixture, overlap
 from experiments.benchmarks.measure import measured_build
 from experiments.benchmarks.peers import one_level_tree, train
@@ -54,7 +54,7 @@ print(json.dumps({
 def benchmark_growth(args) -> dict:
     """Build, open and search an index of every size; fit time per query = a n^b."""
     sizes = []
-    for num in tqdm(args.growth_sizes, "growth", disable=None):
+    for num in track(args.growth_sizes, "growth", "sizes"):
         sizes.append(measure_size(num, args))
         print(json.dumps(sizes[-1]), file=sys.stderr, flush=True)
     nums = [size["documents"] for size in sizes]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import trange
+
+from ehi.progress import track
 
 THREADS = (1, 2)
 SINGLES = 25  # queries asked one by one before the next system has its turn
@@ -33,7 +34,7 @@ def time_systems(systems, queries, args) -> dict:
             timing[name, "cpu_seconds"].append(cpu)
             timing[name, "latencies"] += seconds
 
-    for _ in trange(args.repeats, desc="time", disable=None):
+    for _ in track(range(args.repeats), "time", "rounds"):
         for threads, probes in batches:
             take_turns(f"batch_{threads}", probes, threads, [queries])
         for probes in args.probes:

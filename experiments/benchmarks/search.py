@@ -16,12 +16,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ehi.eval import figures
 from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.eval.records import atomic_write
 from ehi.index.search.blas import blas_architecture
+from ehi.progress import Progress, track
 from experiments.benchmarks.data import (
     exact_top,
     gaussian_mixture,
@@ -135,12 +135,8 @@ def compare(collection, args, peers) -> dict:
     train_seconds = time.perf_counter() - start
     systems = []
     count = 3 + 3 * ("faiss" in peers) + ("scann" in peers) + ("usearch" in peers)
-    with tqdm(total=count, desc=f"{collection.name}: build", disable=None) as bar:
-        for system in build_systems(
-            documents, centroids, codebooks, k=args.k, peers=peers
-        ):
-            systems.append(system)
-            bar.update()
+    made = build_systems(documents, centroids, codebooks, k=args.k, peers=peers)
+    systems.extend(track(made, f"{collection.name}: build", "systems", total=count))
     timings = time_systems(systems, queries, args)
     rows, found = [], {}
     for system in systems:
@@ -200,8 +196,7 @@ def curve(systems, queries, exact, args) -> list[dict]:
     """Recall and queries per second of a batch on one thread, over many settings."""
     points = []
     probes = [p for p in _CURVE_PROBES if p <= args.lists]
-    bar = tqdm(total=len(probes) * len(systems), desc="curve", disable=None)
-    with bar:
+    with Progress("curve", len(probes) * len(systems), "points") as progress:
         for p in probes:
             for system in systems:
                 run = system.prepare(p, 1)
@@ -209,7 +204,7 @@ def curve(systems, queries, exact, args) -> list[dict]:
                 seconds = np.median([timed(run, [queries])[0][0] for _ in range(2)])
                 point = {"recall@k": recall, "qps_batch": len(queries) / float(seconds)}
                 points.append({"system": system.name, **system.setting(p), **point})
-                bar.update()
+                progress.update()
     return points
 
 

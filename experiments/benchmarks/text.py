@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import trange
 
 from ehi.data.datasets import open_dataset
 from ehi.eval.provenance import git_commit, hardware, versions
 from ehi.index import build_index
 from ehi.model.pretrained import resolve
+from ehi.progress import track
 
 PEER = "sentence-transformers"
 PACKAGES = ("numpy", "tokenizers", "safetensors", "torch", PEER)
@@ -51,7 +51,7 @@ def benchmark_text(args) -> dict:
     if importlib.util.find_spec(PEER.replace("-", "_")):
         runs[PEER] = _peer(pretrained)
     seconds = {name: [] for name in runs}
-    for number in trange(_WARM_UP + len(questions), desc="ask", disable=None):
+    for number in track(range(_WARM_UP + len(questions)), "ask", "questions"):
         text = questions[number % len(questions)]
         for name, run in runs.items():
             started = time.perf_counter()

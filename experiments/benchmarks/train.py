@@ -38,6 +38,7 @@ from ehi.model.joint import JointIndex
 from ehi.model.params import split_model
 from ehi.model.pretrained import load_tower, resolve
 from ehi.parallel.mesh import make_mesh, replicate, shard_batch
+from ehi.progress import track
 from ehi.train.batch import TrainingSet, make_batch
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import TERMS, Phase
@@ -314,7 +315,7 @@ def make_peer(folder, *, dtype: str, rate: float, clip: float = 1.0, device="cpu
 def take_turns(runs, make, repeats: int):
     """Run the steps in turn; return wall and CPU seconds of every repeat by name."""
     wall, cpu = ({name: [] for name in runs} for _ in range(2))
-    for number in range(1, repeats + 1):
+    for number in track(range(1, repeats + 1), "time", "rounds"):
         batch = make(number)
         for name, run in runs.items():
             started, cpu_started = time.perf_counter(), time.process_time()

@@ -10,6 +10,7 @@ import ehi
 from ehi.eval.records import Record, read_records, write_records
 from ehi.parallel import processes
 from ehi.parallel.processes import is_first
+from ehi.progress import Progress
 from ehi.train.logs import MetricLog
 from experiments.run.checks import check_config, check_corpus
 from experiments.run.evaluate import (
@@ -143,7 +144,8 @@ def _train_and_build(experiment: Experiment, name: str, compression: int | None)
         return trained, None
     LOG.info("%s: index", run)
     path = _index_path(config, workdir, run)
-    built = experiment.built[run] = build(config, trained, inputs, path)
+    with Progress(f"{run}: index of {len(trained.documents):,} documents"):
+        built = experiment.built[run] = build(config, trained, inputs, path)
     return trained, lambda budget: built
 
 
@@ -159,8 +161,10 @@ def _by_library(experiment: Experiment, name: str, compression: int | None):
     def built_for(budget: Budget) -> Built:
         lists = lists_of(config, name, budget)
         if lists not in built:
-            LOG.info("%s: build", run_name(name, compression))
-            built[lists] = build_library(config, name, budget, parent, inputs)
+            run = run_name(name, compression)
+            LOG.info("%s: build", run)
+            with Progress(f"{run}: build of {len(parent.documents):,} documents"):
+                built[lists] = build_library(config, name, budget, parent, inputs)
         return built[lists]
 
     # The library trains on no examples, so the parent's speed is not its own.
@@ -177,7 +181,9 @@ def _once(experiment: Experiment, name: str, budget: Budget, evaluate):
             LOG.info("%s %s: already evaluated, reused", name, budget.name)
             return record
     LOG.info("%s %s: evaluate", name, budget.name)
-    record = evaluate()
+    queries = len(experiment.inputs.eval_rows)
+    with Progress(f"{name} {budget.name}: evaluation of {queries:,} queries"):
+        record = evaluate()
     if record is not None:
         write_records(path, [record])
     return record

@@ -21,6 +21,7 @@ from ehi.index.stream import build_folder
 from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.params import has_tower, split_model
 from ehi.model.pretrained import resolve
+from ehi.progress import Progress
 from ehi.train import checkpoint
 from experiments.run.evaluate import (
     drop_old_towers,
@@ -154,13 +155,16 @@ def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
     shards = index_shards(job, lines)
     identity = identity_of(config, trained, inputs)
     identity |= save_query_tower(inputs, trained.params, path)
-    build_folder(
-        path, shards,
-        **index_arrays(trained.graphdef, trained.params),
-        spill=config.tree.spill,
-        encoder=identity | _default_search(run),
-        query_head=query_head_arrays(trained.graphdef, trained.params),
-    )  # fmt: skip
+    # Both readings of a document are counted.
+    with Progress("index", 2 * len(job.ids), "readings of documents") as progress:
+        build_folder(
+            path, shards,
+            **index_arrays(trained.graphdef, trained.params),
+            spill=config.tree.spill,
+            encoder=identity | _default_search(run),
+            query_head=query_head_arrays(trained.graphdef, trained.params),
+            progress=progress.update,
+        )  # fmt: skip
     drop_old_towers(path, identity)
 
 

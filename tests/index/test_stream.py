@@ -37,6 +37,13 @@ def test_the_folder_is_the_one_of_a_build_in_memory(tmp_path, kind, threads):
     open_index(tmp_path / "new", verify=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_counts_both_readings_of_every_document(tmp_path, kind):
+    done = []
+    build_folder(tmp_path / "new", make_shards(), progress=done.append, **KINDS[kind])
+    assert sum(done) == 2 * NUM and len(done) > 2 * len(make_shards())
+
+
 def test_embeddings_come_from_files_functions_and_other_types(tmp_path):
     np.save(tmp_path / "x.npy", X[121:400])
     np.save(tmp_path / "ids.npy", np.arange(121, 400))

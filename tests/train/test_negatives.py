@@ -3,9 +3,10 @@ from tiny import phase_of
 
 from ehi.encode.embed import embed
 from ehi.index import build_index
+from ehi.index.search.search import queries_at_once
 from ehi.model.export import index_arrays
 from ehi.train.batch import drawn_queries, make_batch
-from ehi.train.negatives import mine_from_leaves, mine_from_teacher
+from ehi.train.negatives import _search, mine_from_leaves, mine_from_teacher
 
 
 def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_model):
@@ -22,6 +23,19 @@ def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_m
         expected = [row for row in hits.rows[0] if row >= 0 and row not in known][:5]
         assert mined[query, : len(expected)].tolist() == expected
         assert (mined[query, len(expected) :] == -1).all()
+
+
+def test_a_search_in_parts_has_the_bits_of_one_search():
+    rng = np.random.default_rng(0)
+    documents, queries = (
+        rng.normal(size=(n, 8)).astype(np.float32) for n in (50, 9000)
+    )
+    tree = {"kind": "per_node", "nodes": [documents[None, :4]], "scale": 1.0}
+    for nodes in (None, tree):
+        index = build_index(documents, np.arange(50), tree=nodes)
+        assert queries_at_once(index.parameters, 1, 9) < len(queries)
+        found = _search(index, queries, 9, beam=1, threads=1)
+        np.testing.assert_array_equal(found, index.search(queries, 9, beam=1).ids)
 
 
 def test_the_teachers_nearest_are_mined_for_every_query_that_is_drawn(tiny):

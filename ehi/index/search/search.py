@@ -125,8 +125,7 @@ def search(
     request = Request(parameters, contents, mask, k, beam, min_prob, rerank, threads)
     step = 1
     if len(queries) > 1:
-        routed = rows_at_once(parameters.routing_tree, beam)
-        step = min(routed, max(1, 2**22 // request.copies))
+        step = queries_at_once(parameters, beam, request.copies)
     with one_blas_thread():
         parts = [
             _search_part(
@@ -140,6 +139,20 @@ def search(
         return parts[0]
     *found, leaves = zip(*parts, strict=True)
     return Found(*map(np.concatenate, found), _joined(leaves))
+
+
+def queries_at_once(parameters, beam, copies):
+    """How many queries a search handles together.
+
+    Searches of so many queries each give the same bits as one search of all.
+
+    Args:
+        parameters: those of the index.
+        beam: leaves that a query visits.
+        copies: copies found for a query: its results times the leaves of a document.
+    """
+    routed = rows_at_once(parameters.routing_tree, beam)
+    return min(routed, max(1, 2**22 // copies))
 
 
 def check_beam(parameters, beam):

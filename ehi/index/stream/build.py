@@ -28,6 +28,7 @@ import os
 import tempfile
 import zlib
 from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def build_folder(
     rerank_vectors=False,
     beam=None,
     threads=1,
+    progress=None,
     **arguments,
 ):
     """Builds an index folder from shards: `save_index(build_index(...))` of them all.
@@ -78,6 +80,8 @@ def build_folder(
         beam: None routes documents exactly, which scores all P leaves. For tall trees,
             a number of nodes kept at each level: see `assign_leaves`.
         threads: Python threads over blocks of documents.
+        progress: called with the number of documents of every block that is done, or
+            None. Each document is counted twice, once for each reading.
         **arguments: `tree` and all other arguments of `build_index`.
 
     Raises:
@@ -119,7 +123,7 @@ def build_folder(
             arrays = stored_ids(sources, Path(scratch))
             build = _Build(
                 parameters, sources, dtype, leaf_dtype, rerank_vectors, beam, threads,
-                Path(scratch),
+                Path(scratch), progress or (lambda documents: None),
             )  # fmt: skip
             arrays = {**parameters.arrays(), **_documents(build), **arrays}
             header = manifest_header(parameters, [("", num)])
@@ -143,6 +147,7 @@ class _Build:
     beam: int | None
     threads: int
     scratch: Path
+    progress: Callable
 
     @property
     def half(self):
@@ -197,6 +202,7 @@ def _route_and_count(build, pool):
             file.write(leaves)
             np.add.at(counts, leaves.ravel(), 1)
             sums.append(crc)
+            build.progress(len(leaves))
     return counts, sums
 
 
@@ -229,6 +235,7 @@ def _encode_and_scatter(build, pool, offsets, sums):
         results = _in_order(pool, build.threads, encode, with_leaves(leaves))
         for keys, values, half in results:
             copies.add(keys, values)
+            build.progress(len(keys) // parameters.spill)
             if half is not None:
                 rerank.write(half)
     copies.flush()
