@@ -20,7 +20,7 @@ import json
 import sys
 from pathlib import Path
 
-from ehi.eval.records import atomic_write
+from ehi.files import atomic_write
 from ehi.progress import log_to_stderr
 
 OWN_FILES = ("search", "plan")  # which say themselves what they write

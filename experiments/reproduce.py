@@ -16,7 +16,6 @@ import argparse
 import importlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from ehi.data.datasets import RetrievalDataset, open_dataset
 from ehi.eval.provenance import config_hash
 from ehi.eval.records import Cell, read_records
+from ehi.files import new_folder
 from ehi.parallel import preemption
 from experiments.ablations import apply_variant
 from experiments.paper.definitions import TABLES, cells
@@ -231,9 +231,8 @@ def _copy_dense(source: Path, target: Path) -> None:
     """Copy the trained `dense`, and the fits to its embeddings, if they are new."""
     for part in ("checkpoints/dense", "starts"):
         if (source / part).exists() and not (target / part).exists():
-            temporary = target / f"{part}.tmp"
-            shutil.copytree(source / part, temporary, dirs_exist_ok=True)
-            os.replace(temporary, target / part)
+            with new_folder(target / part, exists="keep") as made:
+                shutil.copytree(source / part, made, dirs_exist_ok=True)
 
 
 def _recipes(results: Path, data: RetrievalDataset) -> dict[Cell, int]:

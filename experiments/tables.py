@@ -19,10 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ehi.eval.figures import figure_rows
-from ehi.eval.records import Record, Values, aligned, atomic_write
+from ehi.eval.records import Record, Values, aligned
 from ehi.eval.report import HEADER, markdown_table
 from ehi.eval.significance import compare
 from ehi.eval.tables import Table, latex, markdown, means_only, to_csv
+from ehi.files import atomic_write
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, Results, fill, group, missing

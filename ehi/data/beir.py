@@ -5,7 +5,6 @@ queries.jsonl      {"_id": ..., "text": ...}                  may be missing
 qrels/<split>.tsv  query id, document id, grade               may be missing
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ehi.data.tfds_builder import Document, RetrievalBuilder
+from ehi.files import files_sha256
 
 QRELS_HEADER = "query-id"
 # Longer than any document: such a file has probably lost its line breaks.
@@ -175,9 +175,5 @@ def _qrels_files(root) -> list:
 def source_sha256(root) -> str:
     """sha256 of the names and contents of the files of a data set."""
     files = [root / "corpus.jsonl", root / "queries.jsonl"]
-    digest = hashlib.sha256()
-    for path in [file for file in files if file.exists()] + _qrels_files(root):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+    there = [file for file in files if file.exists()]
+    return files_sha256(there + _qrels_files(root))

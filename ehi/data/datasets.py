@@ -12,7 +12,8 @@ from ehi.data import download, pydocs, ratings
 from ehi.data.beir import BeirFolder, source_sha256
 from ehi.data.groups import connected_components
 from ehi.data.ratings import Interactions
-from ehi.data.tfds_builder import Document, Documents, cache_folder, prepare
+from ehi.data.tfds_builder import Document, Documents, prepare
+from ehi.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tensorflow_datasets.core.download import checksums
 
+from ehi.files import new_file
 from ehi.progress import Progress
 
 CORPUS = "corpus.jsonl"
@@ -84,21 +85,14 @@ def download(url: str, sha256: str, path: Path) -> Path:
     """
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
     digest = hashlib.sha256()
-    try:
+    with new_file(path) as beside:
         with beside.open("wb") as file:
             _copy(url, file, digest)
-            file.flush()
-            os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             raise ValueError(
                 f"{url} has sha256 {digest.hexdigest()}, expected {sha256}"
             )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 

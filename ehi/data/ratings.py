@@ -12,7 +12,6 @@ it. The last item of a user belongs to 'test', the one before it to 'dev', the o
 that 'train' asks for.
 """
 
-import hashlib
 import importlib.resources
 import json
 import zipfile
@@ -29,6 +28,7 @@ from tensorflow_datasets.core.download import checksums
 
 from ehi.data import download
 from ehi.data.tfds_builder import Document, RetrievalBuilder
+from ehi.files import files_sha256
 
 LIKED, HISTORY = 4.0, 10
 
@@ -84,12 +84,7 @@ def _movielens_address() -> tuple[str, str]:
 def source_sha256(root) -> str:
     """sha256 of the names and contents of both files, ratings and items."""
     ratings, layout = layout_of(root)
-    digest = hashlib.sha256()
-    for path in (ratings, root / layout.items):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+    return files_sha256([ratings, root / layout.items])
 
 
 class Layout(NamedTuple):

@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from ehi.files import new_folder
 from ehi.progress import track
 
 TABLES = "tables.npz"
@@ -200,19 +199,10 @@ def prepare(
     half copy. If two processes make the same copy, the first one wins.
     """
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".making-", dir=folder.parent
-        ) as scratch:
-            made = Path(scratch) / "copy"
+        with new_folder(folder, exists="keep") as made:
             builder = builder_type(root=root, data_dir=made)
             builder.download_and_prepare()
             builder.tables().save(made / TABLES)
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
     try:
         return builder_type(root=root, data_dir=folder), Tables.load(folder / TABLES)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -224,9 +214,3 @@ def _damaged(folder: Path, error: Exception) -> ValueError:
         f"the prepared copy {folder} is damaged ({error}): delete it, and run again to "
         "make a new one"
     )
-
-
-def cache_folder(data_dir: str | os.PathLike | None) -> Path:
-    """`data_dir`, else the environment variable EHI_CACHE, else ~/.cache/ehi."""
-    chosen = data_dir or os.environ.get("EHI_CACHE") or Path.home() / ".cache" / "ehi"
-    return Path(chosen).expanduser()

@@ -3,13 +3,13 @@
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ehi.files import new_folder
 from ehi.index.text.encoder import TextTokenizer
 from ehi.progress import Progress
 
@@ -134,11 +134,9 @@ def _offsets(lengths: Iterable[list[int]]) -> np.ndarray:
 
 
 def _write(chunks, dtype, folder: Path) -> None:
-    """Write both arrays beside `folder` and rename; stream ids chunk by chunk."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
-        made, lengths, count = Path(scratch) / "tokens", [], 0
-        made.mkdir()
+    """Write both arrays; stream ids chunk by chunk."""
+    lengths, count = [], 0
+    with new_folder(folder, exists="keep") as made:
         with (made / IDS).open("wb") as file:
             _write_header(file, dtype, 0)
             for ids, chunk_lengths in chunks:
@@ -147,17 +145,7 @@ def _write(chunks, dtype, folder: Path) -> None:
                 count += len(ids)
             file.seek(0)
             _write_header(file, dtype, count)
-            file.flush()
-            os.fsync(file.fileno())
-        with (made / OFFSETS).open("wb") as file:
-            np.save(file, _offsets(lengths))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            made.rename(folder)
-        except OSError:  # another process was first with the same tokens
-            if not folder.exists():
-                raise
+        np.save(made / OFFSETS, _offsets(lengths))
 
 
 def _write_header(file, dtype, count: int) -> None:

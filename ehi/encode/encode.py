@@ -21,8 +21,7 @@ from ehi.encode.packing import (
     packing_pays,
     plan_batches,
 )
-from ehi.eval.records import atomic_write_npy
-from ehi.model.hub import default_cache_dir
+from ehi.files import atomic_write_npy, cache_folder
 from ehi.model.pretrained import Pretrained
 from ehi.model.tower import Tower
 from ehi.parallel.mesh import over_local_devices
@@ -175,7 +174,7 @@ def cached_encode(
     Returns:
         read-only float32 memory map (len(tokens), T).
     """
-    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir() / "encoded"
+    cache_dir = Path(cache_dir) if cache_dir else cache_folder() / "encoded"
     parts = (
         pretrained.sha256,
         tokens.key,

@@ -34,10 +34,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ehi.files import sync_folder
 from ehi.index.errors import IndexLockedError
 from ehi.index.folder import (
     Stream,
-    sync_folder,
     write_array,
     write_file,
     writer_lock,

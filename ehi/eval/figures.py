@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ehi.eval.records import Record, atomic_write
+from ehi.eval.records import Record
+from ehi.files import atomic_write
 
 # Points (share of documents visited, nDCG@10).
 Curve = Sequence[tuple[float, float]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ehi.eval.baselines.base import Baseline
 from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
-from ehi.eval.records import atomic_write_npy
+from ehi.files import atomic_write_npy
 from ehi.index import Index
 from ehi.index.search.routing import leaf_log_probs
 from ehi.progress import track

@@ -16,7 +16,7 @@ import ir_measures
 import numpy as np
 from ir_measures import RR, R, nDCG
 
-from ehi.eval.records import atomic_write
+from ehi.files import atomic_write
 
 MEASURES = {
     "ndcg@10": nDCG @ 10,

@@ -12,8 +12,6 @@ import dataclasses
 import io
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ehi.files import atomic_write
 
 MEASURE = "ndcg@10"  # what is kept of each query
 _SEPARATOR = "|"  # between the parts of a cell, in the names of an .npz
@@ -191,31 +191,6 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
         for record in merged.values()
     ]
     atomic_write(path, "".join(lines).encode())
-
-
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Write a file: readers, also after a crash, see the old or the new content."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; results are readable for others.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def atomic_write_npy(path: str | Path, array: np.ndarray) -> None:
-    """`np.save` through `atomic_write`."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    atomic_write(path, buffer.getvalue())
 
 
 def read_run_values(folder: str | Path, records: Iterable[Record]) -> Values:

@@ -8,9 +8,10 @@ from rich import box
 from rich.console import Console
 
 from ehi.eval.figures import Curve, figure_bytes, figure_visited
-from ehi.eval.records import Record, atomic_write
+from ehi.eval.records import Record
 from ehi.eval.significance import Comparison, Row, row_of
 from ehi.eval.tables import Table, markdown, mean_of, tested, text
+from ehi.files import atomic_write
 
 HEADER = (
     "system",

@@ -7,19 +7,17 @@ that names them is renamed over the old one, and only then are old files removed
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from ehi.files import new_folder, sync_folder
 from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import (
     FORMAT,
     MANIFEST,
     VERSION,
     read_folder,
-    sync_folder,
     write_array,
     write_file,
     writer_lock,
@@ -46,17 +44,9 @@ def write_folder(path, header, arrays, texts, replaces=None):
     if is_free(path):
         if path == Path.cwd():  # what it is replaced with would not be the current one
             raise FileExistsError(f"{path} is the current folder: name one in it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            building.chmod(0o755)  # mkdtemp's folders are private
+        with new_folder(path) as building:
             outcome = f"{path} was not written"
             _write(building, 1, header, arrays, texts, {}, [], outcome)
-            os.replace(building, path)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-        sync_folder(path.parent)
         return
     check_replaceable(path)
     with writer_lock(path):

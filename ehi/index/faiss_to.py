@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ehi.files import new_file
 from ehi.index.check import check_queries, check_results
 from ehi.index.errors import IndexCorruptError
-from ehi.index.folder import sync_folder
 from ehi.index.index import Index
 from ehi.index.search.blas import one_blas_thread
 from ehi.index.search.codes import decode
@@ -197,19 +197,10 @@ class FaissIndex:
         Raises:
             OSError: it cannot be written; an old file is unchanged.
         """
-        faiss, path = import_faiss(), Path(path)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with part.open("wb") as file:
-                writer = faiss.PyCallbackIOWriter(file.write)
-                faiss.write_index(self.index, writer)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        os.replace(part, path)
-        sync_folder(path.parent)
+        faiss = import_faiss()
+        with new_file(path) as part, part.open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write)
+            faiss.write_index(self.index, writer)
 
     @classmethod
     def read(cls, path, source):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.files import file_sha256
 from ehi.index.errors import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
@@ -71,15 +72,6 @@ def write_file(path, parts):
         os.fsync(file.fileno())
         size = file.tell()
     return {"file": path.name, "bytes": size, "sha256": hashed.sum.hexdigest()}
-
-
-def sync_folder(path):
-    """Flushes a folder: names made, replaced or removed in it survive a crash."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def npy_header(dtype, shape):
@@ -208,8 +200,7 @@ class Folder:
         for name, entry in self.files.items():
             path = self.file(name)
             try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = file_sha256(path)
             except OSError as error:
                 raise IndexCorruptError(f"{path} cannot be read: {error}") from None
             if found != entry["sha256"]:

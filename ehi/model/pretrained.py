@@ -4,14 +4,11 @@ python -m ehi.model.pretrained --to-float16 NAME OUT   writes a float16 copy.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import fnmatch
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +17,7 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     ARCHITECTURES,
     KNOWN_SHA256,
@@ -36,7 +34,7 @@ from ehi.index.text.checkpoint import (
     weights_sha256,
 )
 from ehi.index.text.encoder import local_folder, max_length
-from ehi.model.hub import default_cache_dir, fetch
+from ehi.model.hub import fetch
 from ehi.model.tower import Tower
 
 # Beside float16 weights: their own sha256 and that of the weights they are a copy of.
@@ -98,7 +96,6 @@ def resolve(
         name = hub_id if hub_id in KNOWN_SHA256 else path.resolve().name
     else:
         name = str(name_or_folder)
-        cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         path = fetch(name, cache_dir, check=lambda folder: checked_sha256(folder, name))
     sha256 = checked_sha256(path, name)
     checkpoint = read_checkpoint(path)
@@ -193,18 +190,9 @@ def save_tower(
         params: of the tower, 'layers/0/qkv/kernel' -> array.
         folder: where to write.
     """
-    folder = Path(folder)
-    with _fresh_copy(pretrained, folder) as fresh:
+    with new_folder(folder, exists="replace") as fresh:
+        _copy_files(pretrained.folder, fresh)
         save_file(checkpoint_tensors(pretrained, params), fresh / WEIGHTS)
-        old = fresh.with_name("old")
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(fresh, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
 
 
 def checkpoint_tensors(
@@ -276,7 +264,8 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder")
-    with _fresh_copy(pretrained, folder) as fresh:
+    with new_folder(folder) as fresh:
+        _copy_files(pretrained.folder, fresh)
         tensors = {
             name: value.astype(np.float16) if value.dtype == np.float32 else value
             for name, value in load_file(pretrained.folder / WEIGHTS).items()
@@ -288,17 +277,6 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
             "source_sha256": pretrained.sha256,
         }
         (fresh / FLOAT16_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        os.rename(fresh, folder)
-
-
-@contextlib.contextmanager
-def _fresh_copy(pretrained: Pretrained, folder: Path) -> Iterator[Path]:
-    """A copy of a checkpoint without its weights, next to where it shall be renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch) / "model"
-        _copy_files(pretrained.folder, fresh)
-        yield fresh
 
 
 def _copy_files(source: Path, target: Path) -> None:
@@ -306,7 +284,7 @@ def _copy_files(source: Path, target: Path) -> None:
 
     Contents without permissions: the source may be read-only, the copy must not be.
     """
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for path in source.iterdir():
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in NOT_COPIED):
             continue

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -162,16 +162,6 @@ def agree(name: str, value: str) -> None:
             f"the processes differ in {name}: {', '.join(groups)}; start all with the "
             "same command, code and data"
         )
-
-
-def digest(arrays: Mapping) -> str:
-    """sha256 of named arrays."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype} {array.shape};".encode())
-        found.update(array.data.cast("B") if array.size else b"")
-    return found.hexdigest()
 
 
 def code_version(*folders: Path) -> str:

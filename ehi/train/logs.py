@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
+
+from ehi.files import atomic_write
 
 
 class MetricLog:
@@ -39,9 +40,7 @@ class MetricLog:
             for line, row in self._lines()
             if (row["run"], row["phase"]) != (run, phase) or row["step"] <= step
         ]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        atomic_write(self._path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, run: str, phase: str, step: int, metrics: dict) -> None:
         """One line: run, phase, step (steps done so far) and the metrics."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ehi.files import arrays_sha256
 from ehi.parallel import preemption, processes
 from ehi.parallel.mesh import (
     batch_slice,
@@ -149,9 +150,7 @@ def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> No
         return
     for what, arrays in (("parameters", params), ("tables", tables)):
         # Also where a process waits for one that still evaluates or fits.
-        processes.agree(
-            f"the {what} that {label} starts from", processes.digest(arrays)
-        )
+        processes.agree(f"the {what} that {label} starts from", arrays_sha256(arrays))
 
 
 def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:

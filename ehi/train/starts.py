@@ -3,7 +3,6 @@
 Without training on top, this start *is* the separate pipeline.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ehi.files import atomic_write_npz
 from ehi.model.joint import JointIndex
 from ehi.train.kmeans import kmeans, kmeans_tree
 from ehi.train.opq import fit_opq, fit_pq
@@ -146,10 +146,7 @@ def _cached(path: Path, fit) -> tuple[dict, float]:
         started = time.monotonic()
         arrays = fit()
         arrays["seconds"] = np.float64(time.monotonic() - started)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        atomic_write_npz(path, arrays)
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, float(arrays.pop("seconds"))

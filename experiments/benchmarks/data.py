@@ -7,7 +7,7 @@ import numpy as np
 from ehi.data.datasets import open_dataset
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import cached_encode
-from ehi.model.hub import default_cache_dir
+from ehi.files import cache_folder
 from ehi.model.pretrained import load_tower, resolve
 
 REAL_DATASETS = ("pydocs", "beir/scifact")
@@ -111,7 +111,7 @@ def _embed(dataset_name: str, side: str) -> np.ndarray:
     pretrained = resolve(_MODEL)
     tokens = tokenise(
         texts, tokenizer_file=pretrained.tokenizer_file, max_length=_LENGTHS[side],
-        cache_dir=default_cache_dir() / "tokens", name=f"{dataset.name} {side}",
+        cache_dir=cache_folder() / "tokens", name=f"{dataset.name} {side}",
     )  # fmt: skip
     tower = load_tower(pretrained)
     return unit(cached_encode(pretrained, tower, tokens, desc=f"encode {dataset.name}"))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ehi.eval import figures
 from ehi.eval.provenance import git_commit, hardware, versions
-from ehi.eval.records import atomic_write
+from ehi.files import atomic_write
 from ehi.index.search.blas import blas_architecture
 from ehi.progress import Progress, track
 from experiments.benchmarks.data import (

@@ -7,7 +7,7 @@ reads the same on a light and on a dark page.
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from ehi.eval.records import atomic_write
+from ehi.files import atomic_write
 
 WIDTH, HEIGHT = 1240, 500
 INK, GREY, PALE, BLUE, ORANGE = "#1f2933", "#616e7c", "#cbd2d9", "#0072b2", "#d55e00"

@@ -13,8 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ehi.eval.figures import bytes_axis, percent_axis, save
-from ehi.eval.records import Record, atomic_write
+from ehi.eval.records import Record
 from ehi.eval.tables import Table, markdown, means_only
+from ehi.files import atomic_write
 from experiments.paper.definitions import TABLES, budgets_of
 from experiments.paper.fill import Results
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ehi
 from ehi.eval.records import Record, read_records, write_records
+from ehi.files import arrays_sha256
 from ehi.parallel import processes
 from ehi.parallel.processes import is_first
 from ehi.progress import Progress
@@ -212,5 +213,5 @@ def _data(inputs: Inputs) -> str:
     }
     return " ".join(
         (inputs.dataset.corpus_sha256, inputs.query_tokens.key,
-         inputs.document_tokens.key, inputs.pretrained.sha256, processes.digest(pairs))
+         inputs.document_tokens.key, inputs.pretrained.sha256, arrays_sha256(pairs))
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """A finished run -> the job that encodes a corpus in shards, and the shards' index."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from ehi.data.tfds_builder import READ_AHEAD
 from ehi.data.tokens import tokenizer_sha256
 from ehi.encode.documents import DocumentEncoder
 from ehi.encode.shards import EncodingJob, index_shards
+from ehi.files import arrays_sha256
 from ehi.index.folder import MANIFEST, read_folder
 from ehi.index.stream import build_folder
 from ehi.model.export import index_arrays, query_head_arrays
@@ -121,7 +121,7 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
     )  # fmt: skip
     identity = {
         "run": run.trained.run,
-        "parameters": _sha256(params),
+        "parameters": arrays_sha256(params),
         "tower": pretrained.sha256,
         "tokenizer": tokenizer_sha256(pretrained.tokenizer_file),
         "dtype": config.tower.dtype,
@@ -190,13 +190,3 @@ def _default_search(run: FinishedRun) -> dict:
                 defaults = ("default_beam", "default_min_prob")
                 return {key: encoder[key] for key in defaults if key in encoder}
     return {}
-
-
-def _sha256(params: dict) -> str:
-    """Return the sha256 of the names and values of parameters."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        value = np.asarray(params[name])
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).data)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from ehi.data.pseudo_queries import moved_documents, pseudo_queries
 from ehi.data.tokens import TokenArray, tokenise
 from ehi.encode.embed import embed
 from ehi.encode.encode import cached_encode
-from ehi.model.hub import default_cache_dir
+from ehi.files import arrays_sha256, atomic_write_npz, cache_folder
 from ehi.model.params import has_tower
 from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
-from ehi.parallel.processes import digest
 from ehi.train.batch import TrainingSet
 
 LOG = logging.getLogger("ehi")
@@ -125,7 +123,7 @@ def load_inputs(config) -> Inputs:
         )
     tokens = functools.partial(
         tokenise, tokenizer_file=pretrained.tokenizer_file,
-        cache_dir=default_cache_dir() / "tokens",
+        cache_dir=cache_folder() / "tokens",
     )  # fmt: skip
     query_tokens = tokens(
         dataset.query_texts + list(texts),
@@ -194,13 +192,10 @@ def tower_outputs(
     if folder is None:
         return _encode(graphdef, params, inputs)
     towers = {n: params[n] for n in params if n.split("/")[0].endswith("tower")}
-    path = folder / f"{digest(jax.device_get(towers))[:16]}.npz"
+    path = folder / f"{arrays_sha256(jax.device_get(towers))[:16]}.npz"
     if not path.exists():
         documents, queries = _encode(graphdef, params, inputs)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(temporary, documents=documents, queries=queries)
-        os.replace(temporary, path)
+        atomic_write_npz(path, {"documents": documents, "queries": queries})
     with np.load(path, allow_pickle=False) as file:
         return file["documents"], file["queries"]
 

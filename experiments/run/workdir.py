@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from ehi.eval.records import atomic_write
+from ehi.files import atomic_write
 from ehi.parallel.processes import is_first
 
 LOG = logging.getLogger("ehi")

@@ -9,13 +9,13 @@ from ehi.eval.records import (
     Cell,
     Record,
     aligned,
-    atomic_write,
     read_records,
     read_run_values,
     read_values,
     write_records,
     write_values,
 )
+from ehi.files import atomic_write
 
 
 def test_round_trip_rounds_floats_to_six_digits(tmp_path, make_record):

@@ -40,14 +40,16 @@ def test_a_tower_comes_back_where_another_cannot_replace_it(tmp_path, monkeypatc
         for path, value in nnx.to_flat_state(nnx.state(load_tower(pretrained)))
     }
     save_tower(pretrained, flat, tmp_path / "tower")
-    before, rename = resolve(tmp_path / "tower").sha256, os.rename
+    before, rename = resolve(tmp_path / "tower").sha256, os.replace
+    moves = []
 
     def failing(source, target):
-        if Path(source).name == "model":
+        moves.append(target)
+        if len(moves) == 2:  # the old folder is away, the new one not yet there
             raise OSError("no")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="no"):
         save_tower(pretrained, {n: v + 1 for n, v in flat.items()}, tmp_path / "tower")
     assert resolve(tmp_path / "tower").sha256 == before

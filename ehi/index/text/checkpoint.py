@@ -7,7 +7,6 @@ through this file, so they take and refuse the same ones.
 MiniLM is a BERT, XLM-R a RoBERTa; ANCE and STAR are a RoBERTa with a projection on top.
 """
 
-import hashlib
 import json
 import re
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from ehi.files import file_sha256
 
 # Files
 
@@ -74,8 +75,7 @@ def check_files(folder):
 
 def weights_sha256(folder):
     """sha256 of `model.safetensors`."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(folder / WEIGHTS)
 
 
 def find_tokenizer(folder):

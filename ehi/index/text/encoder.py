@@ -13,11 +13,11 @@ carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub; noth
 downloaded here.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ehi.files import cache_folder
 from ehi.index.text.checkpoint import (
     BPE_FILES,
     CONFIG,
@@ -379,8 +379,7 @@ def find_folder(name, cache_dir=None):
     path = local_folder(name)
     if path is not None:
         return path
-    cache_dir = cache_dir or os.environ.get("EHI_CACHE") or Path.home() / ".cache/ehi"
-    folder = cache_folder(str(name), cache_dir)
+    folder = model_folder(str(name), cache_dir)
     if folder.is_dir():
         return folder
     found = hub_cache_folder(str(name))
@@ -404,9 +403,9 @@ def local_folder(name):
     return None
 
 
-def cache_folder(name, cache_dir):
+def model_folder(name, cache_dir=None):
     """Where our cache keeps the files of a hub id."""
-    return Path(cache_dir) / "models" / name.replace("/", "--")
+    return cache_folder(cache_dir) / "models" / name.replace("/", "--")
 
 
 def hub_cache_folder(name):
