@@ -109,7 +109,7 @@ def test_hub_download_enters_the_cache(fake_wheel, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "hub_reachable", lambda name: True)
 
     def download(name, folder):
-        shutil.copytree(FIXTURES / "distilbert_tiny", folder)
+        shutil.copytree(FIXTURES / "distilbert_tiny", folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(hub, "download_from_hub", download)
     found = resolve("owner/tiny", cache_dir=tmp_path)
