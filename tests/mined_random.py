@@ -1,6 +1,7 @@
-"""Hard negatives of random embeddings, by one process or its share by each of several.
+"""Hard negatives of random embeddings, mined by one process or by several together.
 
-What processes embed differs in the last bits; given embeddings they mine the same.
+Embeddings that several processes compute differ in the last bits. Of the same
+embeddings they must mine the same negatives.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Jobs of a few documents in shards, for tests, their children and workers of Ray."""
+"""Encoding jobs of a few documents, for tests, their children and workers of Ray."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def make_encoder(*, frozen=True):
 
 
 def make_job(folder, encode=None, **changes):
-    """A job of NUM documents in SHARDS shards; the real encoder where none is given."""
+    """A job of NUM documents in SHARDS shards; None makes the real encoder."""
     documents = Documents()
     if encode is None:
         _, encode = make_encoder()

@@ -5,10 +5,18 @@ import logging
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+from shard_cases import SHARDS, lengths, make_job
+from tiny import Tokens
 
 from ehi import progress
-from ehi.progress import Progress, track
+from ehi.encode.encode import encode
+from ehi.encode.shards import encode_shards
+from ehi.progress import LOG, Progress, track
+from ehi.train.kmeans import kmeans, kmeans_tree
+from ehi.train.opq import fit_opq
 
 
 class Clock:
@@ -116,6 +124,50 @@ def test_work_that_fails_is_not_done(said):
         counted._thread.join()
         raise RuntimeError
     assert said.messages == ["work: 0:30 so far"]
+
+
+def _encode(tmp_path):
+    tokens = Tokens(20, seed=0)
+    encode(lambda _, ids, mask: ids[:, :3], None, tokens, batch_tokens=8)
+
+
+def _encode_shards(tmp_path):
+    encode_shards(make_job(tmp_path, lengths), range(SHARDS))
+
+
+def _kmeans(tmp_path):
+    kmeans(np.eye(8), 2, key=jax.random.key(0))
+
+
+def _kmeans_tree(tmp_path):
+    kmeans_tree(np.eye(8), height=2, branching=2, key=jax.random.key(0))
+
+
+def _fit_opq(tmp_path):
+    options = {"num_subspaces": 2, "num_codewords": 16, "rounds": 2}
+    fit_opq(np.eye(16), **options, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("work", "label", "unit"),
+    [
+        (_encode, "encode", "tokens"),
+        (_encode_shards, "shards", "documents"),
+        (_kmeans, "k-means of 8 rows", "so far"),
+        (_kmeans_tree, "k-means tree", "levels"),
+        (_fit_opq, "OPQ", "rounds"),
+    ],
+)
+def test_long_work_says_how_far_it_is(said, monkeypatch, tmp_path, work, label, unit):
+    def impatient(self):
+        LOG.info("%s", self.line())
+        speak(self)
+
+    speak = Progress._speak
+    monkeypatch.setattr(Progress, "_speak", impatient)
+    work(tmp_path)
+    lines = [line for line in said.messages if line.startswith(f"{label}: ")]
+    assert len(lines) == 1 and unit in lines[0]
 
 
 def test_silent_work_and_work_on_a_terminal_log_nothing(said, monkeypatch):

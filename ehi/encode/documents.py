@@ -47,7 +47,7 @@ class DocumentEncoder:
         self.apply = functools.partial(_embed, graphdef=graphdef, tower=frozen[0])
         self.params = params, frozen[1]
         self.tokenizer_file, self.length = tokenizer_file, length
-        self.index = make_parameters(
+        self.index_parameters = make_parameters(
             params["head/projection"].shape[1], num_documents, spill=spill,
             **index_arrays(graphdef, params),
         )  # fmt: skip
@@ -70,7 +70,7 @@ class DocumentEncoder:
 
     def place(self, embeddings: np.ndarray) -> dict[str, np.ndarray]:
         """Embeddings (n, D) float16, and the leaves and codes that belong to them."""
-        index, x = self.index, embeddings.astype(np.float32)
+        index, x = self.index_parameters, embeddings.astype(np.float32)
         leaves = assign_leaves(x, index.tree, index.spill)  # (n, s)
         placed = {"embeddings": embeddings, "leaves": leaves.astype(np.uint32)}
         if index.codebooks is not None:

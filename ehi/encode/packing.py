@@ -18,9 +18,9 @@ SHORTEST_PACK = 128
 def choose_buckets(
     lengths: np.ndarray, *, compile_tokens: int, step: int = 16
 ) -> tuple[int, ...]:
-    r"""Padded lengths that cost least in padding and compilation together.
+    r"""Padded lengths with the least cost of padding and compilation together.
 
-    Found by dynamic programming:
+    Dynamic programming finds
 
     .. math:: \min_{b_1 < \dots < b_n} \sum_i \min\{b_j \ge l_i\} + n \cdot c
 

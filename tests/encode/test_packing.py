@@ -1,3 +1,5 @@
+"""Packed rows hold every text once; its vector is the same as in a row of its own."""
+
 import functools
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Child processes of the tests of several devices and processes: trains tiny systems.
+"""The child of tests of several devices and processes: it trains tiny systems.
 
 python process_worker.py '{"mode": "train", "folder": "...", "systems": ["jpq"]}'
 """

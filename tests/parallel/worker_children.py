@@ -1,4 +1,4 @@
-"""Starts `process_worker.py` in children and reads what they leave behind."""
+"""Starts `process_worker.py` in child processes and reads what they wrote."""
 
 import json
 import os
