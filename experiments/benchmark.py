@@ -1,17 +1,16 @@
-"""Speed of the parts, against what others use for them, in one process.
+"""Speed of the parts, beside the libraries that others use for them.
 
-Each command is described in a module of its own, `experiments.benchmarks.<name>`:
+    python -m experiments.benchmark encode --dataset=pydocs --num-texts=300
+    python -m experiments.benchmark train --batch=32
+    python -m experiments.benchmark step-search --documents=1000000 --bytes=96
+    python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
+    python -m experiments.benchmark text --words=12
+    python -m experiments.benchmark build --n=10000000
+    python -m experiments.benchmark plan --constants=FILE.json
 
-python -m experiments.benchmark encode --dataset=pydocs --num-texts=300
-python -m experiments.benchmark train --batch=32
-python -m experiments.benchmark step-search --documents=1000000 --bytes=96
-python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
-python -m experiments.benchmark text --words=12
-python -m experiments.benchmark build --n=10000000
-python -m experiments.benchmark plan --constants=FILE.json
-
-They print JSON, which --json=FILE keeps; those that have a table of it too, on the
-error stream.
+Each command is a module, `experiments.benchmarks.<name>`, whose docstring defines what
+is measured. The commands print JSON, which --json=FILE also writes to a file. Most also
+print a table of it on the error stream.
 """
 
 import argparse
@@ -23,15 +22,15 @@ from pathlib import Path
 from ehi.files import atomic_write
 from ehi.progress import log_to_stderr
 
-OWN_FILES = ("search", "plan")  # which say themselves what they write
+OWN_FILES = ("search", "plan")  # these write their own files
 COMMANDS = {
     "encode": "encoding a corpus",
     "train": "the train step whose tower trains",
     "search": "searching an index",
-    "text": "searching by words, one question at a time",
+    "text": "searching in words, one question at a time",
     "step-search": "the search of the code table inside a step",
     "build": "building an index from shards",
-    "plan": "what 1M to 1B documents take, from the JSON files of the others",
+    "plan": "the cost of 1M to 1B documents, from the JSON files of the other commands",
 }
 
 
@@ -41,7 +40,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     for name, words in COMMANDS.items():
         command = commands.add_parser(name, help=words)
-        if name in sys.argv[1:2]:  # the others may need what is not installed
+        if name in sys.argv[1:2]:  # others may import what is not installed
             _add_arguments(name, command)
             if name not in OWN_FILES:
                 command.add_argument("--json", type=Path, help="file for the result")
@@ -60,11 +59,11 @@ def main():
 
 
 def _add_arguments(name: str, command) -> None:
-    """The command line of one benchmark, by its own module."""
+    """Add the options of one benchmark, which its module defines."""
     part = name.replace("-", "_")
     module = importlib.import_module(f"experiments.benchmarks.{part}")
     module.add_arguments(command)
-    if name != "search":  # which sets its own
+    if name != "search":  # its module sets `run`
         command.set_defaults(run=getattr(module, f"benchmark_{part}"))
     if hasattr(module, "table"):
         command.set_defaults(table=module.table)

@@ -1,10 +1,10 @@
 """Seconds, memory and disk of building an index from shards.
 
-python -m experiments.benchmark build --n=10000000
+    python -m experiments.benchmark build --n=10000000
 
-builds PQ leaves of synthetic embeddings, which every shard makes from the seed whenever
-it is read, in a two-level tree, and prints JSON. Making the embeddings takes time of
-its own, given beside the rest as `making_seconds`.
+Builds a two-level tree with PQ leaves from synthetic embeddings, and prints JSON. Every
+shard makes its embeddings from the seed each time it is read; `making_seconds` is the
+time that this takes.
 """
 
 import os
@@ -22,28 +22,31 @@ from ehi.progress import Progress
 from experiments.benchmarks.measure import measured_build, memory_mb
 
 _BLOCK = 8192
-_NOISE = 0.7  # of documents around the vector of their leaf
-_SAMPLE = 256  # documents routed exactly, to compare with
+_NOISE = 0.7  # length of the noise around the vector of a leaf
+_SAMPLE = 256  # documents that are also routed exactly, to compare
 
 
 def add_arguments(command) -> None:
-    """The command line of `build`."""
+    """Add the options of `build`."""
     command.add_argument("--n", type=int, default=1_000_000, help="documents")
     command.add_argument("--dim", type=int, default=384)
     command.add_argument(
-        "--branching", type=int, default=317, help="of both levels; leaves: its square"
+        "--branching", type=int, default=317,
+        help="children per node on both levels; the leaves are its square",
+    )  # fmt: skip
+    command.add_argument("--subspaces", type=int, default=64, help="bytes per code")
+    command.add_argument("--spill", type=int, default=1, help="leaves per document")
+    command.add_argument(
+        "--beam", type=int, default=2, help="beam of the assignment; 0: exact"
     )
-    command.add_argument("--subspaces", type=int, default=64, help="bytes of a code")
-    command.add_argument("--spill", type=int, default=1, help="leaves of a document")
-    command.add_argument("--beam", type=int, default=2, help="0: exact assignment")
     command.add_argument("--shards", type=int, default=10)
     command.add_argument("--threads", type=int, default=2)
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--folder", type=Path, help="where to build; default: TMPDIR")
+    command.add_argument("--folder", type=Path, help="folder to build in (TMPDIR)")
 
 
 def benchmark_build(args) -> dict:
-    """Build an index in a folder of its own, check it and remove it."""
+    """Build an index in a temporary folder, check it and remove it."""
     rng = np.random.default_rng(args.seed)
     tree = make_tree(args.branching, args.dim, rng)
     synthetic = Synthetic(tree, args.seed)
@@ -87,7 +90,7 @@ def benchmark_build(args) -> dict:
             "seconds": seconds,
             "route_seconds": second - first,
             "encode_and_write_seconds": synthetic.build_started + seconds - second,
-            # Within the two above: one thread makes the embeddings, twice.
+            # Included in the two above: one thread makes the embeddings twice.
             "making_seconds": synthetic.seconds,
             "cpu_seconds": cpu,
             "documents_per_second": args.n / seconds,
@@ -105,11 +108,11 @@ def benchmark_build(args) -> dict:
 
 
 class Synthetic:
-    """Documents around the leaves of a tree, the same ones whenever they are made.
+    """Documents around the leaves of a tree, made again from the seed at every reading.
 
     Attributes:
-        seconds: spent on making them.
-        build_started: when the build was called.
+        seconds: time spent on making them.
+        build_started: time at which the build was called.
     """
 
     def __init__(self, tree, seed):
@@ -119,7 +122,7 @@ class Synthetic:
         self._started = []
 
     def block(self, rng, num):
-        """Embeddings of length one: (num, D) float32."""
+        """Return embeddings of length one (num, D), float32."""
         start = time.perf_counter()
         x = rng.standard_normal((num, self.leaves.shape[1]), np.float32)
         x *= np.float32(_NOISE)
@@ -129,7 +132,7 @@ class Synthetic:
         return x
 
     def shard(self, number, num):
-        """A function that makes the blocks of a shard."""
+        """Return a function that yields the blocks of a shard."""
 
         def blocks():
             self._started.append(time.perf_counter())
@@ -140,13 +143,13 @@ class Synthetic:
         return blocks
 
     def starts(self, shards):
-        """When the first and the second reading of that many shards started."""
-        # One more call comes before them, to find the width.
+        """Return when the first and the second reading of all shards began."""
+        # The build first reads one block to find the width.
         return self._started[1], self._started[1 + shards]
 
 
 def make_tree(branching, width, rng):
-    """A two-level tree, the children of a node spread around it."""
+    """Return a two-level tree whose children are spread around their node."""
     first = rng.standard_normal((1, branching, width), np.float32)
     second = rng.standard_normal((branching, branching, width), np.float32)
     second += first[0, :, None]
@@ -154,6 +157,6 @@ def make_tree(branching, width, rng):
 
 
 def same_leaves(tree, documents, beam) -> float:
-    """Share of documents whose best leaf by beam is the best of all leaves."""
+    """Return the share of documents whose best leaf by beam is the best leaf."""
     found = assign_leaves(documents, tree, beam=beam)
     return float(np.mean(found == assign_leaves(documents, tree)))

@@ -1,4 +1,4 @@
-"""What the search benchmark searches: made-up or real embeddings, exact answers."""
+"""Embeddings for the search benchmark, synthetic or real, and their exact answers."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,18 @@ from ehi.model.pretrained import load_tower, resolve
 
 REAL_DATASETS = ("pydocs", "beir/scifact")
 _MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-_LENGTHS = {"queries": 32, "documents": 128}  # tokens: speed needs no more of a text
+_LENGTHS = {"queries": 32, "documents": 128}  # tokens; enough to measure speed
 _CHUNK = 2**16  # rows drawn at once
-# Lengths of what is added to vectors of length about 1. Easy for lists and hard for
-# codes: of 200,000 x 384, 8 of 512 lists find 0.99 of the top 10, 48-byte codes 0.25.
+# Lengths of the noise added to vectors of length about 1. The mixture is easy for lists
+# and hard for codes: with 200,000 x 384, 8 of 512 lists find 0.99 of the top 10, and
+# 48-byte codes find 0.25.
 _WITHIN_CLUSTER, _QUERY_NOISE = 0.7, 0.5
 _COPY_NOISE = 0.4
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is indexed and what is asked.
+    """Documents to index, and queries.
 
     Attributes:
         name: 'mixture' or 'real'.
@@ -44,19 +45,19 @@ def gaussian_mixture(
     seed: int = 0,
     out: np.ndarray | None = None,
 ) -> Collection:
-    """Uneven Gaussian clusters of decaying spectrum, on the sphere.
+    """Draw uneven Gaussian clusters of decaying spectrum, on the sphere.
 
-    Coordinate i of centres and of noise has a standard deviation of i^-0.35; shares of
-    the clusters are uniform on the simplex; queries are documents with noise. Every
-    chunk of rows has its own random numbers, so rows can be drawn in chunks.
+    Coordinate i of centres and noise has a standard deviation of i^-0.35. The sizes of
+    the clusters are uniform on the simplex. Queries are documents with noise. Every
+    chunk of rows has a random generator of its own, so rows can be drawn in chunks.
 
     Args:
         num: documents N.
         width: D.
         num_queries: Q.
         num_clusters: clusters.
-        seed: of everything.
-        out: (N, D) float32 where the documents go, as a memory map; None makes it.
+        seed: seed of all random numbers.
+        out: array (N, D) float32 to fill, such as a memory map; None: a new array.
     """
     rng = np.random.default_rng(seed)
     spectrum = np.arange(1, width + 1, dtype=np.float32) ** -0.35
@@ -78,10 +79,11 @@ def gaussian_mixture(
 
 
 def real_embeddings(num: int, *, num_queries: int, seed: int = 0) -> Collection:
-    """MiniLM embeddings of pydocs and SciFact, repeated with noise until there are N.
+    """Return MiniLM embeddings of pydocs and SciFact, repeated with noise up to N.
 
-    The first copy is exact; noise has the covariance of the documents, so that a copy
-    is as a text like it would be. Encoded once, then read from the cache folder.
+    The first copy is exact. The noise has the covariance of the documents, so a copy
+    resembles the embedding of a similar text. The texts are encoded once, then read
+    from the cache folder.
     """
     documents, queries = (
         np.concatenate([_embed(name, side) for name in REAL_DATASETS])
@@ -103,7 +105,7 @@ def real_embeddings(num: int, *, num_queries: int, seed: int = 0) -> Collection:
 
 
 def _embed(dataset_name: str, side: str) -> np.ndarray:
-    """Embeddings of the documents or the queries of a data set (rows, D)."""
+    """Return embeddings of the documents or the queries of a data set (rows, D)."""
     dataset = open_dataset(dataset_name)
     texts = dataset.query_texts
     if side == "documents":
@@ -118,7 +120,7 @@ def _embed(dataset_name: str, side: str) -> np.ndarray:
 
 
 def exact_top(documents: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k largest inner products of every query, in no order: (Q, k)."""
+    """Return rows of the k largest inner products of each query, unordered (Q, k)."""
     scores = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(documents), _CHUNK // 4):
@@ -133,11 +135,11 @@ def exact_top(documents: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 
 
 def overlap(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean share of each row of `wanted` that is in the same row of `found`."""
+    """Return the mean share of a row of `wanted` that the row of `found` has."""
     pairs = zip(wanted, found, strict=True)
     return float(np.mean([np.isin(rows, others).mean() for rows, others in pairs]))
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows (N, D) scaled to length 1."""
+    """Scale rows (N, D) to length 1."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -2,24 +2,24 @@
 
     python -m experiments.benchmark encode --dataset=pydocs --num-texts=300
 
-Ours and, where it is installed, the peer encode the same texts at the same length and
-precision, tokenising included, repeats in turn, the peer at its best batch size.
+Ours and, if it is installed, the peer take turns to tokenise and encode the same texts
+at the same length and precision. The peer is compared at its best batch size.
 
-  texts/s, tokens/s   of the corpus / median seconds; tokens are real ones, no padding
-  MFU                 F / (seconds x devices x peak), F = sum over the texts of
-                      a + b n + c n^2: 2 x the multiplications of all matrix products of
-                      the tower for a text of its own n tokens, linear layers as n and
-                      attention as n^2, counted in our jaxpr. What is spent on padding,
-                      or on the other texts of a row, is not in it. The peer's F is ours
-  peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, float32
-                      included; of a CPU the best of square products of the type
-  ratio               peer / ours, of the medians; `cpu_ratio` of CPU seconds of all
-                      threads, which others on the machine disturb less
+  texts/s, tokens/s   texts or tokens / median seconds; padding is not counted
+  MFU                 F / (seconds x devices x peak), where F = sum over the texts of
+                      a + b n + c n^2: 2 x the multiplications of the tower's matrix
+                      products for a text of n tokens. Linear layers grow as n,
+                      attention as n^2; both are counted in our jaxpr, without padding
+                      and without the other texts of a row. The peer gets the same F
+  peak                of a GPU or TPU the bfloat16 rate in `flops.PEAKS`, also for
+                      float32; of a CPU the best measured product of the type
+  ratio               peer / ours, of the medians; `cpu_ratio` is that of the CPU
+                      seconds of all threads, which other programs disturb less
   host seconds        of ours with a tower that returns zeros: tokenising, filling rows
-                      and collecting; `host_share` is their part of ours
-  memory              MB at the peak of one more run: of the process over what it held
-                      before, and of a GPU or TPU, if its backend tells, weights
-                      included; jax's is that of all runs of ours
+                      and collecting; `host_share` is their share of ours
+  memory              MB at the peak of one more run: of the process, over before, and
+                      of a GPU or TPU that reports it, with the weights. For jax it is
+                      the peak of all runs so far
 """
 
 import functools
@@ -48,28 +48,30 @@ PACKAGES = ("jax", "flax", "torch", PEER)
 
 
 def add_arguments(command) -> None:
-    """The command line of `encode`."""
+    """Add the options of `encode`."""
     command.add_argument(
         "--dataset", default="pydocs", help="name or path of a data set"
     )
     command.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     command.add_argument("--num-texts", type=int, default=300)
-    command.add_argument("--max-length", type=int, default=256, help="in tokens")
+    command.add_argument("--max-length", type=int, default=256, help="tokens")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     command.add_argument("--repeats", type=int, default=3)
     command.add_argument(
         "--peer-batch-sizes", type=int, nargs="+", default=[32, 64, 128]
     )
     command.add_argument(
-        "--padded-rows", action="store_true", help="also ours with one text a row"
+        "--padded-rows",
+        action="store_true",
+        help="also time ours with one text per row",
     )
     command.add_argument(
-        "--peak-flops", type=float, help="FLOP/s of a device, where it is not known"
+        "--peak-flops", type=float, help="FLOP/s of a device that is not in the list"
     )
 
 
 def benchmark_encode(args) -> dict:
-    """Time ours and the peer in turn; the first run of ours, which compiles, apart."""
+    """Time ours and the peer in turn, after a first run, which compiles ours."""
     peak, source = peak_flops(args.dtype, args.peak_flops)
     texts, pretrained = spread_texts(args.dataset, args.num_texts), resolve(args.model)
     tower = load_tower(pretrained, dtype=jnp.dtype(args.dtype))
@@ -94,7 +96,7 @@ def benchmark_encode(args) -> dict:
     host = functools.partial(ours, tower=zeros_of_width(tower.width))
     host_seconds = float(np.median([timed(host)[0] for _ in range(args.repeats)]))
     return {
-        "dataset": Path(args.dataset).name,  # never a path of the machine
+        "dataset": Path(args.dataset).name,  # results name no path of the machine
         "model": args.model,
         "texts": len(texts),
         "tokens": int(tokens.lengths.sum()),
@@ -103,7 +105,7 @@ def benchmark_encode(args) -> dict:
         "cpus": len(os.sched_getaffinity(0)),
         "device": jax.default_backend(),
         "median_seconds": wall,
-        # Of all threads: what the work costs on a machine that others use as well.
+        # Of all threads; other programs on the machine disturb these less.
         "median_cpu_seconds": cpu,
         "all_seconds": {name: [round(r[name][0], 2) for r in repeats] for name in runs},
         "first_seconds": {name: first[name][0] for name in runs},
@@ -117,7 +119,7 @@ def benchmark_encode(args) -> dict:
         "peer": best,
         "ratio": best and wall[best] / wall["ours"],
         "cpu_ratio": best and cpu[best] / cpu["ours"],
-        # Ours compiles in its first run, so a corpus encoded once pays that too.
+        # The first run of ours compiles; a corpus that is encoded once pays for it.
         "ratio_first_run": best and first[best][0] / first["ours"][0],
         "lowest_cosine": best and lowest_cosine(first["ours"][2], first[best][2]),
         "hardware": hardware(),
@@ -127,12 +129,12 @@ def benchmark_encode(args) -> dict:
 
 
 def speeds(seconds, lengths, flops: float, peak: float) -> dict:
-    """What follows from the seconds of each run; the peer works on one device.
+    """Compute the speeds of each run from its seconds; the peer uses one device.
 
     Args:
       seconds: name of the run -> seconds.
       lengths: tokens of each text (N,).
-      flops: of all texts.
+      flops: FLOPs of all texts.
       peak: FLOP/s of a device.
     """
     ours = jax.local_device_count()
@@ -149,14 +151,14 @@ def speeds(seconds, lengths, flops: float, peak: float) -> dict:
 
 
 def spread_texts(dataset: str, num_texts: int) -> list[str]:
-    """Texts of `num_texts` documents, evenly spread over the corpus."""
+    """Return the texts of `num_texts` documents, evenly spread over the corpus."""
     documents = open_dataset(dataset).documents
     rows = np.linspace(0, len(documents) - 1, min(num_texts, len(documents)))
     return [documents[int(row)].content for row in rows]
 
 
 def our_encoder(pretrained, tower, texts, max_length):
-    """A function that tokenises and encodes, and the tokens."""
+    """Return a function that tokenises and encodes, and the tokens."""
     graphdef, params = nnx.split(tower)
     apply = functools.partial(apply_module, graphdef=graphdef)
     make_tokens = functools.partial(
@@ -177,7 +179,7 @@ def our_encoder(pretrained, tower, texts, max_length):
 
 
 def zeros_of_width(width: int):
-    """What `encode` takes for a tower, without its work."""
+    """Return a tower for `encode` that computes nothing."""
 
     def apply(params, ids, mask):
         texts = () if mask.dtype == bool else (texts_of_row(mask.shape[1]),)
@@ -187,15 +189,15 @@ def zeros_of_width(width: int):
 
 
 def peer_encoder(pretrained, texts, max_length, dtype: str):
-    """A function of the batch size that does the same by sentence-transformers.
+    """Return a function of the batch size that encodes with sentence-transformers.
 
-    In bfloat16 its weights are too, as its users have it.
+    In bfloat16 its weights are bfloat16 too, as is usual with it.
     """
     import torch
     from sentence_transformers import SentenceTransformer
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    if device == "cuda":  # TF32, which is what jax does unless told otherwise
+    if device == "cuda":  # TF32, the default of jax
         torch.set_float32_matmul_precision("high")
     model = SentenceTransformer(str(pretrained.folder), device=device)
     model.to(getattr(torch, dtype))
@@ -208,20 +210,20 @@ def peer_encoder(pretrained, texts, max_length, dtype: str):
 
 
 def timed(run):
-    """Wall seconds of one call, CPU seconds of all its threads, and its result."""
+    """Return the wall seconds of a call, the CPU seconds of all threads, the result."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = run()
     return time.perf_counter() - start, time.process_time() - cpu_start, result
 
 
 def lowest_cosine(a, b) -> float:
-    """Lowest cosine of a row of a with the same row of b."""
+    """Return the lowest cosine between a row of `a` and the same row of `b`."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.min(np.sum(a * b, axis=1) / norms))
 
 
 def table(result: dict) -> str:
-    """The result as Markdown."""
+    """Return the result as Markdown."""
     lines = [
         "| encoder | seconds | texts/s | tokens/s | GFLOP/s | MFU | MB host | device |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

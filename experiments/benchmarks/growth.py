@@ -1,7 +1,7 @@
-"""How time per query and memory grow with the number of documents.
+"""Growth of time per query and memory with the number of documents n.
 
-PQ leaves, as many as the square root of n, searched with the smallest beam that finds
-a given share of what all leaves would return.
+The index has sqrt(n) PQ leaves. It is searched with the smallest beam that finds a
+given share of what a search of all leaves finds.
 """
 
 import json
@@ -19,10 +19,10 @@ from experiments.benchmarks.data import gaussian_mixture, overlap
 from experiments.benchmarks.measure import measured_build
 from experiments.benchmarks.peers import one_level_tree, train
 
-_FLAT_QUERIES = 200  # whose answer over all leaves is computed
+_FLAT_QUERIES = 200  # queries that also search all leaves
 _CLUSTERS, _CLUSTERS_AT = 500, 200_000
 
-# Run by a fresh Python that imports the index and nothing else of this project.
+# Run in a new Python process, which imports only the index of this project.
 _OPEN = """
 import json, sys, time
 import numpy as np
@@ -52,7 +52,7 @@ print(json.dumps({
 
 
 def benchmark_growth(args) -> dict:
-    """Build, open and search an index of every size; fit time per query = a n^b."""
+    """Build, open and search an index of every size; fit: time per query = a n^b."""
     sizes = []
     for num in track(args.growth_sizes, "growth", "sizes"):
         sizes.append(measure_size(num, args))
@@ -71,13 +71,13 @@ def benchmark_growth(args) -> dict:
 
 
 def measure_size(num: int, args) -> dict:
-    """One size: its beam, milliseconds of a query, bytes, and opening by a child."""
+    """Measure one size: beam, milliseconds per query, bytes, and opening the index."""
     leaves = max(2, round(num**0.5))
     clusters = _CLUSTERS
     if args.growth_clusters == "grow":
         clusters = max(2, round(_CLUSTERS * (num / _CLUSTERS_AT) ** 0.5))
     with tempfile.TemporaryDirectory(prefix="ehi-growth-") as folder:
-        # A file, so that documents need no memory of their own.
+        # The documents are in a file, so that they take no memory.
         documents = np.lib.format.open_memmap(
             Path(folder) / "documents.npy", "w+", np.float32, (num, args.dim)
         )
@@ -112,9 +112,9 @@ def measure_size(num: int, args) -> dict:
 
 
 def smallest_beam(index, queries, args) -> tuple[int, float]:
-    """Fewest leaves that find the wanted share of what all leaves return.
+    """Return the fewest leaves that reach the wanted recall, and their recall.
 
-    By doubling, then halving the interval: recall does not fall as the beam grows.
+    Recall does not fall as the beam grows, so the beam is doubled, then bisected.
     """
     queries = queries[:_FLAT_QUERIES]
     most = index.num_leaves
@@ -137,7 +137,7 @@ def smallest_beam(index, queries, args) -> tuple[int, float]:
 
 
 def time_queries(index, queries, beam, args) -> dict:
-    """Medians of milliseconds per query, on one thread, and documents visited."""
+    """Return the median milliseconds per query on one thread, and documents visited."""
     singles, batches = [], []
     visited = index.search(queries, args.k, beam=beam).visited.mean()
     for _ in range(args.repeats):
@@ -156,7 +156,7 @@ def time_queries(index, queries, beam, args) -> dict:
 
 
 def open_in_child(path: Path, beam: int, k: int) -> dict:
-    """Milliseconds to open a saved index and resident memory, in a fresh process."""
+    """Measure in a new process the milliseconds to open an index, and its memory."""
     command = [sys.executable, "-c", _OPEN, str(path), str(beam), str(k)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
@@ -164,7 +164,7 @@ def open_in_child(path: Path, beam: int, k: int) -> dict:
 
 
 def fit_exponent(nums, values) -> float | None:
-    """Slope of log values over log n by least squares; None of fewer than two sizes."""
+    """Return the least-squares slope of log values over log n; None for one size."""
     if len(set(nums)) < 2:
         return None
     return float(np.polyfit(np.log(nums), np.log(values), 1)[0])

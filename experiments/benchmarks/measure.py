@@ -1,4 +1,4 @@
-"""Timing of several systems in turn: seconds, percentiles and ratios."""
+"""Time and memory: systems timed in turn, and the peak memory of a call."""
 
 import ctypes
 import itertools
@@ -12,14 +12,14 @@ import numpy as np
 from ehi.progress import track
 
 THREADS = (1, 2)
-SINGLES = 25  # queries asked one by one before the next system has its turn
-_SINGLE_ROUNDS = 6  # of singles, for each repeat of the batches
+SINGLES = 25  # single queries of a system before the next system's turn
+_SINGLE_ROUNDS = 6  # rounds of single queries for each repeat of the batches
 
 
 def time_systems(systems, queries, args) -> dict:
-    """Seconds of every repeat, by (system, probes) and then by what was timed.
+    """Return the seconds of every repeat, by (system, probes), then by what was timed.
 
-    The systems take turns within every round, each after the one it is compared with.
+    The systems take turns in every round, each after the one it is compared with.
     """
     timings = defaultdict(lambda: defaultdict(list))
     batches = [(threads, probes) for threads in THREADS for probes in args.probes]
@@ -45,8 +45,8 @@ def time_systems(systems, queries, args) -> dict:
 
 
 def timed(run, batches):
-    """Wall seconds of each call, and CPU seconds of all, threads included."""
-    run(batches[0][:1])  # the caches still hold what the system before it read
+    """Return the wall seconds of each call, and the CPU seconds of all threads."""
+    run(batches[0][:1])  # replaces the previous system's data in the CPU caches
     seconds, cpu_start = [], time.process_time()
     for batch in batches:
         start = time.perf_counter()
@@ -56,11 +56,11 @@ def timed(run, batches):
 
 
 def summary(timing, batch: int) -> dict:
-    """Medians as queries per second, and percentiles of single queries in ms.
+    """Return medians in queries per second, and percentiles of single queries in ms.
 
     Args:
-        timing: of one system and number of probes, from `time_systems`.
-        batch: queries of a batch.
+        timing: result of `time_systems` for one system and number of probes.
+        batch: queries per batch.
     """
     latencies = 1000 * np.array(timing["single", "latencies"])
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).tolist()
@@ -76,7 +76,7 @@ def summary(timing, batch: int) -> dict:
 
 
 def ratios(timings, probes, what) -> dict[str, float] | None:
-    """Ours over Faiss in queries per second on one thread; None without Faiss."""
+    """Return ours / Faiss in queries per second on one thread; None without Faiss."""
     if ("faiss raw", probes[0]) not in timings:
         return None
     found = {}
@@ -91,12 +91,8 @@ def ratios(timings, probes, what) -> dict[str, float] | None:
     return found
 
 
-# MERGED experiments_benchmark_memory: Memory of this process, as Linux counts it, and
-# of its device.
-
-
 def measured_build(build):
-    """Result of a call, its wall seconds, and its peak of memory over before in MB."""
+    """Call; return the result, the wall seconds, and the MB at the peak over before."""
     before = _reset_peak()
     start = time.perf_counter()
     result = build()
@@ -106,14 +102,14 @@ def measured_build(build):
 
 
 def peak_memory(run, *, torch: bool) -> dict[str, float | None]:
-    """MB at the peak of a call: `host` over before, `device` with all that it holds.
+    """Return the MB at the peak of a call: `host` over before, `device` in total.
 
     Args:
       run: the call.
-      torch: whether torch does the work. Its count starts anew here; jax's never falls.
+      torch: whether torch does the work. Its peak is reset here; jax's cannot be reset.
 
     Returns:
-      both, None where nobody tells.
+      `host` and `device`; None if the system does not report it.
     """
     cuda = torch and jax.default_backend() == "gpu"
     if cuda:
@@ -130,7 +126,7 @@ def peak_memory(run, *, torch: bool) -> dict[str, float | None]:
 
 
 def memory_mb(field: str) -> float:
-    """A figure of this process as Linux gives it: 'VmRSS' now, 'VmHWM' at its peak."""
+    """Return the MB of this process in Linux: 'VmRSS' now, 'VmHWM' at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -138,9 +134,9 @@ def memory_mb(field: str) -> float:
 
 
 def _reset_peak():
-    """Start a new peak of resident memory; MB now, or None where that is not Linux."""
+    """Reset the peak of resident memory; return the MB now, or None outside Linux."""
     try:
-        # Memory freed but kept by malloc would hide what the call takes.
+        # Otherwise the call could use memory that malloc kept, which is not counted.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         return memory_mb("VmRSS")

@@ -1,7 +1,7 @@
-"""What the search benchmark times: our index, Faiss, ScaNN and usearch.
+"""The systems of the search benchmark: our index, Faiss, ScaNN and usearch.
 
-Ours and Faiss get the same centroids and codebooks. Every system is a `System`, so one
-loop times them all.
+Ours and Faiss get the same centroids and codebooks. Each is a `System`, so one loop
+times them all.
 """
 
 import importlib.util
@@ -20,10 +20,10 @@ from ehi.train.opq import fit_pq
 from experiments.benchmarks.measure import measured_build
 
 PEERS = {"faiss": "faiss", "scann": "baselines", "usearch": "baselines"}  # pip extras
-RERANK = 100  # candidates scored again with vectors
+RERANK = 100  # candidates that are scored again with vectors
 _ITERATIONS = 10  # of k-means
 _ROWS_PER_CENTROID = 100
-_BREADTH_PER_PROBE = 4  # a graph's search breadth beside a number of lists
+_BREADTH_PER_PROBE = 4  # search breadth of a graph for each probed list
 _HNSW = {"connectivity": 16, "expansion_add": 128}
 
 
@@ -32,12 +32,12 @@ class System:
     """One filled index.
 
     Attributes:
-        name: as 'ehi pq', 'faiss raw'.
+        name: such as 'ehi pq' or 'faiss raw'.
         prepare: (probes, threads) -> function from queries (n, D) to rows (n, k).
-        setting: (probes) -> what they mean to it, as {'probes': 8}.
-        bytes_per_doc: codes, vectors and links, not ids.
-        build_seconds: to fill it, training of centroids and codebooks apart.
-        peak_build_mb: most memory while filling over that before, or None.
+        setting: (probes) -> its own setting for them, such as {'probes': 8}.
+        bytes_per_doc: bytes of codes, vectors and links, without ids.
+        build_seconds: time to fill it, without training centroids and codebooks.
+        peak_build_mb: peak memory while filling over before, or None.
     """
 
     name: str
@@ -49,7 +49,7 @@ class System:
 
 
 def train(documents: np.ndarray, lists: int, subspaces: int, seed: int):
-    """Centroids (P, D) of unit length and codebooks (M, 256, S), of a sample."""
+    """Fit centroids (P, D) of unit length and codebooks (M, 256, S) to a sample."""
     rng = np.random.default_rng(seed)
     keys = jax.random.split(jax.random.key(seed))
     samples = [
@@ -67,14 +67,14 @@ def train(documents: np.ndarray, lists: int, subspaces: int, seed: int):
 
 
 def missing(peers: list[str]) -> dict[str, str]:
-    """Which of the peers are not installed, and what installs each.
+    """Return the peers that are not installed, each with its install command.
 
     Raises:
-        ValueError: an unknown peer.
+        ValueError: a peer is unknown.
     """
     for peer in peers:
         if peer not in PEERS:
-            raise ValueError(f"unknown peer {peer!r}: choose of {', '.join(PEERS)}")
+            raise ValueError(f"unknown peer {peer!r}; allowed: {', '.join(PEERS)}")
     return {
         peer: f"pip install -e '.[{PEERS[peer]}]'"
         for peer in peers
@@ -90,7 +90,7 @@ def build_systems(
     k: int,
     peers: list[str],
 ) -> Iterator[System]:
-    """Fill one system after the other, each of Faiss's right after ours like it."""
+    """Fill one system after the other, each of Faiss after the same one of ours."""
     for words in (None, codebooks):
         ours = _ours(documents, centroids, words, k)
         if "faiss" not in peers:
@@ -105,12 +105,12 @@ def build_systems(
 
 
 def one_level_tree(centroids: np.ndarray) -> dict[str, Any]:
-    """The tree of height 1 whose leaves are inverted lists."""
+    """Return the tree of height 1 whose leaves are inverted lists."""
     return {"kind": "per_node", "nodes": [centroids[None]], "scale": 1.0}
 
 
 def _ours(documents, centroids, codebooks, k):
-    """Raw leaves; or PQ leaves, plain and with float16 vectors to re-rank by."""
+    """Yield our index with raw leaves; or with PQ leaves, plain and re-ranked."""
     index, seconds, peak = measured_build(
         lambda: build_index(
             documents, range(len(documents)), tree=one_level_tree(centroids),
@@ -130,7 +130,7 @@ def _ours(documents, centroids, codebooks, k):
     if codebooks is None:
         yield System("ehi raw", prepare, _probes, size, seconds, peak)
         return
-    plain = size - 2 * documents.shape[1]  # its vectors are not read
+    plain = size - 2 * documents.shape[1]  # without the float16 re-ranking vectors
     yield System("ehi pq", prepare, _probes, plain, seconds, peak)
     rerank = max(k, RERANK)
     yield System(
@@ -141,7 +141,7 @@ def _ours(documents, centroids, codebooks, k):
 
 
 def _faiss(documents, centroids, codebooks, k):
-    """IndexIVFFlat; or IndexIVFPQ without residuals, plain and refined."""
+    """Yield an IndexIVFFlat; or an IndexIVFPQ without residuals, plain and refined."""
     import faiss
 
     width, lists = documents.shape[1], len(centroids)
@@ -185,7 +185,7 @@ def _faiss(documents, centroids, codebooks, k):
 
 
 def _scann(documents, lists, k):
-    """Its tree, 4-bit anisotropic codes of 2 dimensions, re-ordering by vectors."""
+    """Return ScaNN: tree, 4-bit anisotropic codes of 2 dimensions, re-ordering."""
     import scann
 
     rerank = max(k, RERANK)
@@ -218,7 +218,7 @@ def _scann(documents, lists, k):
 
 
 def _usearch(documents, k):
-    """Its HNSW graph over float32 vectors."""
+    """Return usearch: an HNSW graph over float32 vectors."""
     from usearch.index import Index
 
     index = Index(ndim=documents.shape[1], metric="ip", dtype="f32", **_HNSW)

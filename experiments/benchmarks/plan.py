@@ -1,26 +1,26 @@
-"""What 1M to 1B documents take, computed from what the other benchmarks measured.
+"""Cost of 1M to 1B documents, computed from the results of the other benchmarks.
 
     python -m experiments.benchmark plan --train-devices=8 --encode-devices=8 \\
         --constants train.json encode.json build.json search.json step-search.json
 
-Reads their JSON files, each known by its keys, and prints a Markdown table. With C
-documents, and C0 those of the measurement:
+Reads their JSON files, which it recognises by their keys, and prints a Markdown table.
+With C documents, and C0 documents in the measurement:
 
   training   C x --examples-per-document / (examples/s of `train` x devices)
   encoding   C x --tokens-per-document / (tokens/s of `encode` x devices)
   building   C / (documents/s of `build`), one machine
-  memory     C x (index bytes / C0), and the tree's parameters x sqrt(C / C0), since
-             the leaves grow with the root of the documents; from `build`
+  memory     index bytes x C / C0, and tree parameters x sqrt(C / C0), since the number
+             of leaves grows as the root of C; from `build`
   latency    median ms of a single query for PQ leaves at the fewest probes, from
-             `search`, x C / C0: the same share of the documents visited. With the
-             file of `search --growth`, ms at its largest size x (C / C0)^b, b being its
-             measured exponent at the same recall.
-  step       seconds of one `step-search` x C / C0 x d0 / devices of training: what JPQ
-             adds to every training step
+             `search`, x C / C0: the same share of documents is visited. With the file
+             of `search --growth`: ms at its largest size x (C / C0)^b, where b is the
+             exponent measured at equal recall.
+  step       seconds of one `step-search` x C / C0 x d0 / training devices: the time
+             that JPQ adds to every training step
 
-A cell is `measured` where C = C0 and, of training and encoding, never: their rates come
-from a sample. All others say `extrapolated`: they are the formula and no more, and
-assume that devices share the work without loss. What no file measured says so.
+A cell with C = C0 is `measured`, except for training and encoding, whose rates come
+from a sample. All other cells are `extrapolated`: they are only the formula, and assume
+that devices share the work without loss. A row without a file is `not measured`.
 """
 
 import json
@@ -42,8 +42,11 @@ KEYS = {
 
 
 def add_arguments(command) -> None:
-    """The command line of `plan`."""
-    command.add_argument("--constants", type=Path, nargs="+", required=True)
+    """Add the options of `plan`."""
+    command.add_argument(
+        "--constants", type=Path, nargs="+", required=True,
+        help="JSON files of other benchmarks",
+    )  # fmt: skip
     command.add_argument("--tokens-per-document", type=float, default=128)
     command.add_argument(
         "--examples-per-document", type=float, default=1.0, help="training examples"
@@ -53,7 +56,7 @@ def add_arguments(command) -> None:
 
 
 def benchmark_plan(args) -> str:
-    """The table in Markdown, what it was computed from below it."""
+    """Return the table in Markdown, followed by the sources of its numbers."""
     found = read(args.constants)
     rows = {
         "training": training(found, args),
@@ -83,43 +86,43 @@ def benchmark_plan(args) -> str:
 
 
 def read(paths) -> dict[str, dict]:
-    """Benchmark -> its result.
+    """Return benchmark -> its result.
 
     Raises:
-      ValueError: a file is no benchmark's, or two are of the same one.
+      ValueError: a file is not of a benchmark, or two files are of the same one.
     """
     found = {}
     for path in paths:
         try:
             result = json.loads(Path(path).read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from None
+            raise ValueError(f"{path} is not a JSON file: {error}") from None
         kind = kind_of(result)
         if kind is None:
             raise ValueError(
-                f"{path} is of no benchmark known here; allowed: {', '.join(KEYS)}"
+                f"{path} is not of a known benchmark; allowed: {', '.join(KEYS)}"
             )
         if kind in found:
-            raise ValueError(f"{path} is a second file of {kind!r}; give one")
+            raise ValueError(f"{path} is the second file of {kind!r}; give one")
         found[kind] = result
     return found
 
 
 def kind_of(result) -> str | None:
-    """The benchmark that a result is of, or None."""
+    """Return the benchmark that made a result, or None."""
     if not isinstance(result, dict):
         return None
     steps = result.get("steps")
     if isinstance(steps, dict) and "whole" in steps:
         return "train"
     if "tokens" not in result and "median_seconds" in result:
-        return None  # of `benchmark_step`
+        return None  # of a former benchmark of the train step
     kinds = [kind for kind, key in KEYS.items() if kind != "train" and key in result]
     return kinds[0] if kinds else None
 
 
 def training(found, args):
-    """Cells of training."""
+    """Return the cells of training."""
     if "train" not in found:
         return None
     result = found["train"]
@@ -131,7 +134,7 @@ def training(found, args):
 
 
 def encoding(found, args):
-    """Cells of encoding."""
+    """Return the cells of encoding."""
     if "encode" not in found:
         return None
     rate = found["encode"]["tokens"] / found["encode"]["median_seconds"]["ours"]
@@ -142,7 +145,7 @@ def encoding(found, args):
 
 
 def building(found):
-    """Cells of building."""
+    """Return the cells of building."""
     if "build" not in found:
         return None
     rate, start = found["build"]["documents_per_second"], found["build"]["documents"]
@@ -150,7 +153,7 @@ def building(found):
 
 
 def memory(found):
-    """Cells of the memory of the index."""
+    """Return the cells of the memory of the index."""
     if "build" not in found:
         return None
     start = found["build"]["documents"]
@@ -163,7 +166,7 @@ def memory(found):
 
 
 def latency(found):
-    """Cells of the latency of a query."""
+    """Return the cells of the latency of a query."""
     if "growth" in found:
         growth = found["growth"]["growth"]
         largest = max(growth["sizes"], key=lambda size: size["documents"])
@@ -194,12 +197,12 @@ def step(found, args):
 
 
 def cell(text: str, measured: bool = False) -> str:
-    """A value, and where it comes from."""
+    """Return a value and its origin."""
     return f"{text} ({'measured' if measured else 'extrapolated'})"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
+    """Format seconds in the unit that reads best."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
@@ -207,14 +210,14 @@ def duration(seconds: float) -> str:
 
 
 def size(mebibytes: float) -> str:
-    """MiB, or GiB where that is one or more."""
+    """Format MiB, as GiB from one GiB on."""
     if mebibytes >= 1024:
         return f"{mebibytes / 1024:.3g} GiB"
     return f"{mebibytes:.3g} MiB"
 
 
 def describe(result: dict) -> str:
-    """Where a constant was measured, on one line."""
+    """Return on one line where a constant was measured."""
     documents = result.get("documents", result.get("mixture", {}).get("documents"))
     parts = [f"{documents:,} documents"] if documents else []
     parts += [f"{result['texts']:,} texts"] if "texts" in result else []

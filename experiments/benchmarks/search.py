@@ -2,10 +2,10 @@
 
     python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
 
-One process, the same documents, queries and exact answers. Ours and Faiss search the
-same inverted lists with the same codes, so `ratios` (ours over Faiss, queries/s on one
-thread) are about code only; what is compared runs in turn, as other work on the machine
-comes and goes.
+All systems run in one process, with the same documents, queries and exact answers. Ours
+and Faiss search the same inverted lists with the same codes, so that `ratios` (ours /
+Faiss, queries/s on one thread) compare only code. Systems take turns, because the load
+of the machine changes.
 """
 
 import json
@@ -43,29 +43,34 @@ _CURVE_PROBES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def add_arguments(command) -> None:
-    """The command line of `search`."""
+    """Add the options of `search`."""
     command.add_argument("--n", type=int, default=200_000, help="documents")
     command.add_argument("--dim", type=int, default=384, help="width of the mixture")
     command.add_argument(
-        "--peers", default=",".join(PEERS), help="of " + ", ".join(PEERS)
-    )
+        "--peers", default=",".join(PEERS),
+        help="comma-separated, of " + ", ".join(PEERS),
+    )  # fmt: skip
     command.add_argument(
         "--data", choices=("mixture", "real"), default="mixture",
         help="'real' adds MiniLM embeddings of pydocs and SciFact",
     )  # fmt: skip
-    command.add_argument("--lists", type=int, default=512, help="leaves of a tree")
-    command.add_argument("--subspaces", type=int, default=48, help="bytes of a code")
-    command.add_argument("--probes", type=int, nargs="+", default=[8, 32])
-    command.add_argument("--k", type=int, default=10)
-    command.add_argument("--num-queries", type=int, default=1000, help="of a batch")
+    command.add_argument("--lists", type=int, default=512, help="number of leaves")
+    command.add_argument("--subspaces", type=int, default=48, help="bytes per code")
+    command.add_argument(
+        "--probes", type=int, nargs="+", default=[8, 32], help="leaves to visit"
+    )
+    command.add_argument("--k", type=int, default=10, help="number of results")
+    command.add_argument(
+        "--num-queries", type=int, default=1000, help="queries per batch"
+    )
     command.add_argument("--repeats", type=int, default=7)
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--json", type=Path, help="file to write the results to")
+    command.add_argument("--json", type=Path, help="file for the results")
     command.add_argument(
-        "--figure", type=Path, help="PNG file; default: beside --json, where given"
+        "--figure", type=Path, help="PNG file (default: beside --json, if given)"
     )
     command.add_argument(
-        "--growth", action="store_true", help="instead, sweep the number of documents"
+        "--growth", action="store_true", help="sweep the number of documents instead"
     )
     command.add_argument(
         "--growth-sizes", type=int, nargs="+",
@@ -75,24 +80,24 @@ def add_arguments(command) -> None:
     command.add_argument("--growth-recall", type=float, default=0.9)
     command.add_argument(
         "--growth-clusters", choices=("grow", "fixed"), default="grow",
-        help="'grow': as the square root of n, like the leaves",
+        help="'grow': as the square root of n, like the number of leaves",
     )  # fmt: skip
     command.set_defaults(run=benchmark_search)
 
 
 def benchmark_search(args) -> dict:
-    """Run what the command line asks for; write the files it names."""
+    """Run the comparison or the growth sweep; write the files that were asked for."""
     peers = [peer for peer in args.peers.split(",") if peer]
     not_run = missing(peers)
     for peer, command in not_run.items():
-        print(f"{peer} is not installed and not run: {command}", file=sys.stderr)
+        print(f"{peer} is not installed, so it is skipped: {command}", file=sys.stderr)
     results = {
         "arguments": {name: str(value) for name, value in vars(args).items()
                       if name not in ("run", "json", "figure") and value is not None},
         "not_run": not_run,
         "cpus": len(os.sched_getaffinity(0)),
         "hardware": hardware(),
-        "blas": blas_architecture(),  # whose kernels NumPy runs
+        "blas": blas_architecture(),  # the kernels that NumPy runs
         "git_commit": git_commit(Path(__file__).parent),
         "versions": versions(PACKAGES),
     }  # fmt: skip
@@ -115,19 +120,19 @@ def benchmark_search(args) -> dict:
 
 
 def make_mixture(args):
-    """The Gaussian mixture."""
+    """Return the Gaussian mixture."""
     return gaussian_mixture(
         args.n, args.dim, num_queries=args.num_queries, seed=args.seed
     )
 
 
 def make_real(args):
-    """The MiniLM embeddings."""
+    """Return the MiniLM embeddings."""
     return real_embeddings(args.n, num_queries=args.num_queries, seed=args.seed)
 
 
 def compare(collection, args, peers) -> dict:
-    """All systems on one collection: rows of results, ratios, a curve."""
+    """Compare all systems on one collection: rows of results, ratios, a curve."""
     documents, queries = collection.documents, collection.queries
     exact = exact_top(documents, queries, args.k)
     start = time.perf_counter()
@@ -164,7 +169,7 @@ def compare(collection, args, peers) -> dict:
         "systems": rows,
         "same_top10": same_answers(found, args.probes),
         "ratios": ratios(timings, args.probes, "seconds"),
-        # Of all threads: what the work costs on a machine that others use as well.
+        # Of all threads; other programs on the machine disturb these less.
         "cpu_ratios": ratios(timings, args.probes, "cpu_seconds"),
         "two_threads_over_one": thread_ratios(rows),
         "curve": curve(systems, queries, exact, args),
@@ -173,7 +178,7 @@ def compare(collection, args, peers) -> dict:
 
 
 def thread_ratios(rows) -> dict[str, float]:
-    """Queries per second of a batch on two threads over one, by system and setting."""
+    """Return queries/s on two threads over one thread, by system and setting."""
     found = {}
     for row in rows:
         setting = row.get("probes", row.get("expansion"))
@@ -183,7 +188,7 @@ def thread_ratios(rows) -> dict[str, float]:
 
 
 def same_answers(found, probes) -> dict[str, float]:
-    """Share of Faiss's results that ours returned too, at every number of probes."""
+    """Return the share of Faiss's results that ours also returned, by probes."""
     return {
         f"{kind}_{p}": overlap(found[f"ehi {kind}", p], found[f"faiss {kind}", p])
         for kind in ("raw", "pq")
@@ -193,7 +198,7 @@ def same_answers(found, probes) -> dict[str, float]:
 
 
 def curve(systems, queries, exact, args) -> list[dict]:
-    """Recall and queries per second of a batch on one thread, over many settings."""
+    """Measure recall and queries/s of a batch on one thread over many settings."""
     points = []
     probes = [p for p in _CURVE_PROBES if p <= args.lists]
     with Progress("curve", len(probes) * len(systems), "points") as progress:
@@ -209,7 +214,7 @@ def curve(systems, queries, exact, args) -> list[dict]:
 
 
 def draw(results, path: Path) -> None:
-    """Recall against throughput, one panel a file: PATH, and PATH-real beside it."""
+    """Draw throughput against recall, one file per collection: PATH and PATH-real."""
     for name, result in results.items():
         title = f"{result['documents']:,} x {result['width']}, {name}, 1 thread"
         figure, axes = figures.new_axes(title)

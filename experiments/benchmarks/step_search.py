@@ -2,18 +2,18 @@
 
     python -m experiments.benchmark step-search --documents=8800000 --bytes=96
 
-Random queries, codebooks of 256 words and codes, from one seed; `search_codes` as the
-step calls it, jitted, over all devices of the mesh. Beside the measured time stands
-what it should take at best, with N queries, C documents, D dimensions, M bytes, d
-devices:
+Times `search_codes` as the step calls it, jitted, on all devices of the mesh, with
+random queries, codes and codebooks of 256 codewords. Beside it stands a predicted lower
+bound, with N queries, C documents, D dimensions, M bytes per code and d devices:
 
   products   2 N C D / (d x FLOP/s of a float32 product at full precision)
   gathers    4 C D / (d x bytes/s of gathering one codeword after the other)
-  predicted  their sum: a chunk is decoded before it is multiplied
+  predicted  their sum, since a chunk is decoded before it is multiplied
 
-Both rates are measured here, on one device: the product of one chunk, and its decoding.
-The best k are not in it, so measured - predicted is what they, and the loop, take.
-Memory is that of the compiled search on one device, and what `search_codes` states.
+Both rates are measured here, on one device, for the product of one chunk and for its
+decoding. The prediction leaves out the selection of the best k and the loop: they take
+measured - predicted. Memory is that of the compiled search on one device, beside the
+sizes that `search_codes` states.
 """
 
 import functools
@@ -34,18 +34,20 @@ PACKAGES = ("jax", "jaxlib")
 
 
 def add_arguments(command) -> None:
-    """The command line of `step-search`."""
+    """Add the options of `step-search`."""
     command.add_argument("--documents", type=int, default=1_000_000)
-    command.add_argument("--bytes", type=int, default=96, help="of a code")
-    command.add_argument("--batch", type=int, default=32, help="queries")
+    command.add_argument("--bytes", type=int, default=96, help="bytes per code")
+    command.add_argument("--batch", type=int, default=32, help="queries per step")
     command.add_argument("--dim", type=int, default=768)
-    command.add_argument("--top-k", type=int, default=200)
-    command.add_argument("--chunk", type=int, default=65536, help="documents")
+    command.add_argument("--top-k", type=int, default=200, help="results per query")
+    command.add_argument(
+        "--chunk", type=int, default=65536, help="documents scored at once"
+    )
     command.add_argument("--repeats", type=int, default=5)
 
 
 def benchmark_step_search(args) -> dict:
-    """Compile the search, time it, and predict its time from the rates of its parts."""
+    """Compile and time the search, and predict its time from the rates of its parts."""
     if args.dim % args.bytes:
         raise ValueError(f"--dim={args.dim} is no multiple of --bytes={args.bytes}")
     mesh = make_mesh()
@@ -78,7 +80,7 @@ def benchmark_step_search(args) -> dict:
 
 
 def make_arrays(args, mesh):
-    """Queries and codebooks on every device; the codes in equal parts."""
+    """Return queries and codebooks on every device, and the codes in equal parts."""
     rng = np.random.default_rng(0)
     shape = (args.bytes, CODEWORDS, args.dim // args.bytes)
     q = rng.standard_normal((args.batch, args.dim), np.float32)
@@ -90,7 +92,7 @@ def make_arrays(args, mesh):
 
 
 def repeat(call, repeats: int) -> list[float]:
-    """Seconds of calls, after one that is not timed."""
+    """Return the seconds of every call, after one call that is not timed."""
     jax.block_until_ready(call())
     seconds = []
     for _ in range(repeats):
@@ -101,7 +103,7 @@ def repeat(call, repeats: int) -> list[float]:
 
 
 def part_rates(args, q, codebooks, codes) -> tuple[float, float]:
-    """FLOP/s of the product of one chunk and bytes/s of its decoding, on a device."""
+    """Measure FLOP/s of the product of a chunk, and bytes/s of decoding it."""
     q, codebooks = (jnp.asarray(np.asarray(x)) for x in (q, codebooks))
     block = jnp.asarray(np.asarray(codes[: args.chunk]))  # (c, M)
     vectors = jax.jit(decode)(codebooks, block.astype(jnp.int32))  # (c, D)
@@ -122,7 +124,7 @@ def part_rates(args, q, codebooks, codes) -> tuple[float, float]:
 
 
 def predict(args, devices: int, flops_rate: float, gather_rate: float) -> dict:
-    """Seconds of the two parts, by the formulas at the top of this file."""
+    """Predict the seconds of both parts by the formulas at the top of this file."""
     flops = 2.0 * args.batch * args.documents * args.dim
     gathered = 4.0 * args.documents * args.dim
     parts = {
@@ -138,7 +140,7 @@ def predict(args, devices: int, flops_rate: float, gather_rate: float) -> dict:
 
 
 def table(result: dict) -> str:
-    """The result as Markdown."""
+    """Return the result as Markdown."""
     memory, stated = result["memory_bytes"], result["stated_bytes"]
     parts = result["predicted_parts"]
     return "\n".join(

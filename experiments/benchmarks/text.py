@@ -2,10 +2,10 @@
 
     python -m experiments.benchmark text --json=FILE
 
-Real questions of `--words` words, one after the other, as a service gets them: the
-milliseconds of `search_text`, and of the embedding within it. Where it is installed,
+Asks real questions of `--words` words one after the other, as a service does, and
+measures the milliseconds of `search_text` and of its embedding. If it is installed,
 sentence-transformers embeds the same questions in turn; `ratio` is its median over
-ours. The documents are random vectors: what a leaf holds changes no time.
+ours. The documents are random vectors: their values do not change the time.
 """
 
 import importlib.util
@@ -26,10 +26,10 @@ _WARM_UP = 10
 
 
 def add_arguments(command) -> None:
-    """The command line of `text`."""
+    """Add the options of `text`."""
     command.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
-    command.add_argument("--dataset", default="pydocs", help="whose queries are asked")
-    command.add_argument("--words", type=int, default=12)
+    command.add_argument("--dataset", default="pydocs", help="source of the questions")
+    command.add_argument("--words", type=int, default=12, help="words per question")
     command.add_argument("--queries", type=int, default=200)
     command.add_argument("--documents", type=int, default=100_000)
     command.add_argument("--leaves", type=int, default=512)
@@ -38,7 +38,7 @@ def add_arguments(command) -> None:
 
 
 def benchmark_text(args) -> dict:
-    """Ask every question of every system in turn."""
+    """Ask every system every question, in turn."""
     questions = questions_of(args.dataset, args.words, args.queries)
     pretrained = resolve(args.model)
     index = make_index(args, pretrained)
@@ -62,7 +62,7 @@ def benchmark_text(args) -> dict:
     names = ("dataset", "words", "documents", "leaves", "beam", "threads")
     return {
         **{name: getattr(args, name) for name in names},
-        "dataset": Path(args.dataset).name,  # never a path of the machine
+        "dataset": Path(args.dataset).name,  # results name no path of the machine
         "model": pretrained.name,
         "queries": len(questions),
         "milliseconds": {
@@ -80,10 +80,10 @@ def benchmark_text(args) -> dict:
 
 
 def questions_of(dataset: str, words: int, num: int) -> list[str]:
-    """The first `words` words of queries that have as many, evenly spread.
+    """Return the first `words` words of the queries that have as many, evenly spread.
 
     Raises:
-      ValueError: no query is as long.
+      ValueError: no query is long enough.
     """
     texts = [text.split() for text in open_dataset(dataset).query_texts]
     long = [" ".join(text[:words]) for text in texts if len(text) >= words]
@@ -94,7 +94,7 @@ def questions_of(dataset: str, words: int, num: int) -> list[str]:
 
 
 def make_index(args, pretrained):
-    """Random vectors in the leaves of a random tree, and the tower's name."""
+    """Return an index of random vectors in a random tree, which names the tower."""
     rng = np.random.default_rng(0)
     width = pretrained.config["width"]
 
@@ -124,7 +124,7 @@ def _peer(pretrained):
 
 
 def table(result: dict) -> str:
-    """Milliseconds as Markdown."""
+    """Return the milliseconds as Markdown."""
     lines = ["| | p50 ms | p95 | p99 |", "|---|--:|--:|--:|"]
     for name, found in result["milliseconds"].items():
         numbers = " | ".join(f"{value:.2f}" for value in found.values())
