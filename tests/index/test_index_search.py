@@ -1,8 +1,5 @@
 """A search is the slow reference's, in batches, in threads and one query at a time."""
 
-import subprocess
-import sys
-
 import index_reference as reference
 import numpy as np
 import pytest
@@ -239,17 +236,3 @@ def test_fewer_candidates_than_results_are_refused():
     index, _, queries = make(rerank_vectors=True)
     with pytest.raises(ValueError, match="rerank=4 candidates are fewer than k=5"):
         index.search(queries, 5, rerank=4)
-
-
-def test_importing_the_index_loads_numpy_and_threadpoolctl_only():
-    code = (
-        "import sys; before = set(sys.modules); import ehi.index\n"
-        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "print(sorted(new - set(sys.stdlib_module_names)))\n"
-        "print(sorted(n for n in sys.modules if n.startswith('ehi.')"
-        " and not n.startswith('ehi.index')))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split("\n")[:2] == ["['ehi', 'numpy', 'threadpoolctl']", "[]"]
