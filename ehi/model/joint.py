@@ -1,4 +1,4 @@
-"""Encoder + tree + leaves: the only place where the three meet."""
+"""The whole model: encoder, tree and leaves in one module."""
 
 import jax
 import jax.numpy as jnp
@@ -28,29 +28,29 @@ GROUPS = (
 class JointIndex(nnx.Module):
     """A differentiable index: text (or tower output) -> embedding -> leaf -> code.
 
-    ``q = head(tower(query))``, ``d = head(tower(document))``; a document lives in leaf
-    ``l(d) = argmax p(leaf | d)`` and is stored there as
-    ``d_hat = c_l + R decode(encode(R' (d - c_l)))``. Every part but the head may be
-    absent: without a router there is one leaf, without a quantiser ``d_hat = d``.
+    ``q = head(tower(query))``, ``d = head(tower(document))``. A document belongs to the
+    leaf ``l = argmax p(leaf | d)``, which stores it as
+    ``d_hat = c_l + R decode(encode(R' (d - c_l)))``. Only the head is required: without
+    a router there is one leaf, without a quantiser ``d_hat = d``.
 
     Args:
       tower_width: T, width of the tower's output.
       width: D, width of an embedding.
       head_hidden: width of the head's hidden layer; 0 for a linear head.
-      query_head: give queries a head of their own.
-      tower: the text encoder, or None when its outputs are cached and fed instead.
-      query_tower: a text encoder of the queries' own, where that of the documents is
-        frozen (JPQ), or None for one encoder called twice.
+      query_head: whether queries have their own head.
+      tower: the text encoder, or None if the inputs are its cached outputs.
+      query_tower: a separate text encoder of queries, for methods that freeze that of
+        the documents (JPQ), or None if one encoder serves both.
       tree: arguments of ``make_router`` (``kind, height, branching, hidden``) plus
-        ``query_router``, whether queries have a router of their own (which then has
-        the hidden layer); None for no tree.
+        ``query_router``, whether queries have their own router (then only that has the
+        hidden layer); None for no tree.
       num_subspaces: M; 0 for raw leaves.
       num_codewords: K, 16 or 256.
-      rotation: 'none', 'fixed' (the start stays), 'learned' (start times Cayley) or
-        'givens' (turned by `ehi.train.givens`).
+      rotation: 'none', 'fixed' (never trained), 'learned' (start times Cayley) or
+        'givens' (updated by `ehi.train.givens`).
       residual: quantise the difference to a learned centroid of the leaf; a router that
         has centroids of its leaves (`Router.centroids`) shares them.
-      frozen_codes: documents keep the codes of the start; see `ProductQuantiser`.
+      frozen_codes: whether documents keep their first codes; see `ProductQuantiser`.
       codeword_gradient: whether ranking losses reach the codewords.
     """
 
@@ -133,7 +133,7 @@ class JointIndex(nnx.Module):
         return self.router.centroids() if tied else self.leaf_centroids[...]
 
     def rotate(self, d: jax.Array, log_p: jax.Array | None = None):
-        """What is quantised of documents: rotated residuals.
+        """The vectors of documents that are quantised: rotated residuals.
 
         Args:
           d: embeddings (N, D).
@@ -156,14 +156,16 @@ class JointIndex(nnx.Module):
         Args:
           d: embeddings (N, D).
           log_p: log p(leaf | d) (N, P); needed with residual codes.
-          balance: keyword arguments of `balanced_codes`, to spread these documents
-            evenly over the codewords; None for the nearest ones.
+          balance: keyword arguments of `balanced_codes`, to spread the documents evenly
+            over the codewords; None to choose the nearest codewords.
 
         Returns:
-          d_hat (N, D), whose gradient reaches the embeddings, the chosen codewords,
-          the rotation and the leaf centroids; z and z_hat (N, D), what was quantised
-          and its plain reconstruction, both rotated; d_plain (N, D), what the index
-          will hold, without a gradient to d; codes (N, M).
+          d_hat: (N, D), whose gradient reaches the embeddings, the chosen codewords,
+            the rotation and the leaf centroids.
+          z: (N, D), the rotated vectors that were quantised.
+          z_hat: (N, D), their reconstruction, without a gradient to d.
+          d_plain: (N, D), z_hat rotated back: what the index will store.
+          codes: (N, M).
         """
         z, c, rotation = self.rotate(d, log_p)
         if balance is None:
@@ -182,7 +184,7 @@ class JointIndex(nnx.Module):
 
 
 def _routers(tree: dict | None, width: int, rngs: nnx.Rngs):
-    """The documents' router, and the queries' own where they have one."""
+    """The router of documents, and that of queries if they have their own."""
     if tree is None:
         return None, None
     tree = dict(tree)
@@ -202,7 +204,7 @@ def _check_residual(residual: bool, tree: dict | None, num_subspaces: int) -> No
 
 
 def _features(tower, inputs, chunk: int) -> jax.Array:
-    """Tower outputs: ``inputs`` itself if cached (N, T), else of (ids, mask)."""
+    """Tower outputs (N, T): ``inputs`` itself, or the tower's of (ids, mask)."""
     if not isinstance(inputs, tuple):
         return inputs
     if not chunk or inputs[0].shape[0] <= chunk:
@@ -211,10 +213,10 @@ def _features(tower, inputs, chunk: int) -> jax.Array:
 
 
 def _in_chunks(tower, inputs, chunk: int) -> jax.Array:
-    """Encode ``chunk`` rows at a time, recomputing activations in the backward pass.
+    """Encode ``chunk`` rows at a time, and again in the backward pass.
 
-    The exact gradient with the memory of one chunk (gradient caching; Gao et al. 2021,
-    arXiv 2101.06983): between the two passes only the embeddings are kept.
+    The gradient is exact and takes the memory of one chunk, since only the embeddings
+    are kept between the passes (gradient caching; Gao et al. 2021, arXiv 2101.06983).
     """
     rows = inputs[0].shape[0]
     if rows % chunk:

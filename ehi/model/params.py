@@ -7,15 +7,15 @@ from flax import nnx
 def split_model(model: nnx.Module):
     """A module as (graphdef, {'group/.../name': array}).
 
-    The flat dictionary is what the optimiser, the checkpoint and the index exporter
-    see: a group is the part of a name before the first slash.
+    Optimiser, checkpoint and index export work on the flat dictionary. The part of a
+    name before the first slash is its group.
     """
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, _flatten(nnx.to_pure_dict(state))
 
 
 def merge_model(graphdef, params: dict[str, jax.Array]) -> nnx.Module:
-    """The inverse of `split_model`; inside jit it costs nothing at run time."""
+    """The inverse of `split_model`; inside jit it costs no run time."""
     nested: dict = {}
     for name, value in params.items():
         *path, last = (int(p) if p.isdigit() else p for p in name.split("/"))
@@ -27,7 +27,7 @@ def merge_model(graphdef, params: dict[str, jax.Array]) -> nnx.Module:
 
 
 def has_tower(params: dict[str, jax.Array]) -> bool:
-    """Whether these are of a model that encodes text, not cached tower outputs."""
+    """Whether the model encodes text; else it takes cached tower outputs."""
     return any(name.startswith("tower/") for name in params)
 
 

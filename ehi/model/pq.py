@@ -1,24 +1,23 @@
-"""Product quantisation inside the model: codebooks, learned straight through the codes.
+"""Product quantisation in the model: codebooks with straight-through gradients.
 
-A rotated embedding z is cut into M subvectors, and each is replaced by the nearest of K
-codewords; the M numbers are the code. The rotation is in `ehi.model.rotation`.
+A rotated embedding z is cut into M subvectors. Each is replaced by the nearest of its K
+codewords, whose M numbers are the code. `ehi.model.rotation` has the rotation.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Codes are discrete: they do not survive products rounded to TF32 or bfloat16 on an
-# accelerator.
+# Products rounded to TF32 or bfloat16 on an accelerator would choose other codes.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 def encode(codebooks: jax.Array, z: jax.Array) -> jax.Array:
     """The codes (N, M) int32 of rotated embeddings z (N, D), codebooks (M, K, S).
 
-    ``code_m = argmin_k |z_m - c_mk|^2``. One subspace after the other, so that only
-    (K, N) distances exist at a time: 45 ms for 4,096 rows of 24 x 256 codewords on 2
-    cores, where one batched einsum over the subspaces and argmin take 350 ms.
+    ``code_m = argmin_k |z_m - c_mk|^2``. The loop over subspaces keeps only (K, N)
+    distances at a time: 45 ms for 4,096 rows of 24 x 256 codewords on 2 cores; one
+    einsum over all subspaces and argmin take 350 ms.
     """
     m, _, s = codebooks.shape
     parts = z.T.reshape(m, s, z.shape[0])  # (M, S, N)
@@ -29,9 +28,9 @@ def encode(codebooks: jax.Array, z: jax.Array) -> jax.Array:
 def nearest(
     words: jax.Array, columns: jax.Array, where: jax.Array | None = None
 ) -> jax.Array:
-    """The word nearest to each column, of equally near ones the first.
+    """The word nearest to each column; among equals, the first.
 
-    ``argmin_k |c_k|^2 / 2 - <x_n, c_k>``, which orders like ``|x_n - c_k|^2``.
+    ``argmin_k |c_k|^2 / 2 - <x_n, c_k>``, the same as ``argmin_k |x_n - c_k|^2``.
 
     Args:
       words: c (K, S).
@@ -45,7 +44,7 @@ def nearest(
     distances = half_norms - jnp.dot(words, columns, precision=_EXACT)  # (K, N)
     if where is not None:
         distances = jnp.where(where, distances, jnp.inf)
-    # Twice a plain minimum: XLA vectorises it on CPU, unlike argmin (half the time).
+    # XLA vectorises two plain minima on a CPU, but not argmin: half the time.
     number = jnp.arange(len(words), dtype=jnp.int32)[:, None]
     return jnp.where(distances == distances.min(0), number, len(words)).min(0)
 
@@ -53,9 +52,9 @@ def nearest(
 def decode(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
     """z_hat (N, D) of codes (N, M): the chosen codewords side by side.
 
-    A gather from the codewords of all subspaces in one list. Its gradient is a
-    scatter-add, which is fast even on CPU: 1 ms for 4,096 rows of 24 x 256 codewords,
-    against 60-100 ms for a product with one-hot codes.
+    A gather from one list of the codewords of all subspaces. Its gradient, a
+    scatter-add, is fast even on a CPU: 1 ms for 4,096 rows of 24 x 256 codewords; a
+    product with one-hot codes takes 60-100 ms.
     """
     m, k, s = codebooks.shape
     chosen = codebooks.reshape(m * k, s)[codes + k * jnp.arange(m)]  # (N, M, S)
@@ -63,16 +62,16 @@ def decode(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 class ProductQuantiser(nnx.Module):
-    """M codebooks of K codewords, for gradients from both sides of the code.
+    """M codebooks of K codewords; gradients reach the embedding and the codewords.
 
     Args:
       width: D, of the (rotated) embeddings.
       num_subspaces: M, which must divide D.
       num_codewords: K, 16 (half a byte a subspace) or 256 (one byte).
-      frozen_codes: choose codes by the codebooks of the start, whatever the trained
-        ones have become, so that a document keeps its code (JPQ: Zhan et al. 2021,
-        arXiv 2108.00644, section 4).
-      rngs: key of the random codebooks, of the size of unit embeddings' subvectors.
+      frozen_codes: choose codes by the codebooks of the start, not by the trained ones,
+        so that a document keeps its code (JPQ: Zhan et al. 2021, arXiv 2108.00644,
+        section 4).
+      rngs: key of the random codebooks, as long as subvectors of unit embeddings.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class ProductQuantiser(nnx.Module):
         self.assign_codebooks = nnx.Param(codebooks) if frozen_codes else None
 
     def start_from(self, codebooks: jax.Array) -> None:
-        """Take over codebooks (M, K, S), in place: part of building the model."""
+        """Start from codebooks (M, K, S), in place: part of building the model."""
         self.codebooks[...] = jnp.asarray(codebooks)
         if self.assign_codebooks is not None:
             self.assign_codebooks[...] = jnp.asarray(codebooks)
@@ -108,12 +107,12 @@ class ProductQuantiser(nnx.Module):
     def straight_through(
         self, z: jax.Array, codes: jax.Array, *, codeword_gradient: bool = True
     ) -> jax.Array:
-        """z_hat with a gradient to z as well as to the chosen codewords.
+        """z_hat with gradients to z and to the chosen codewords.
 
-        ``z_hat + z - stop_gradient(z)``: the value is exactly z_hat; backwards, the
-        step of choosing is the identity (Bengio et al. 2013, arXiv 1308.3432; VQ-VAE,
-        van den Oord et al. 2017, arXiv 1711.00937, section 3.2), while z_hat itself
-        hands the same gradient to the codewords, as in MoPQ (Xiao et al. 2021, arXiv
+        ``z_hat + z - stop_gradient(z)``: the value is z_hat. The backward pass treats
+        the choice of codewords as the identity (Bengio et al. 2013, arXiv 1308.3432;
+        VQ-VAE, van den Oord et al. 2017, arXiv 1711.00937, section 3.2), and z_hat
+        passes the same gradient to the codewords, as in MoPQ (Xiao et al. 2021, arXiv
         2104.07858).
 
         Args:
@@ -131,7 +130,7 @@ class ProductQuantiser(nnx.Module):
 
 
 def check_sizes(width: int, num_subspaces: int, num_codewords: int) -> None:
-    """Refuse codes that cannot be cut or stored."""
+    """Refuse sizes that do not divide the width, or cannot be stored."""
     if num_subspaces < 1 or width % num_subspaces:
         raise ValueError(
             f"the embedding width {width} is not divisible by "
@@ -142,14 +141,14 @@ def check_sizes(width: int, num_subspaces: int, num_codewords: int) -> None:
 
 
 def update_usage(usage: jax.Array, codes: jax.Array, decay: float) -> jax.Array:
-    """Moving average of how often each codeword is chosen.
+    """Moving average of the share of rows that choose each codeword.
 
     ``usage <- decay usage + (1 - decay) share``; the shares of a subspace sum to 1.
 
     Args:
       usage: (M, K); start it at 1/K.
       codes: of a batch (N, M).
-      decay: from 0 (this batch alone) to 1.
+      decay: from 0 (only this batch) to 1.
 
     Returns:
       the new usage (M, K).
@@ -171,16 +170,16 @@ def revive(
 ) -> jax.Array:
     """Move each codeword that is chosen too rarely onto a random subvector.
 
-    A codeword that is nearest to nothing gets no gradient and would stay dead; on a
-    subvector of the data it is nearest to at least that one. (Restarts of Jukebox:
-    Dhariwal et al. 2020, arXiv 2005.00341, section 3.1.)
+    A codeword that no row chooses gets no gradient and would stay unused. Placed on a
+    subvector of the data, it is nearest to at least that one (the restarts of Jukebox:
+    Dhariwal et al. 2020, arXiv 2005.00341, section 3.1).
 
     Args:
       codebooks: (M, K, S).
       usage: shares (M, K) from `update_usage`.
       vectors: subvectors (N, M, S) of rotated embeddings.
       key: of the choice of rows.
-      threshold: codewords with a smaller share are dead; 1/K is a fair share.
+      threshold: codewords with a smaller share are moved; 1/K is the mean share.
 
     Returns:
       codebooks (M, K, S); those with a share of at least ``threshold`` are unchanged.

@@ -20,11 +20,9 @@ from safetensors.numpy import load_file, save_file
 from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     ARCHITECTURES,
-    KNOWN_SHA256,
     WEIGHTS,
     Checkpoint,
     check_files,
-    find_tokenizer,
     module_names,
     module_parts,
     open_tensors,
@@ -33,7 +31,12 @@ from ehi.index.text.checkpoint import (
     read_optional,
     weights_sha256,
 )
-from ehi.index.text.encoder import local_folder, max_length
+from ehi.index.text.encoder import (
+    KNOWN_SHA256,
+    find_tokenizer,
+    local_folder,
+    max_length,
+)
 from ehi.model.hub import fetch
 from ehi.model.tower import Tower
 

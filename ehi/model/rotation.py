@@ -1,7 +1,7 @@
-"""Rotations before the quantiser: orthogonal matrices that stay orthogonal in training.
+"""Rotations before the quantiser: matrices that stay orthogonal in training.
 
-An embedding x is rotated, ``z = x R``, before it is cut into the subvectors of its
-code. Search never leaves the rotated space, training returns by ``x_hat = z_hat R'``.
+An embedding x is rotated, ``z = x R``, before it is cut into subvectors. Search works
+in the rotated space; training rotates back, ``x_hat = z_hat R'``.
 """
 
 import jax
@@ -11,10 +11,10 @@ from flax import nnx
 
 ROTATIONS = ("none", "fixed", "learned", "givens")
 
-# Orthogonality is tested to 1e-5, which products rounded to TF32 or bfloat16 on an
-# accelerator do not reach.
+# Products rounded to TF32 or bfloat16 on an accelerator would miss the 1e-5 to which
+# tests require orthogonality.
 _EXACT = jax.lax.Precision.HIGHEST
-# Of an inverse by iteration: what float32 cannot see.
+# Where the iteration for an inverse stops: below what float32 can represent beside 1.
 _TINY_ERROR = 1e-9
 
 
@@ -22,14 +22,14 @@ _TINY_ERROR = 1e-9
 def cayley(a: jax.Array) -> jax.Array:
     """The Cayley transform of a skew-symmetric matrix: an orthogonal matrix.
 
-    ``Q = (I - A)^-1 (I + A) = 2 (I - A)^-1 - I``. It is orthogonal whatever A is, so
-    there is nothing to repair after a gradient step, and A = 0 gives I. The gradient
-    costs two matrix products and no second inverse: ``(I - A)^-1 = (I + Q) / 2``, so
-    that ``dQ = (I + Q) dA (I + Q) / 2``.
+    ``Q = (I - A)^-1 (I + A) = 2 (I - A)^-1 - I``. Q is orthogonal for every A, so a
+    gradient step needs no repair; A = 0 gives I. The gradient takes two matrix products
+    and no second inverse: ``(I - A)^-1 = (I + Q) / 2`` gives
+    ``dQ = (I + Q) dA (I + Q) / 2``.
 
-    The inverse is made of matrix products as well, because a solve by LAPACK, whose
-    threads fight with XLA's for the cores, takes 150 ms at D = 384 on 2 cores, and 2 ms
-    on one; this takes 4 ms on either.
+    The inverse is computed by matrix products too. They take 4 ms at D = 384 on one
+    core or two. A solve by LAPACK takes 2 ms on one core, but 150 ms on two, where its
+    threads compete with XLA's.
 
     Args:
       a: A (D, D) with ``A' = -A``.
@@ -47,21 +47,21 @@ def cayley(a: jax.Array) -> jax.Array:
 def _inverse(a: jax.Array) -> jax.Array:
     """(I - A)^-1 (D, D) of a skew-symmetric A, by Newton's iteration.
 
-    ``Y <- Y + Y (I - Y + A Y)``, which squares the error ``I - (I - A) Y``. With t no
-    less than the spectral norm of A, ``Y_0 = 2 (I + A) / (2 + t^2)`` has errors of at
-    most ``e = t^2 / (2 + t^2) < 1``, so the number of iterations is known beforehand.
+    ``Y <- Y + Y (I - Y + A Y)`` squares the error ``I - (I - A) Y``. If t is at least
+    the spectral norm of A, ``Y_0 = 2 (I + A) / (2 + t^2)`` has an error of at most
+    ``e = t^2 / (2 + t^2) < 1``, which gives the number of iterations.
 
     References:
       Schulz 1933, Iterative Berechnung der reziproken Matrix, ZAMM 13.
     """
     eye = jnp.eye(a.shape[0], dtype=a.dtype)
     square = jnp.max(jnp.sum(jnp.abs(a), 1)) ** 2  # t^2 >= |A|_2^2
-    # Below 1 in float32 too, or an A of enormous size would need iterations for ever.
+    # Below 1 in float32 too: at 1 a huge A would iterate for ever.
     error = jnp.clip(square / (2.0 + square), _TINY_ERROR, 1.0 - 2.0**-23)
     iterations = jnp.ceil(jnp.log2(jnp.log(_TINY_ERROR) / jnp.log(error)))
 
     def improve(_, inverse):
-        # Not I - (I - A) Y: sums of small numbers onto 1 round to 1e-6.
+        # Not I - (I - A) Y: adding small numbers to 1 rounds them to 1e-6.
         left = eye - inverse + jnp.dot(a, inverse, precision=_EXACT)
         return inverse + jnp.dot(inverse, left, precision=_EXACT)
 
@@ -84,16 +84,16 @@ cayley.defvjp(_cayley_forward, _cayley_backward)
 
 
 class Rotation(nnx.Module):
-    """An orthogonal matrix ``R = R_0 cayley(U - U')``, of which U is learned.
+    """An orthogonal matrix ``R = R_0 cayley(U - U')`` in which U is learned.
 
-    The start R_0 (that of `fit_opq`, say) stays as it is: Cayley alone cannot reach
-    every rotation, and R = R_0 at the start because U = 0. Convention: ``z = x @ R``
-    and back ``x = z @ R.T``.
+    The start R_0, for instance from `fit_opq`, never changes: Cayley alone cannot reach
+    every rotation. U is 0 at first, so that R = R_0. Convention: ``z = x @ R`` and back
+    ``x = z @ R.T``.
 
     Args:
       width: D.
       start: R_0 (D, D), orthogonal to 1e-4; None for the identity.
-      learned: whether there is a U; without, R is R_0 for good.
+      learned: whether there is a U; otherwise R stays R_0.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Rotation(nnx.Module):
         self.skew = nnx.Param(jnp.zeros_like(start)) if learned else None
 
     def matrix(self) -> jax.Array:
-        """R (D, D), a few products: call it once a step. No gradient reaches R_0."""
+        """R (D, D), by a few products: call it once a step. R_0 gets no gradient."""
         start = jax.lax.stop_gradient(self.start[...])
         if self.skew is None:
             return start
@@ -112,17 +112,16 @@ class Rotation(nnx.Module):
         return jnp.dot(start, cayley(skew - skew.T), precision=_EXACT)
 
     def start_from(self, start: jax.Array) -> None:
-        """Take over R_0, in place: part of building the model, never of a step."""
+        """Set R_0, in place: part of building the model, never of a step."""
         self.start[...] = _orthogonal(start, self.start.shape[0])
 
 
 class GivensRotation(nnx.Module):
-    """An orthogonal matrix that the optimiser itself turns, plane by plane.
+    """An orthogonal matrix that the optimiser rotates, plane by plane.
 
-    The other way to learn a rotation: the parameter is R, and only
-    `ehi.train.givens.givens_descent` may update it, because any other step would leave
-    the orthogonal matrices (Poeem: Zhang et al. 2021, arXiv 2105.03933; Jiang et al.
-    2022, arXiv 2203.05082). Convention as of `Rotation`.
+    The parameter is R itself. Only `ehi.train.givens.givens_descent` may update it,
+    because any other step would make it lose orthogonality (Poeem: Zhang et al. 2021,
+    arXiv 2105.03933; Jiang et al. 2022, arXiv 2203.05082). Convention as in `Rotation`.
 
     Args:
       width: D.
@@ -136,12 +135,12 @@ class GivensRotation(nnx.Module):
         return self.turned[...]
 
     def start_from(self, start: jax.Array) -> None:
-        """Take over an orthogonal matrix, in place: part of building the model."""
+        """Set R to an orthogonal matrix, in place: part of building the model."""
         self.turned[...] = _orthogonal(start, self.turned.shape[0])
 
 
 def make_rotation(kind: str, width: int) -> Rotation | GivensRotation | None:
-    """The rotation of a kind of `ROTATIONS`, the identity at first; None for 'none'."""
+    """A rotation of a kind in `ROTATIONS`, the identity at first; None for 'none'."""
     if kind not in ROTATIONS:
         raise ValueError(
             f"rotation={kind!r} is unknown; allowed: {', '.join(map(repr, ROTATIONS))}"

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# Iterations with scaling vectors between two in the log domain, and how far a scaling
-# may go meanwhile: what was rounded to 0 in the plan (below e^-87) stays below e^-27.
+# How many iterations scale by vectors between two in the log domain, and the log of the
+# largest scaling: what was rounded to 0 in the plan (below e^-87) stays below e^-27.
 _SCALINGS = 9
 _FAR = 30.0
 # Keeps the quotient finite where all distances are equal.
@@ -15,21 +15,21 @@ _EXACT = jax.lax.Precision.HIGHEST
 def balanced_codes(
     codebooks: jax.Array, z: jax.Array, *, epsilon: float = 0.003, iterations: int
 ) -> jax.Array:
-    r"""Codes near the embeddings under which all codewords are chosen equally often.
+    r"""Codes near the embeddings that use all codewords equally often.
 
     .. math:: code_{nm} = \arg\max_k Q^m_{nk}, \quad
       Q^m = \mathrm{sinkhorn}(\tilde d^m), \quad
       \tilde d = (d - \mathrm{middle}) / \mathrm{amplitude} \in [-1, 1]
 
-    with d the squared distances of a subspace. For training; an index takes the nearest
-    codewords. No gradient. One subspace after the other, so that a plan stays in the
-    cache: 512 rows of 24 x 256 codewords take 23 ms for 20 iterations on 2 cores, 89 ms
-    for 100.
+    where d are the squared distances in a subspace. This is for training; an index uses
+    the nearest codewords. There is no gradient. The loop over subspaces keeps a plan in
+    the cache: 512 rows of 24 x 256 codewords take 23 ms for 20 iterations on 2 cores,
+    89 ms for 100.
 
     Args:
       codebooks: (M, K, S).
-      z: rotated embeddings (N, D), the larger the batch the fairer the shares.
-      epsilon: how soft the assignment is; the smaller, the more iterations are needed.
+      z: rotated embeddings (N, D); a larger batch gives more equal shares.
+      epsilon: softness of the assignment; a smaller one needs more iterations.
       iterations: of Sinkhorn's algorithm; 0 gives the nearest codewords.
 
     Returns:
@@ -52,7 +52,7 @@ def balanced_codes(
         low, high = distances.min(), distances.max()
         amplitude = jnp.maximum((high - low) / 2, _TINY)
         plan = sinkhorn((distances - low) / amplitude - 1.0, epsilon, iterations)
-        # Twice a plain extremum: XLA vectorises it on CPU, unlike argmax.
+        # XLA vectorises two plain extrema on a CPU, but not argmax.
         number = jnp.arange(k, dtype=jnp.int32)
         return jnp.where(plan == plan.max(-1, keepdims=True), number, k).min(-1)
 
@@ -64,12 +64,11 @@ def sinkhorn(costs: jax.Array, epsilon: float, iterations: int) -> jax.Array:
 
     .. math:: Q_{nk} = u_n \exp(-c_{nk} / \epsilon) v_k
 
-    Columns are scaled to N/K, then rows to 1, `iterations` times. At small epsilon the
-    exponentials leave float32, so the potentials log u and log v are kept, and every
-    tenth iteration is done in the log domain; the nine after it only multiply the plan
-    of that moment by vectors. 24 plans of 512 x 256, one after the other, take 76 ms
-    for 100 iterations on 2 cores, 410 ms in the log domain throughout, with the same
-    codes.
+    An iteration scales columns to N/K, then rows to 1. With a small epsilon the
+    exponentials leave the range of float32. So the state is log u and log v, and every
+    tenth iteration runs in the log domain; the nine after it only multiply its plan by
+    vectors. 24 plans of 512 x 256 take 76 ms for 100 iterations on 2 cores, and 410 ms
+    with all iterations in the log domain, with the same codes.
 
     Args:
       costs: (..., N, K), finite.
@@ -77,7 +76,7 @@ def sinkhorn(costs: jax.Array, epsilon: float, iterations: int) -> jax.Array:
       iterations: >= 0; 0 only scales the rows to 1.
 
     Returns:
-      Q (..., N, K); rows sum to 1, columns to N/K once it has converged.
+      Q (..., N, K); rows sum to 1, and columns to N/K after convergence.
 
     Raises:
       ValueError: for epsilon <= 0 or iterations < 0.
@@ -127,5 +126,5 @@ def _log_sum(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _bounded(scaling: jax.Array) -> jax.Array:
-    """Keeps a scaling (1 / 0 as well) where the plan it multiplies is exact enough."""
+    """Limit a scaling (also 1 / 0) to the range in which the plan is exact enough."""
     return jnp.clip(scaling, jnp.exp(-_FAR), jnp.exp(_FAR))

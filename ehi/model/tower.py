@@ -1,196 +1,19 @@
-"""Transformer layer of the BERT family.
+"""The tower: a transformer of the BERT family, from token ids to one vector a text.
 
-Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of the MLP.
+Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of the MLP,
+G texts that share a row.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ehi.model.tower_ops import attention, normed, recomputed
-
-
-def unit_rows(x: jax.Array) -> jax.Array:
-    r"""Scale rows to length one; a zero row stays zero and has a finite gradient.
-
-    .. math:: y = x / \max(\|x\|_2, 10^{-12})
-
-    Args:
-        x: vectors (..., D).
-
-    Returns:
-        float32 array (..., D).
-    """
-    x = x.astype(jnp.float32)
-    # Clamping the square before the root keeps the gradient finite at zero.
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    r"""Exact gelu as PyTorch computes it.
-
-    .. math:: x \Phi(x) = x (1 + \mathrm{erf}(x / \sqrt 2)) / 2
-
-    `jax.nn.gelu(approximate=False)` goes through erfc, which takes twice as long on a
-    CPU for digits in the negative tail that no layer norm can see.
-    """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
-
-
-@jax.custom_vjp
-def bfloat16_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x (..., I) @ kernel (I, O) of bfloat16 operands, summed in float32.
-
-    The backward products take bfloat16 operands too: left to itself JAX would carry
-    the float32 sums back, and an instruction that multiplies bfloat16 matrices (AMX,
-    tensor cores, MXU) would serve the forward pass alone.
-    """
-    total = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-    return total.astype(jnp.bfloat16)
-
-
-def _product_forward(x, kernel):
-    return bfloat16_product(x, kernel), (x, kernel)
-
-
-def _product_backward(operands, gradient):
-    x, kernel = operands
-    rows = gradient.reshape(-1, gradient.shape[-1])
-    to_kernel = jnp.matmul(
-        x.reshape(-1, x.shape[-1]).T, rows, preferred_element_type=jnp.float32
-    )
-    return bfloat16_product(gradient, kernel.T), to_kernel.astype(jnp.bfloat16)
-
-
-bfloat16_product.defvjp(_product_forward, _product_backward)
-
-
-def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
-    """What nnx.Linear calls: it contracts the last axis of x (..., I) with the first.
-
-    Rows are made one axis first: of a product with two, the gradient of the kernel sums
-    over both, and a CPU then copies its operands, 2.6 times as long as the product.
-    """
-    if x.dtype == jnp.bfloat16:
-        return bfloat16_product(x, kernel)
-    product = jax.lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())),
-        precision=precision, out_sharding=out_sharding,
-    )  # fmt: skip
-    return product.reshape(*x.shape[:-1], -1)
-
-
-def recomputed_layer(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
-    """layer(x, bias), of which nothing but x is kept for the backward pass.
-
-    That runs the layer again: a third more time for memory that no longer grows with
-    the width of the MLP and the square of the length, times layers.
-    """
-    graphdef, params = nnx.split(layer)
-
-    def call(x, params, bias):
-        return nnx.merge(graphdef, params)(x, bias)
-
-    return recomputed(call, x, params, bias)
-
-
-class Projection(nnx.Module):
-    r"""What the dense retrievers ANCE and STAR have on top of RoBERTa.
-
-    .. math:: y = \mathrm{norm}(x W + b)
-
-    Args:
-        width: T.
-        dtype: of the matrix product; the layer norm stays float32.
-        rngs: source of the random start.
-
-    Source: Xiong et al. 2020, arXiv:2007.00808; Zhan et al. 2021, arXiv:2104.08051.
-    """
-
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(
-            width, width, dtype=dtype, dot_general=_dot_general, rngs=rngs
-        )
-        # PyTorch's default, whatever the layers below have.
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map pooled vectors x (..., T) to float32 (..., T)."""
-        return self.norm(self.linear(x))
-
-
-class TransformerLayer(nnx.Module):
-    """Post-norm transformer layer: self-attention, then a gelu MLP.
-
-    Args:
-        width: T, a multiple of `num_heads`.
-        num_heads: A.
-        mlp_width: hidden width of the MLP.
-        norm_eps: added to the variance in both layer norms.
-        dtype: of the matrix products; parameters and softmax stay float32.
-        rngs: source of the random start.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.1-3.3.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_heads: int,
-        mlp_width: int,
-        norm_eps: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.num_heads = num_heads
-        self.dtype = dtype
-
-        def linear(num_in: int, num_out: int):
-            return nnx.Linear(
-                num_in, num_out, dtype=dtype, dot_general=_dot_general, rngs=rngs
-            )
-
-        def norm():
-            return nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
-
-        # One product for queries, keys and values: fewer, larger GEMMs.
-        self.qkv = linear(width, 3 * width)
-        self.out = linear(width, width)
-        self.attention_norm = norm()
-        self.mlp_in = linear(width, mlp_width)
-        self.mlp_out = linear(mlp_width, width)
-        self.mlp_norm = norm()
-
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """Transform token vectors x (N, L, T); logits get `bias` (N, 1, 1, L) added."""
-        # XLA:CPU computes twice what is used in two shapes, so all is rows of tokens.
-        rows = x.reshape(-1, x.shape[-1])  # (N L, T)
-        mixed = attention(self.qkv(rows), bias, self.num_heads)
-        rows = normed(self.attention_norm, rows + self.out(mixed))
-        rows = normed(self.mlp_norm, rows + self.shrink(self.mlp_in(rows)))
-        return rows.reshape(x.shape)
-
-    def shrink(self, hidden: jax.Array) -> jax.Array:
-        """Second half of the MLP: hidden (N L, H), which is kept -> (N L, T)."""
-        graphdef, params = nnx.split(self.mlp_out)
-
-        def call(hidden, params):
-            return nnx.merge(graphdef, params)(gelu(hidden))
-
-        return recomputed(call, hidden, params)
-
-
-# MERGED ehi_model_encoder: Text encoder: a BERT-family tower, tokens -> pooled vector.
-
-POOLINGS = ("mean", "cls")
+from ehi.index.text.checkpoint import POOLINGS
+from ehi.model.tower_ops import attention, gelu, linear_product, normed, recomputed
 
 
 class Tower(nnx.Module):
-    """BERT-family tower: BERT, DistilBERT, MiniLM, RoBERTa differ in arguments only.
+    """Tower of the BERT family; its members differ in the arguments only.
 
     Args:
         vocab_size: V, rows of the word table.
@@ -198,21 +21,21 @@ class Tower(nnx.Module):
         num_layers: transformer layers, addressed as `layers[i]`, first = 0.
         num_heads: attention heads of a layer.
         mlp_width: hidden width of a layer's MLP.
-        max_positions: longest sequence, in tokens.
+        max_positions: longest text, in tokens.
         type_vocab_size: rows of the token-type table; 0 = none (DistilBERT). Every
             token has type 0.
         norm_eps: added to the variance in layer norms.
         pooling: 'mean' over the unmasked tokens, or 'cls', the first token.
         normalise: scale the pooled vector to length one.
-        projection: a linear layer and a layer norm before that (ANCE, STAR).
+        projection: apply `Projection` before normalising (ANCE, STAR).
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16; parameters are
-            float32 either way.
-        remat: keep the inputs of layers only and run each again in the backward pass;
-            may be set later, too.
+            float32 in both cases.
+        remat: keep only the inputs of layers, and run each again in the backward pass;
+            may also be set later.
         rngs: source of the random start.
 
     Raises:
-        ValueError: width is no multiple of num_heads, or the pooling is unknown.
+        ValueError: width is not a multiple of num_heads, or the pooling is unknown.
 
     Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108;
     Liu et al. 2019, arXiv:1907.11692.
@@ -237,7 +60,9 @@ class Tower(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if width % num_heads:
-            raise ValueError(f"width {width} is no multiple of num_heads {num_heads}")
+            raise ValueError(
+                f"width {width} is not a multiple of num_heads {num_heads}"
+            )
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r} is not one of {POOLINGS}")
         self.pooling = pooling
@@ -270,24 +95,24 @@ class Tower(nnx.Module):
         )
 
     def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Encode token ids to one vector a text, one text or several in a row.
+        """Encode token ids to one vector for each text.
 
-        Texts that share a row see only their own tokens, so a row can be filled up
-        with short texts where one alone would be mostly padding. G = `texts_of_row(L)`
-        is the most that a row holds.
+        A row holds one text, or several: then each text sees only its own tokens, and
+        short texts take the room of padding. A row holds at most G = `texts_of_row(L)`
+        texts.
 
         Args:
             token_ids: int array (N, L).
-            mask: bool array (N, L), False on padding; or, of rows that texts share, an
-                int array (N, L): 0 on padding, g on the tokens of the g-th text.
+            mask: bool array (N, L), False on padding; if texts share rows, int array
+                (N, L) that is 0 on padding and g on the tokens of the g-th text.
 
         Returns:
-            float32 array (N, T); of shared rows (N, G, T), where there is no text zero,
-            or what the projection makes of it.
+            float32 array (N, T); if texts share rows (N, G, T), in which absent texts
+            are zero (or the projection of zero).
 
         Raises:
-            ValueError: L exceeds `max_positions`. Rows that texts share may be longer,
-                but not their texts.
+            ValueError: L exceeds `max_positions`. Shared rows may be longer, but not
+                their texts.
         """
         shared = mask.dtype != bool
         if not shared and mask.shape[1] > self.max_positions:
@@ -301,7 +126,7 @@ class Tower(nnx.Module):
         else:
             positions, seen = jnp.arange(mask.shape[1]), mask[:, None, :]  # (N, 1, L)
         x = self.embed(token_ids, positions)  # (N, L, T)
-        # The lowest finite number, not -inf: a row of padding must not become NaN.
+        # The lowest finite number, because -inf makes NaN of a row of padding.
         lowest = jnp.finfo(jnp.float32).min
         bias = jnp.where(seen, 0.0, lowest)[:, None]  # (N, 1, 1 or L, L)
         for layer in self.layers:
@@ -316,7 +141,7 @@ class Tower(nnx.Module):
         """Sum of word, position and type vectors, normed: (N, L) -> (N, L, T)."""
         x = self.words(token_ids) + self.positions(positions)
         if self.types is not None:
-            # nnx.Embed of one row, as RoBERTa has, takes no scalar.
+            # nnx.Embed with one row, as RoBERTa has, refuses a scalar.
             shape = (1,) if self.types.num_embeddings == 1 else ()
             x = x + self.types(jnp.zeros(shape, jnp.int32))
         return normed(self.norm, x)
@@ -336,18 +161,137 @@ class Tower(nnx.Module):
         if self.pooling == "cls":
             kept = kept & (positions == 0)[:, None, :]
         kept = kept.astype(jnp.float32)
-        # A product that picks and sums: TF32 would round the vectors.
+        # This product only selects and adds; TF32 would round the vectors.
         total = jnp.matmul(kept, x.astype(jnp.float32), precision="highest")
         return total / jnp.maximum(jnp.sum(kept, axis=2, keepdims=True), 1.0)
 
 
+class TransformerLayer(nnx.Module):
+    """Post-norm transformer layer: self-attention, then a gelu MLP.
+
+    Args:
+        width: T, a multiple of `num_heads`.
+        num_heads: A.
+        mlp_width: hidden width of the MLP.
+        norm_eps: added to the variance in both layer norms.
+        dtype: of the matrix products; parameters and softmax stay float32.
+        rngs: source of the random start.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.1-3.3.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        mlp_width: int,
+        norm_eps: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.dtype = dtype
+
+        def linear(num_in: int, num_out: int):
+            return nnx.Linear(
+                num_in, num_out, dtype=dtype, dot_general=linear_product, rngs=rngs
+            )
+
+        def norm():
+            return nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+
+        # One product for queries, keys and values: fewer and larger products.
+        self.qkv = linear(width, 3 * width)
+        self.out = linear(width, width)
+        self.attention_norm = norm()
+        self.mlp_in = linear(width, mlp_width)
+        self.mlp_out = linear(mlp_width, width)
+        self.mlp_norm = norm()
+
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """Transform token vectors x (N, L, T); logits get `bias` (N, 1, 1 or L, L)."""
+        # All arrays are rows of tokens: XLA:CPU computes what is used in two shapes
+        # twice.
+        rows = x.reshape(-1, x.shape[-1])  # (N L, T)
+        mixed = attention(self.qkv(rows), bias, self.num_heads)
+        rows = normed(self.attention_norm, rows + self.out(mixed))
+        rows = normed(self.mlp_norm, rows + self.shrink(self.mlp_in(rows)))
+        return rows.reshape(x.shape)
+
+    def shrink(self, hidden: jax.Array) -> jax.Array:
+        """Second half of the MLP, (N L, H) -> (N L, T); keeps only `hidden`."""
+        graphdef, params = nnx.split(self.mlp_out)
+
+        def call(hidden, params):
+            return nnx.merge(graphdef, params)(gelu(hidden))
+
+        return recomputed(call, hidden, params)
+
+
+def recomputed_layer(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
+    """layer(x, bias) that keeps only x for the backward pass, which runs it again.
+
+    It takes a third more time. The memory of a layer no longer grows with the width of
+    the MLP and the square of the length.
+    """
+    graphdef, params = nnx.split(layer)
+
+    def call(x, params, bias):
+        return nnx.merge(graphdef, params)(x, bias)
+
+    return recomputed(call, x, params, bias)
+
+
+class Projection(nnx.Module):
+    r"""Linear layer and layer norm that ANCE and STAR put on top of RoBERTa.
+
+    .. math:: y = \mathrm{norm}(x W + b)
+
+    Args:
+        width: T.
+        dtype: of the matrix product; the layer norm stays float32.
+        rngs: source of the random start.
+
+    Source: Xiong et al. 2020, arXiv:2007.00808; Zhan et al. 2021, arXiv:2104.08051.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(
+            width, width, dtype=dtype, dot_general=linear_product, rngs=rngs
+        )
+        # PyTorch's default; the layers below may have another epsilon.
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map pooled vectors x (..., T) to float32 (..., T)."""
+        return self.norm(self.linear(x))
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    r"""Scale rows to length one; a zero row stays zero and has a finite gradient.
+
+    .. math:: y = x / \max(\|x\|_2, 10^{-12})
+
+    Args:
+        x: vectors (..., D).
+
+    Returns:
+        float32 array (..., D).
+    """
+    x = x.astype(jnp.float32)
+    # Clamping the square before the root keeps the gradient finite at zero.
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def texts_of_row(length: int) -> int:
-    """The most texts that share a row of L tokens: one every 4."""
+    """The most texts that may share a row of L tokens: one for every 4 tokens."""
     return max(1, length // 4)
 
 
 def places_in_text(segments: jax.Array) -> jax.Array:
-    """Place of every token in its own text: segments (N, L) -> (N, L); padding 0."""
+    """Position of every token in its own text: segments (N, L) -> (N, L); padding 0."""
     columns = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts = jnp.where(segments != before, columns, 0)

@@ -1,9 +1,14 @@
-"""Softmax attention whose backward pass is written out.
+"""Operations of the tower whose backward passes are chosen for speed and memory.
+
+Attention and layer norm have their backward pass written out, `recomputed` runs any
+function again in the backward pass, and `linear_product` is the product in all linear
+layers.
 
 Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, F = T/A their width.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +18,7 @@ from flax import nnx
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
-    r"""Multi-head attention; of its L x L weights none is kept for the backward pass.
+    r"""Multi-head attention that keeps no L x L weights for the backward pass.
 
     .. math::
         P = \mathrm{softmax}(Q K^\top / \sqrt F + B), \quad O = P V
@@ -30,8 +35,8 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
     Returns:
         rows (N L, A F) of the type of `qkv`.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762; that P is computed again: Dao et al.
-    2022, arXiv:2205.14135.
+    Source: Vaswani et al. 2017, arXiv:1706.03762; the backward pass computes P again as
+    in Dao et al. 2022, arXiv:2205.14135.
     """
     return _attention_forward(qkv, bias, num_heads)[0]
 
@@ -42,7 +47,7 @@ def _attention_forward(qkv, bias, num_heads):
     # twice as fast on a CPU as on strided ones.
     query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
     weights, total = _weights(query, key, bias)
-    # The division comes after the product, where there are F numbers a token, not L.
+    # Dividing after the product divides F numbers for each token instead of L.
     mixed = _product("naqk,nakf->naqf", weights.astype(qkv.dtype), value) / total
     mixed = jnp.transpose(mixed, (0, 2, 1, 3)).astype(qkv.dtype)  # (N, L, A, F)
     return mixed.reshape(len(qkv), -1), (qkv, bias)
@@ -53,13 +58,13 @@ def _attention_backward(num_heads, kept, gradient):
     by_token = _by_token(after(qkv, gradient), bias, num_heads)
     query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
     weights, total = _weights(query, key, bias)  # (N, A, L, L), (N, A, L, 1)
-    # P is weights / total: the gradient is divided, which has fewer numbers.
+    # P is weights / total. The gradient is divided instead: it has fewer numbers.
     gradient = gradient.reshape(by_token.shape[:2] + by_token.shape[3:])
     across = jnp.transpose(gradient, (0, 2, 3, 1)) / jnp.swapaxes(total, 2, 3)
     gradient = jnp.transpose(gradient, (0, 2, 1, 3)) / total  # (N, A, L, F)
     across, gradient = across.astype(qkv.dtype), gradient.astype(qkv.dtype)
-    # Sums over queries take their L x L operand as it lies and the small one
-    # transposed: 6.5 ms instead of 7.2 on a core, 32 texts of 128 tokens, 12 heads.
+    # Sums over queries transpose the small operand, not the L x L one: 6.5 ms instead
+    # of 7.2 on a core for 32 texts of 128 tokens and 12 heads.
     to_value = _product("nafq,naqk->nafk", across, weights.astype(qkv.dtype))
     to_weights = _product("naqf,nakf->naqk", gradient, value)
     shared = jnp.sum(weights * to_weights, axis=-1, keepdims=True) / total
@@ -99,18 +104,15 @@ def _product(spec, a, b):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
-# MERGED ehi_model_layer_norm: Layer norm whose backward pass is written out.
-
-
 def normed(norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
-    """norm(x), with less memory and time in the backward pass."""
+    """norm(x), whose backward pass takes less memory and time."""
     y = layer_norm(x, norm.scale[...], norm.bias[...], norm.epsilon)
     return y.astype(norm.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
-    r"""Layer norm over the last axis, in float32; of it x alone is kept for backward.
+    r"""Layer norm over the last axis, in float32; only x is kept for the backward pass.
 
     .. math::
         \hat x = (x - \mathrm{mean}(x)) / \sqrt{\mathrm{var}(x) + \epsilon}, \quad
@@ -138,7 +140,7 @@ def _norm_forward(x, scale, bias, eps):
 
 
 def _norm_backward(eps, kept, gradient):
-    # Scale, too: its broadcast to x would be memory from one pass to the other.
+    # `after` for scale too: its broadcast to x would be kept between the passes.
     x, scale = (after(part, gradient) for part in kept)
     centred, inverse = _centred(x, eps)
     unit = centred * inverse  # (..., T)
@@ -155,7 +157,7 @@ def _centred(x, eps):
     """x minus its mean, and one over its standard deviation."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    # Of sums, so that one pass over x makes both; rounding may leave less than zero.
+    # Mean and variance from sums: one pass over x. Rounding may make it negative.
     variance = jnp.mean(x * x, axis=-1, keepdims=True) - mean * mean
     return x - mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
@@ -163,19 +165,70 @@ def _centred(x, eps):
 layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
-# MERGED ehi_model_recompute: Computing again in the backward pass what would take
-# memory until then.
+def gelu(x: jax.Array) -> jax.Array:
+    r"""Exact gelu as PyTorch computes it.
+
+    .. math:: x \Phi(x) = x (1 + \mathrm{erf}(x / \sqrt 2)) / 2
+
+    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long on a CPU, for
+    digits of the negative tail that have no effect after a layer norm.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@jax.custom_vjp
+def bfloat16_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (..., I) @ kernel (I, O) of bfloat16 operands, summed in float32.
+
+    The backward products take bfloat16 operands too. By default JAX would pass the
+    float32 sums back, and hardware for bfloat16 products (AMX, tensor cores, MXU) would
+    help in the forward pass only.
+    """
+    total = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return total.astype(jnp.bfloat16)
+
+
+def _product_forward(x, kernel):
+    return bfloat16_product(x, kernel), (x, kernel)
+
+
+def _product_backward(operands, gradient):
+    x, kernel = operands
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    to_kernel = jnp.matmul(
+        x.reshape(-1, x.shape[-1]).T, rows, preferred_element_type=jnp.float32
+    )
+    return bfloat16_product(gradient, kernel.T), to_kernel.astype(jnp.bfloat16)
+
+
+bfloat16_product.defvjp(_product_forward, _product_backward)
+
+
+def linear_product(x, kernel, dimension_numbers, precision=None, out_sharding=None):
+    """x (..., I) @ kernel (I, O): the `dot_general` of an nnx.Linear.
+
+    The leading axes of x become one. With two of them, a CPU copies the operands of the
+    kernel's gradient, which takes 2.6 times as long as the product itself.
+    """
+    if x.dtype == jnp.bfloat16:
+        return bfloat16_product(x, kernel)
+    product = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())),
+        precision=precision, out_sharding=out_sharding,
+    )  # fmt: skip
+    return product.reshape(*x.shape[:-1], -1)
 
 
 def recomputed(function: Callable, x: jax.Array, *others) -> jax.Array:
-    """function(x, *others), of which only the arguments are kept for backward.
+    """function(x, *others) that keeps only its arguments for the backward pass.
 
-    The backward pass runs the function again, as with `jax.checkpoint`; see `after`.
+    The backward pass runs the function again, as `jax.checkpoint` does, but also on a
+    CPU: see `after`.
 
     Args:
-        function: of arrays, and trees of them, to an array.
-        x: what everything costly in the function depends on.
-        others: its further arguments.
+        function: maps arrays, or trees of arrays, to one array.
+        x: the argument that all costly parts of the function depend on.
+        others: further arguments.
 
     Returns:
         what the function returns.
@@ -197,12 +250,12 @@ def recomputed(function: Callable, x: jax.Array, *others) -> jax.Array:
 
 
 def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """x, not to be used before `gradient` is there.
+    """x, which cannot be used before `gradient` has been computed.
 
-    Without it XLA finds that a recomputation equals what the forward pass computed,
-    and keeps that. On a CPU the barrier of `jax.checkpoint` does not help: it is
-    dropped before the operations are put in order, so the second copy is computed right
-    after the first. The MLPs alone held 150 MB of a train step of MiniLM so.
+    Without this, XLA finds that the recomputation equals the forward pass and keeps the
+    result of that. On a CPU the barrier of `jax.checkpoint` does not prevent it: XLA
+    drops the barrier before it orders the operations, and then computes the second copy
+    right after the first. In a train step of MiniLM, that kept 150 MB for MLPs alone.
     """
     return jax.lax.platform_dependent(
         x, gradient, cpu=_plus_zero, default=_behind_barrier
@@ -210,7 +263,7 @@ def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _plus_zero(x, gradient):
-    # A zero that no compiler can know, for the sake of NaN.
+    # No compiler can know that this is zero: it would be NaN for a NaN gradient.
     one = jax.lax.slice(gradient, (0,) * gradient.ndim, (1,) * gradient.ndim)
     return x + jnp.minimum(jnp.abs(one), 0).reshape(()).astype(x.dtype)
 

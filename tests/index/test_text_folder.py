@@ -18,8 +18,8 @@ from text_cases import (
 )
 
 from ehi.index import build_index, open_index, save_index
-from ehi.index.text.checkpoint import KNOWN_SHA256, weights_sha256
-from ehi.index.text.encoder import TowerNotFoundError, load_text_encoder
+from ehi.index.text.checkpoint import weights_sha256
+from ehi.index.text.encoder import KNOWN_SHA256, TowerNotFoundError, load_text_encoder
 from ehi.index.text.tower import read_tower
 
 

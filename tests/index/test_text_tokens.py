@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ehi.data.tokens import tokenise
-from ehi.index.text.checkpoint import find_tokenizer
-from ehi.index.text.encoder import open_tokenizer
+from ehi.index.text.encoder import find_tokenizer, open_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 REFERENCE = json.loads((FIXTURES / "star_tiny" / "tokens.json").read_text("utf-8"))

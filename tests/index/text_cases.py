@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ehi.index import build_index
-from ehi.index.text.checkpoint import find_tokenizer
-from ehi.index.text.encoder import open_tokenizer
+from ehi.index.text.encoder import find_tokenizer, open_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]

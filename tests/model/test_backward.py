@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ehi.model.tower import Tower, gelu
-from ehi.model.tower_ops import attention, layer_norm, normed, recomputed
+from ehi.model.tower import Tower
+from ehi.model.tower_ops import attention, gelu, layer_norm, normed, recomputed
 
 HEADS, LENGTH = 3, 7
 LOWEST = jnp.finfo(jnp.float32).min

@@ -10,7 +10,8 @@ from flax import nnx
 
 from ehi.encode.encode import apply_module, encode
 from ehi.model.head import Head, start_from_pca
-from ehi.model.tower import Tower, gelu, texts_of_row, unit_rows
+from ehi.model.tower import Tower, texts_of_row, unit_rows
+from ehi.model.tower_ops import gelu
 
 
 @functools.cache
@@ -185,7 +186,7 @@ def test_pooling_and_normalisation_are_options():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "width 16 is no multiple of num_heads 3"),
+        ({"num_heads": 3}, "width 16 is not a multiple of num_heads 3"),
         ({"pooling": "max"}, "pooling 'max' is not one of"),
     ],
 )

@@ -24,12 +24,6 @@ REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
 # What RoBERTa had before there was a tokenizer.json: vocabulary first.
 BPE_FILES = ("vocab.json", "merges.txt")
 MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
-# Weights that our published numbers rest on, and those of an index without a sha256.
-KNOWN_SHA256 = {
-    "sentence-transformers/all-MiniLM-L6-v2": (
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    ),
-}
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "
     "convert it once, in that folder, where torch is installed: "
@@ -76,12 +70,6 @@ def check_files(folder):
 def weights_sha256(folder):
     """sha256 of `model.safetensors`."""
     return file_sha256(folder / WEIGHTS)
-
-
-def find_tokenizer(folder):
-    """Path of tokenizer.json, else of the vocab.json that stands for it."""
-    path = folder / TOKENIZER
-    return path if path.is_file() else folder / BPE_FILES[0]
 
 
 def read_json(path, kind=dict):

@@ -21,10 +21,9 @@ from ehi.files import cache_folder
 from ehi.index.text.checkpoint import (
     BPE_FILES,
     CONFIG,
-    KNOWN_SHA256,
+    TOKENIZER,
     TOKENIZER_CONFIG,
     check_files,
-    find_tokenizer,
     missing_files,
     read_json,
     read_optional,
@@ -32,6 +31,12 @@ from ehi.index.text.checkpoint import (
 )
 from ehi.index.text.tower import gelu, read_tower, unit_rows
 
+# Weights of our published numbers, and of an index that states no sha256.
+KNOWN_SHA256 = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
 # The settings of sentence-transformers, by its file names of today and of old.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -119,6 +124,12 @@ class TextTokenizer:
         return content
 
 
+def find_tokenizer(folder):
+    """Path of tokenizer.json, or of vocab.json if there is no tokenizer.json."""
+    path = folder / TOKENIZER
+    return path if path.is_file() else folder / BPE_FILES[0]
+
+
 def open_tokenizer(path):
     """The `tokenizers.Tokenizer` of a file; tokenizers is imported here.
 
@@ -185,7 +196,7 @@ def max_length(folder, max_positions):
 
 
 def check_text(number, text):
-    """Refuses what the tokeniser cannot read, naming its place.
+    """Refuse what the tokeniser cannot read; the message says which text it is.
 
     Raises:
         ValueError: not a str, or with half a surrogate pair.
@@ -304,10 +315,10 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     """The text encoder that an index names.
 
     Args:
-        index: the Index. Its `encoder` names the tower (a hub id,
-            or a folder, which may lie relative to that of the index) and the query
-            length; `query_head` holds the head.
-        tower: hub id or folder to use instead of the named one.
+        index: the Index. Its `encoder` names the tower (a hub id or a folder, which may
+            be relative to that of the index) and the query length; its `query_head`
+            holds the head.
+        tower: hub id or folder to use instead.
         cache_dir: where hub towers are kept; default `EHI_CACHE`, else ~/.cache/ehi.
 
     Returns:
@@ -317,7 +328,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
         FileNotFoundError: no such folder, or a file is missing in it; for a hub id
             that is in neither cache, TowerNotFoundError, naming the command.
         ValueError: the index does not name its encoder, the tower found has other
-            weights than the one it was built with, or its files do not fit.
+            weights than that of the index, or its files do not fit.
     """
     identity = index.encoder or {}
     if "tower" not in identity or "query_length" not in identity:
@@ -357,7 +368,7 @@ class TowerNotFoundError(FileNotFoundError):
 
 
 def tower_location(index):
-    """The tower's folder as seen from that of the index if it is there, else its name.
+    """The tower's folder relative to that of the index if it exists, else its name.
 
     Raises:
         ValueError: the name is no text.
@@ -410,7 +421,7 @@ def model_folder(name, cache_dir=None):
 
 def hub_cache_folder(name):
     """Complete snapshot of a hub id in the hub's own cache, or None."""
-    # It comes with tokenizers, and takes a while to import.
+    # Imported here because it takes a while. It is a dependency of tokenizers.
     from huggingface_hub import snapshot_download
 
     try:
@@ -421,7 +432,7 @@ def hub_cache_folder(name):
 
 
 def check_sha256(name, folder, expected):
-    """Refuses weights other than those the index, or else `KNOWN_SHA256`, states."""
+    """Refuse other weights than the index states, or else `KNOWN_SHA256`."""
     source = "the index was built with"
     if expected is None:
         expected, source = KNOWN_SHA256.get(str(name)), "expected are"
@@ -436,7 +447,7 @@ def check_sha256(name, folder, expected):
 
 
 def check_length(length, tokenizer, tower):
-    """`length`, if it leaves room for a token and the tower has so many positions."""
+    """`length` if it leaves room for a token and does not exceed the positions."""
     special, most = tokenizer.special, len(tower.positions)
     if type(length) is not int or not special < length <= most:
         raise ValueError(
