@@ -101,8 +101,11 @@ def initialize(
             coordinator, num_processes, process_id,
             cluster_detection_method="deactivate", **options,
         )  # fmt: skip
-    elif _under_a_launcher():
-        jax.distributed.initialize(**options)
+    elif launcher := _launcher():
+        try:
+            jax.distributed.initialize(**options)
+        except (KeyError, ValueError) as error:
+            raise _unreadable(launcher, error) from None
     return jax.distributed.is_initialized()
 
 
@@ -262,8 +265,8 @@ def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
-def _under_a_launcher() -> bool:
-    """Whether jax finds a launcher that started more than one process."""
+def _launcher() -> str | None:
+    """The launcher that started more than one process, if jax finds one."""
     _, launchers = _private_jax()
     for launcher in launchers:
         needed = _LAUNCHER_VARIABLES.get(launcher.__name__)
@@ -271,16 +274,20 @@ def _under_a_launcher() -> bool:
         if launcher.opt_in_only_method or needed and not os.environ.get(needed):
             continue
         if launcher.is_env_present():
+            name = launcher.name or launcher.__name__
             try:
                 count, _ = launcher.get_process_count(), launcher.get_process_id()
             except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"the variables of the launcher {launcher.name or 'k8s'} cannot be "
-                    f"read ({error}): mend or unset them, or give --coordinator, "
-                    "--num_processes and --process_id"
-                ) from None
-            return count > 1
-    return False
+                raise _unreadable(name, error) from None
+            return name if count > 1 else None
+    return None
+
+
+def _unreadable(launcher: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"the variables of the launcher {launcher} cannot be read ({error}): mend or "
+        "unset them, or give --coordinator, --num_processes and --process_id"
+    )
 
 
 def _client():

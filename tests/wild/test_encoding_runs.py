@@ -6,6 +6,7 @@ The id of a case ends in `failed` if it failed before this file was written, els
 
 import errno
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from shard_cases import NUM, SHARDS, TESTS, Documents, bytes_of, lengths, make_job, read
 
+from ehi.data.tokens import tokenise
 from ehi.encode.encode import encode
 from ehi.encode.shards import attempt_shard, encode_shards, unfinished_shards
 from ehi.parallel import processes
@@ -371,6 +373,34 @@ def test_empty_and_few_texts(pack, texts):
     np.testing.assert_array_equal(found, expected)
 
 
+# BERT's `_clean_text` drops control characters and takes all white space for a space.
+@pytest.mark.parametrize(
+    ("text", "like"),
+    [
+        case(" \n\t\r", "", was=PASSED_BEFORE, id="white space"),
+        case("\u00a0\u3000", "", was=PASSED_BEFORE, id="white space of Unicode"),
+        case("\x00\x7f\ufffd", "", was=PASSED_BEFORE, id="control characters"),
+        case("a\x00 b", "a b", was=PASSED_BEFORE, id="a NUL"),
+        case("A  B\r\nc", "a b c", was=PASSED_BEFORE, id="line ends of DOS"),
+        case("e\u0301", "e", was=PASSED_BEFORE, id="combining accent"),
+    ],
+)
+def test_odd_characters_are_encoded_as_plain_ones(tmp_path, text, like):
+    fixture = TESTS / "fixtures/minilm_tiny/tokenizer.json"
+    bert = {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+        "strip_accents": None, "lowercase": True,
+    }  # fmt: skip
+    tokenizer = json.loads(fixture.read_text()) | {"normalizer": bert}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tokens = tokenise(
+        [text, like], tokenizer_file=tmp_path / "tokenizer.json", max_length=16,
+        cache_dir=None, name="texts",
+    )  # fmt: skip
+    one, other = encode(sums, None, tokens)
+    np.testing.assert_array_equal(one, other)
+
+
 # Environments
 
 
@@ -457,6 +487,16 @@ def test_environments_that_cannot_be_read(initialized, environment, name):
     message = f"launcher {name} cannot be read .*give --coordinator"
     with pytest.raises(ValueError, match=message):
         initialized(environment)
+
+
+# jax reads the number of the job itself, to choose a port: `int("")` in `initialize`.
+def test_a_variable_that_jax_cannot_read_failed(initialized, monkeypatch):
+    def initialize(**_):
+        int(os.environ["SLURM_JOB_ID"])
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match="launcher slurm cannot be read"):
+        initialized(SLURM | {"SLURM_JOB_ID": ""})
 
 
 # RFC 3986, section 3.2: an IPv6 host stands in brackets. A port of TCP has 16 bits, and
