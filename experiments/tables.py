@@ -6,8 +6,9 @@
 
 The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv and .tex, for T1 and T2 also
 as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
-has the numbers that papers print. --readme fills the blocks `summary` (one small table)
-and `tables` (all tables) of files; --figures draws the three figures of the README.
+has the numbers that papers print. --readme fills the blocks `summary` and `speed` (small
+tables) and `tables` (all tables) of files; --figures draws the three figures of the
+README.
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
@@ -28,13 +29,14 @@ from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, Results, fill, group, missing
 from experiments.paper.published import published_table
-from experiments.paper.readme import draw_figures, fill_blocks, summary
+from experiments.paper.readme import draw_figures, fill_blocks, speed, summary
 from experiments.paper.results import collect, read_results
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 
 # Data sets of the block `tables`; those without records are skipped.
 README_DATASETS = ("pydocs", "scifact", "squad-dev")
+SEARCH_RECORD = Path("benchmarks", "search.json")
 README_LEGEND = (
     "nDCG@10, mean over the seeds. Italic: best separate row of a column; bold: best "
     "joint row; † better, ‡ worse than the best separate row with p < 0.05."
@@ -72,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             full = "\n\n".join((README_LEGEND, *shown))
             blocks = {"tables": full, "summary": summary(found, grids)}
+            if (measured := args.results / SEARCH_RECORD).exists():
+                blocks["speed"] = speed(measured)
             for path in args.readme:
                 fill_blocks(path, blocks)
         if args.figures:

@@ -1,9 +1,10 @@
-"""What README.md shows of the records: one small table and two figures.
+"""What README.md shows of the records: two small tables and two figures.
 
-The table is the part of T3 that a newcomer needs; the figures are T1 and T2 with fewer
-rows. The full tables are in `experiments/results/README.md`.
+The table of results is the part of T3 that a newcomer needs; the figures are T1 and T2
+with fewer rows. The full tables are in `experiments/results/README.md`.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,6 +166,48 @@ def _mean(records: Sequence[Record], across: str) -> tuple[float, float]:
     factor = 100 if across == "docs_visited" else 1
     x = factor * np.mean([getattr(record, across) for record in records])
     return float(x), float(np.mean([record.ndcg_at_10 for record in records]))
+
+
+# Row of the table of speed -> (system in the record without the library, measured).
+SPEED = {
+    "raw vectors, in batches": ("raw", "batch"),
+    "PQ codes, in batches": ("pq", "batch"),
+    "PQ codes, one query at a time": ("pq", "single"),
+}
+SPEED_PROBES = 8  # leaves visited
+
+
+def speed(path: Path) -> str:
+    """Markdown of the table of speed beside Faiss, and what was measured.
+
+    Args:
+      path: record of `experiments.benchmark search`, with faiss among its peers.
+    """
+    record = json.loads(path.read_text(encoding="utf-8"))
+    measured = record["mixture"]
+    found = {
+        system["system"]: system
+        for system in measured["systems"]
+        if system.get("probes") == SPEED_PROBES
+    }
+
+    def qps(library: str, leaves: str, how: str) -> float:
+        system = found[f"{library} {leaves}"]
+        return system["qps_single"] if how == "single" else system["qps_batch"]["1"]
+
+    lines = ["| queries/s | ehi | Faiss | ratio |", "| :-- | --: | --: | --: |"]
+    for words, (leaves, how) in SPEED.items():
+        ours, theirs = qps("ehi", leaves, how), qps("faiss", leaves, how)
+        ratio = f"{ours / theirs:.2g}"
+        lines.append(f"| {words} | {ours:,.0f} | {theirs:,.0f} | {ratio} |")
+    words = (
+        f"{record['hardware']}, one thread, NumPy {record['versions']['numpy']}, "
+        f"faiss-cpu {record['versions']['faiss-cpu']}; {measured['documents']:,} "
+        f"vectors of width {measured['width']}, {SPEED_PROBES} of {measured['lists']} "
+        f"leaves visited, batches of {measured['queries']:,}, the same lists and codes "
+        "in both."
+    )
+    return "\n".join(lines) + f"\n\n{words}"
 
 
 def fill_blocks(path: Path, blocks: Mapping[str, str]) -> None:
