@@ -1,0 +1,231 @@
+"""What the README files say is true: links, paths, commands, code and numbers."""
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+import ehi
+from ehi.eval.records import read_records
+from experiments.paper import readme
+
+ROOT = Path(ehi.__file__).resolve().parents[1]
+FILES = (
+    "README.md",
+    "ehi/index/README.md",
+    "experiments/README.md",
+    "experiments/results/README.md",
+    "CHANGELOG.md",
+)
+# What stands for something of the reader's.
+PLACEHOLDERS = re.compile(r"PATH|DIR|FILE|CONFIG|NAME|HOST|VARIANT|FIELD")
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(name):
+    return re.findall(r"^```python\n(.*?)^```", text_of(name), re.M | re.S)
+
+
+def commands():
+    """(file, command) of every command line, without comments, `&&` taken apart."""
+    for name in FILES:
+        for line in re.findall(r"^    (\S.*)$", text_of(name), re.M):
+            for part in line.partition("  #")[0].split("&&"):
+                if re.match(r"(python|bash) ", part.strip()):
+                    yield name, part.strip()
+
+
+def anchors(text):
+    """The anchors that GitHub gives to the headings of a file."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings
+    }
+
+
+def test_the_readme_takes_one_screen_of_patience():
+    assert len(text_of("README.md").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_lead_to_files_and_headings(name):
+    links = re.findall(r"\]\(([^)]+)\)", text_of(name))
+    for link in links:
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_paths_in_the_text_exist(name):
+    words = re.findall(
+        r"`([\w.\-]+/[\w./\-]+\.(?:py|md|jsonl?|txt|npz|toml))`", text_of(name)
+    )
+    for word in words:
+        places = (ROOT / word, (ROOT / name).parent / word)
+        assert any(place.exists() for place in places), f"{name} names {word}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_modules_in_the_text_exist(name):
+    text = text_of(name)
+    if name == "CHANGELOG.md":  # its tables name old modules on the left
+        text = "\n".join(re.findall(r"\| ([^|]*) \|$", text, re.M))
+    for word in set(re.findall(r"`((?:ehi|experiments)(?:\.\w+)+)`", text)):
+        parts = word.split(".")
+        for end in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:end]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[end:]:
+                found = getattr(found, part)
+            break
+        else:
+            pytest.fail(f"{name} names {word}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_commands_are_understood(name, command, monkeypatch):
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+        module = importlib.import_module(words[2])
+        check_arguments(module, words[3:], monkeypatch)
+    elif words[:3] == ["python", "-m", "pip"]:
+        check_extras(words)
+    elif words[:3] == ["python", "-m", "pytest"]:
+        settings = tomllib.loads(text_of("pyproject.toml"))["tool"]["pytest"]
+        markers = " ".join(settings["ini_options"]["markers"])
+        assert all(mark in markers for mark in words[4:5])
+    else:
+        assert words[0] == "bash" and (ROOT / words[1]).exists()
+
+
+def check_arguments(module, words, monkeypatch):
+    """The command line of an experiment, without running it."""
+    name = module.__name__.rpartition(".")[2]
+    if name in ("main", "encode"):
+        for word in words:
+            flag, _, value = word.removeprefix("--").partition("=")
+            if flag.startswith("config."):
+                assert flag.removeprefix("config.").split(".")[0] in config_of(words)
+            else:
+                assert flag in flags.FLAGS, f"{name} has no --{flag}"
+            if flag == "config":
+                config_of(words)
+    elif name == "benchmark":
+        monkeypatch.setattr(sys, "argv", ["benchmark", words[0]])
+        parser = argparse.ArgumentParser()
+        module._add_arguments(words[0], parser)
+        parser.add_argument("--json")
+        parser.parse_args(words[1:])
+    else:
+        module.parse_arguments(words)
+        for word in words:
+            path = word.partition("=")[2] or word
+            if path.startswith(("experiments/", "ehi/")):
+                assert (ROOT / path).exists()
+
+
+def config_of(words):
+    """The config that a command names; the base one where it names a placeholder."""
+    value = next(w for w in words if w.startswith("--config=")).partition("=")[2]
+    if PLACEHOLDERS.search(value):
+        value = "experiments/configs/base.py"
+    path, _, variant = value.partition(":")
+    assert (ROOT / path).exists(), f"no config {path}"
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def check_extras(words):
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"][
+        "optional-dependencies"
+    ]
+    for names in re.findall(r"\.\[([\w,]+)\]", " ".join(words)):
+        assert set(names.split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("name", ["README.md", "ehi/index/README.md"])
+def test_code_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = code_blocks(name)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name, "exec"), {})
+    if name == "README.md":
+        # Each of the three queries is a document, and finds itself first.
+        assert len(blocks[0].splitlines()) <= 10
+        assert capsys.readouterr().out.startswith("[[    0")
+
+
+def test_the_small_table_has_the_means_of_the_records():
+    table = block_of("README.md", "summary")
+    rows = {
+        cells[0]: cells[2:]
+        for line in table.splitlines()
+        if line.startswith("|")
+        and (cells := [c.strip() for c in line.split("|")[1:-1]])
+    }
+    assert set(readme.SYSTEMS) <= set(rows)
+    records = [
+        record
+        for dataset in readme.DATASETS
+        for record in read_records(ROOT / f"experiments/results/{dataset}.jsonl")
+    ]
+    for system in readme.SYSTEMS:
+        shown = iter(rows[system])
+        for dataset in readme.DATASETS:
+            for budget in readme.BUDGETS:
+                values = [
+                    r.ndcg_at_10
+                    for r in records
+                    if (r.system, r.variant, r.dataset, r.split, r.budget)
+                    == (system, "", dataset, "test", budget)
+                ]
+                assert next(shown).strip("*†‡") == f"{np.mean(values):.3f}"
+
+
+def test_the_table_of_speed_is_that_of_the_record():
+    record = ROOT / "experiments/results/benchmarks/search.json"
+    assert block_of("README.md", "speed") == readme.speed(record)
+
+
+def test_the_ratios_beside_faiss_are_those_of_the_records():
+    folder = ROOT / "experiments/results/benchmarks"
+    rows = re.findall(
+        r"^\| [^|]*BLAS[^|]*\| (.*) \|$", text_of("ehi/index/README.md"), re.M
+    )
+    parts = (("search", "mixture"), ("search-avx2", "mixture"), ("search", "real"))
+    for row, (name, part) in zip(rows, parts, strict=True):
+        ratios = json.loads((folder / f"{name}.json").read_text())[part]["ratios"]
+        numbers = row.split(" | ")
+        for number, ratio in zip(numbers, ratios.values(), strict=True):
+            digits = len(number.partition(".")[2])
+            assert number == f"{ratio:.{digits}f}"
+
+
+def block_of(name, block):
+    begin, end = f"<!-- {block}:begin -->\n", f"\n<!-- {block}:end -->"
+    return text_of(name).split(begin)[1].split(end)[0]
+
+
+def test_one_version_everywhere():
+    cited = re.search(r"^version: (.*)$", text_of("CITATION.cff"), re.M)[1]
+    assert cited == ehi.__version__
+    assert f"## {cited}" in text_of("CHANGELOG.md")
