@@ -1,5 +1,6 @@
 import functools
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from ehi.eval import significance
 from ehi.eval.metrics import evaluate
 from ehi.eval.records import read_records, write_records
 from experiments import tables
+from experiments.paper import architecture
 from experiments.paper.definitions import TABLES
 from experiments.paper.readme import fill_blocks
 from experiments.paper.results import collect, read_results
@@ -68,8 +70,18 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
     results = Path(tables.__file__).parent / "results"
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
-    arguments = [f"--results={results}", f"--out={tmp_path}", f"--readme={readme}"]
-    assert tables.main(arguments) == 0
+    front = tmp_path / "FRONT.md"
+    front.write_text(
+        "<!-- summary:begin -->\n<!-- summary:end -->\n"
+        "<!-- speed:begin -->\n<!-- speed:end -->\n"
+    )
+    arguments = [f"--results={results}", f"--out={tmp_path}"]
+    arguments += ["--readme", str(readme), str(front)]
+    assert tables.main([*arguments, f"--figures={tmp_path}/figures"]) == 0
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"architecture.svg", "visited.png", "bytes.png"}
+    assert "| ehi-pq | joint | **" in front.read_text()
+    assert "| raw vectors, in batches | " in front.read_text()
     for name, wanted in (("pydocs", TABLES), ("scifact", set(TABLES) - {"T4"})):
         folder = tmp_path / name
         written = {path.name for path in folder.iterdir()}
@@ -180,6 +192,24 @@ def test_readme_without_the_two_markers_is_left_alone(tmp_path, text):
     with pytest.raises(ValueError, match="tables:begin"):
         fill_blocks(path, {"tables": "new"})
     assert path.read_text() == text
+
+
+def test_every_block_of_a_file_is_filled(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(
+        "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n<!-- y:begin -->\n<!-- y:end -->"
+    )
+    fill_blocks(path, {"x": "1", "y": "2", "z": "3"})
+    assert path.read_text() == (
+        "a\n<!-- x:begin -->\n1\n<!-- x:end -->\nb\n<!-- y:begin -->\n2\n<!-- y:end -->"
+    )
+
+
+def test_the_committed_figure_is_the_one_that_is_drawn(tmp_path):
+    architecture.draw(tmp_path / "drawn.svg")
+    committed = Path(tables.__file__).parent / "results/figures/architecture.svg"
+    assert committed.read_bytes() == (tmp_path / "drawn.svg").read_bytes()
+    ElementTree.parse(committed)  # well-formed
 
 
 def test_missing_results_are_named(tmp_path, capsys):
