@@ -2,19 +2,11 @@
 
 from pathlib import Path
 
+from ehi.train.recipes import RECIPES
 from experiments.configs import own
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-PHASES = (
-    "dense",
-    "joint",
-    "jpq",
-    "poeem_warmup",
-    "poeem",
-    "repconc",
-    "distill_vq",
-    "jtr",
-)
+PHASES = tuple(RECIPES)
 
 
 def tiny(folder, **changes):
