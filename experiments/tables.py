@@ -6,9 +6,10 @@
 
 The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv and .tex, for T1 and T2 also
 as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
-has the numbers that papers print. --readme fills the blocks `summary` and `speed` (small
-tables) and `tables` (all tables) of files; --figures draws the three figures of the
-README.
+has the numbers that papers print. --readme fills the blocks `summary` and `speed`
+(small tables) and `tables` (all tables) of files; --figures draws the three figures of
+the README.
+
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
