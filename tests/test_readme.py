@@ -132,7 +132,8 @@ def check_arguments(module, words, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["benchmark", words[0]])
         parser = argparse.ArgumentParser()
         module._add_arguments(words[0], parser)
-        parser.add_argument("--json")
+        if words[0] not in module.OWN_FILES:
+            parser.add_argument("--json")
         parser.parse_args(words[1:])
     else:
         module.parse_arguments(words)
@@ -171,7 +172,7 @@ def test_code_runs(name, tmp_path, monkeypatch, capsys):
     if name == "README.md":
         # Each of the three queries is a document, and finds itself first.
         assert len(blocks[0].splitlines()) <= 10
-        assert capsys.readouterr().out.startswith("[[    0")
+        assert re.match(r"\[\[ *0 ", capsys.readouterr().out)
 
 
 def test_the_small_table_has_the_means_of_the_records():
