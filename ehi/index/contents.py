@@ -1,4 +1,8 @@
-"""What belongs to document rows besides vectors: external ids, and lines to show."""
+"""The documents of an index: segments of vectors or codes, ids, and what to show.
+
+A Segment holds documents that were added together. Contents are all segments of an
+index at one moment, and which of their documents are deleted.
+"""
 
 import functools
 import itertools
@@ -11,12 +15,14 @@ import numpy as np
 from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import Folder
 
-_LARGEST = 2**63 - 1  # of integer ids
+# What a segment stores besides its ids and the documents to show.
+SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")
+_LARGEST_ID = 2**63 - 1  # of integers
 
 
 @dataclass(frozen=True)
 class StringIds:
-    """Strings as one block of UTF-8 bytes: id i is text[offsets[i]:offsets[i + 1]].
+    """String ids as one block of UTF-8: id i is text[offsets[i]:offsets[i + 1]].
 
     Attributes:
         offsets: (N + 1,) int64.
@@ -53,21 +59,21 @@ class StringIds:
         return self.take(np.arange(len(self))).tolist()
 
     def row_of_string(self):
-        """{id in UTF-8: row} of all ids."""
+        """id in UTF-8 -> row, of all ids."""
         text, offsets = self.text.tobytes(), self.offsets.tolist()
         return {
             text[a:b]: row for row, (a, b) in enumerate(itertools.pairwise(offsets))
         }
 
     def keep(self, mask):
-        """The lengths and the bytes of the ids that a mask (N,) keeps."""
+        """Lengths and bytes of the ids that a mask (N,) keeps."""
         lengths = np.diff(self.offsets)
         return lengths[mask], self.text[np.repeat(mask, lengths)]
 
 
 @dataclass(frozen=True)
 class Documents:
-    """JSON lines, one object for each document row, read on demand.
+    """What to show of each document: JSON lines by row, parsed when asked for.
 
     Attributes:
         text: (bytes,) uint8, usually a memory-mapped file.
@@ -94,7 +100,7 @@ class Documents:
         return json.loads(self.text[start : self._line_ends[row]].tobytes())
 
     def keep(self, mask):
-        """The bytes of the lines that a mask (N,) keeps."""
+        """Bytes of the lines that a mask (N,) keeps."""
         lengths = np.diff(self._line_ends, prepend=-1)
         return self.text[np.repeat(mask, lengths)]
 
@@ -103,7 +109,7 @@ def check_ids(doc_ids, num):
     """External ids as (N,) int64 or StringIds, all distinct.
 
     Raises:
-        ValueError: another number of ids, ids of mixed or other kinds, ids that repeat.
+        ValueError: there are not `num` ids, they are of several kinds, or one repeats.
     """
     ids = doc_ids if isinstance(doc_ids, np.ndarray) else _listed(doc_ids)
     kept = as_ids(ids)
@@ -120,12 +126,12 @@ def as_ids(ids):
     """Ids as (N,) int64 or StringIds.
 
     Raises:
-        ValueError: one id instead of several, ids that are neither all strings nor all
-            integers from 0 to 2^63 - 1.
+        ValueError: one id instead of several, or ids that are neither all strings nor
+            all integers from 0 to 2^63 - 1.
     """
     if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
         for value in (ids.min(), ids.max()) if ids.size else ():
-            if not 0 <= value <= _LARGEST:
+            if not 0 <= value <= _LARGEST_ID:
                 raise ValueError(f"integer ids are from 0 to 2^63 - 1, got {value}")
         return ids.astype(np.int64)
     ids = _listed(ids)
@@ -133,7 +139,7 @@ def as_ids(ids):
         return StringIds.of(ids)
     for value in ids:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not (whole and 0 <= value <= _LARGEST):
+        if not (whole and 0 <= value <= _LARGEST_ID):
             raise ValueError(
                 "ids must be all strings or all integers from 0 to 2^63 - 1, got "
                 f"{value!r} among {len(ids)}"
@@ -142,7 +148,7 @@ def as_ids(ids):
 
 
 def _listed(ids):
-    """A list of ids; one alone, even a string of several letters, is none."""
+    """A list of ids; a single id, even a string of several letters, is refused."""
     one = isinstance(ids, str | bytes) or not isinstance(ids, Iterable)
     if one or getattr(ids, "ndim", 1) != 1:
         raise ValueError(f"ids must be several in a row, as [1, 2]; got {ids!r}")
@@ -150,7 +156,7 @@ def _listed(ids):
 
 
 def rows_of(ids, order, wanted):
-    """Where each wanted id stands among `ids`: (n,) int64, -1 where it does not.
+    """The row of each wanted id: (n,) int64, -1 for ids that are not there.
 
     Args:
         ids: (N,) int64 or StringIds.
@@ -175,31 +181,24 @@ def rows_of(ids, order, wanted):
     return np.where(ids[rows] == wanted, rows, -1)
 
 
-# MERGED ehi_index_segment: What an index holds: documents, added together in segments,
-# some of them deleted.
-
-# What a segment stores besides its ids and the documents to show.
-SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")
-
-
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Documents added together, their copies leaf-major and within a leaf by row.
+    """Documents added together. Their copies are sorted by leaf, then by row.
 
-    Copies of leaf p are leaf_offsets[p] .. leaf_offsets[p + 1]. There are C >= N
-    copies, more than N where documents are spilled to several leaves. Arrays may be
-    memory-mapped, none may be written to.
+    The copies in leaf p are leaf_offsets[p] .. leaf_offsets[p + 1]. There are C >= N
+    copies: a document that is spilled to s leaves has s. Arrays may be memory-mapped
+    and must not be written to.
 
     Attributes:
         leaf_offsets: (P + 1,) int64.
-        leaf_rows: (C,) uint32 rows of documents, 0 is the segment's first.
+        leaf_rows: (C,) uint32 rows of documents, counted from the segment's first.
         ids: external ids by row, (N,) int64 or StringIds.
         vectors: (C, D) float32 or float16 in raw leaves, else None.
         codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
         rerank_vectors: (N, D) float16 by row, or None.
         documents: what to show of each document, or None.
         first_row: row of its first document in the index.
-        source: the sha256 sums of its files, or None where it was never stored.
+        source: the sha256 sums of its files, or None if it was never stored.
     """
 
     leaf_offsets: np.ndarray
@@ -235,9 +234,9 @@ class Segment:
         return rows + np.int64(self.first_row) if self.first_row else rows
 
     def leaf_sizes(self, deleted=None):
-        """Copies in each leaf, of the documents that no mask (R,) deletes: (P,) int64.
+        """Copies in each leaf, without those that a mask (R,) deletes: (P,) int64.
 
-        Memory: 5 bytes a copy, where there is a mask.
+        Memory: 5 bytes a copy if there is a mask.
         """
         if deleted is None:
             return np.diff(self.leaf_offsets)
@@ -250,7 +249,7 @@ class Segment:
         return np.diff(self.leaf_offsets - gone[self.leaf_offsets])
 
     def arrays(self):
-        """Every array under the name the folder gives it."""
+        """Every array under its name in the manifest of a folder."""
         arrays = {name: getattr(self, name) for name in SEGMENT_ARRAYS}
         if isinstance(self.ids, StringIds):
             arrays |= {"id_offsets": self.ids.offsets, "id_text": self.ids.text}
@@ -260,13 +259,13 @@ class Segment:
 
     @functools.cached_property
     def order(self):
-        """How the ids are found: their order, or each string's row. Made once."""
+        """What `rows_of` finds ids with: their argsort, or each string's row."""
         if isinstance(self.ids, StringIds):
             return self.ids.row_of_string()
         return np.argsort(self.ids)
 
     def check_layout(self):
-        """Checks that no array points outside another; reads all rows and lines.
+        """Checks that no array points outside another. Reads all rows and lines.
 
         Raises:
             IndexCorruptError: naming the array.
@@ -286,7 +285,7 @@ class Segment:
             )
 
     def check_addresses(self):
-        """`check_layout`, and that ids are not negative and do not repeat.
+        """Runs `check_layout`, and checks that ids are not negative and do not repeat.
 
         Raises:
             IndexCorruptError: naming the array.
@@ -304,15 +303,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """All documents of an index at one moment; updates replace it as a whole.
+    """All documents of an index at one moment. An update makes a new object.
 
-    Rows number the documents of all segments in the order they were added, those
-    deleted since included, R in all.
+    Rows number the documents of all segments in the order they were added, deleted
+    ones included: R in all.
 
     Attributes:
-        segments: the first is never missing, but may be empty.
-        deleted: (R,) bool by row, or None where nothing is deleted.
-        folder: where it is stored, or None.
+        segments: at least one, which may be empty.
+        deleted: (R,) bool by row, or None if nothing is deleted.
+        folder: the Folder that stores them, or None.
     """
 
     segments: tuple[Segment, ...]
@@ -331,11 +330,11 @@ class Contents:
 
     @functools.cached_property
     def leaf_sizes(self):
-        """Copies of documents not deleted in each leaf: (P,) int64."""
+        """Copies in each leaf of documents that are not deleted: (P,) int64."""
         return sum(segment.leaf_sizes(self.deleted) for segment in self.segments)
 
     def rows_in_leaf(self, leaf):
-        """Rows of the documents in a leaf, deleted ones left out, ascending."""
+        """Rows of the documents in a leaf, without deleted ones. They ascend."""
         parts = [
             segment.rows(*segment.leaf_offsets[leaf : leaf + 2])
             for segment in self.segments
@@ -344,7 +343,7 @@ class Contents:
         return rows if self.deleted is None else rows[~self.deleted[rows]]
 
     def external_ids(self, rows):
-        """External ids of rows, of any shape; row -1 gives -1 or None."""
+        """External ids of rows of any shape; row -1 gives -1 or None."""
         first = self.segments[0]
         strings = isinstance(first.ids, StringIds)
         if len(self.segments) == 1 and len(first):
@@ -369,7 +368,7 @@ class Contents:
         return found
 
     def find(self, ids):
-        """Rows of the documents with these external ids, -1 where there is none.
+        """Rows of the documents with these external ids, -1 if there is none.
 
         Raises:
             ValueError: ids of another kind than those of the index.
@@ -386,7 +385,7 @@ class Contents:
         return rows
 
     def rerank_vectors(self, rows):
-        """(..., D) float32 stored vectors of rows >= 0."""
+        """The stored vectors of rows >= 0: (..., D) float32."""
         first = self.segments[0].rerank_vectors
         if len(self.segments) == 1 and len(first):
             return first[rows].astype(np.float32)
@@ -425,7 +424,7 @@ class Contents:
         return Contents((*self.segments, segment), deleted, self.folder)
 
     def without(self, rows):
-        """These documents, those of `rows` deleted."""
+        """These documents without those of `rows`."""
         if not len(rows):
             return self
         deleted = np.zeros(self.num_rows, bool)
@@ -436,6 +435,6 @@ class Contents:
 
 
 def _refuse_negative(ids):
-    """IndexCorruptError where integer ids are negative: -1 stands for none."""
+    """Raises IndexCorruptError if an id is negative: -1 means no document."""
     if ids.size and np.minimum.reduce(ids, axis=None) < 0:
         raise IndexCorruptError(f"ids hold {ids.min()}, integer ids start from 0")

@@ -1,4 +1,9 @@
-"""Files written, summed up and flushed to the disk in one pass."""
+"""A folder of checked files: how they are written, opened, and locked.
+
+manifest.json names every file, its bytes and its sha256. No file changes under its
+name: a new manifest names new files, so what was opened stays what it was. One writer
+at a time holds the lock, readers need none. `ehi.index.commit` writes whole indexes.
+"""
 
 import contextlib
 import hashlib
@@ -16,109 +21,12 @@ from ehi.files import file_sha256
 from ehi.index.errors import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
-
-@dataclass(frozen=True)
-class Stream:
-    """An array that is written block by block and never stands in memory whole.
-
-    Attributes:
-        dtype: name of the values' type.
-        shape: of the whole array.
-        blocks: arrays that make it, one after the other, along its first axis.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    blocks: Iterable[np.ndarray]
-
-    def array(self):
-        """The array itself, in memory."""
-        whole = aligned_empty(self.shape, self.dtype)
-        start = 0
-        for block in self.blocks:
-            whole[start : start + len(block)] = block
-            start += len(block)
-        return whole
-
-
-def write_array(path, array):
-    """Writes an array or a Stream as .npy and flushes it to the disk.
-
-    Returns:
-        The file's entry in a manifest: name, bytes, sha256, dtype and shape.
-    """
-    if isinstance(array, np.ndarray):
-        array = Stream(array.dtype.name, array.shape, [array])
-    parts = _npy(array)
-    shape = {"dtype": array.dtype, "shape": list(array.shape)}
-    return {**write_file(path, parts), **shape}
-
-
-def write_file(path, parts):
-    """Writes byte strings one after the other and flushes them to the disk.
-
-    Args:
-        path: the file.
-        parts: iterable of bytes, or of contiguous arrays whose bytes are meant.
-
-    Returns:
-        The file's entry in a manifest: its name, bytes and sha256.
-    """
-    with path.open("wb") as file:
-        hashed = _Hashed(file)
-        for part in parts:
-            hashed.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    return {"file": path.name, "bytes": size, "sha256": hashed.sum.hexdigest()}
-
-
-def npy_header(dtype, shape):
-    """The bytes before the values of a plain C-ordered .npy file, format 1.0."""
-    described = f"{{'descr': '{np.dtype(dtype).str}', 'fortran_order': False, "
-    described += f"'shape': {tuple(shape)!r}, }}"
-    # The header ends on a multiple of 64 bytes, so that mapped values are aligned.
-    padding = -(len(described) + 11) % 64
-    text = described.encode() + b" " * padding + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-def _npy(stream):
-    yield npy_header(stream.dtype, stream.shape)
-    left = math.prod(stream.shape)
-    for block in stream.blocks:
-        left -= block.size
-        yield np.ascontiguousarray(block, stream.dtype).reshape(-1).view(np.uint8)
-    if left:
-        raise ValueError(f"{left} values are missing of an array {stream.shape}")
-
-
-class _Hashed:
-    """A file that sums up what is written to it."""
-
-    def __init__(self, file):
-        self.file = file
-        self.sum = hashlib.sha256()
-
-    def write(self, data):
-        self.sum.update(data)
-        return self.file.write(data)
-
-
-# MERGED ehi_index_folder: A folder of checked files: manifest.json names every file,
-# its bytes and sha256.
-#
-# Reading only; `ehi.index.commit` writes. Files never change under their name: a new
-# manifest names new files, so what was opened stays what it was.
-#
-
 FORMAT = "ehi-index"
 VERSION = 2
 MANIFEST = "manifest.json"
 _DTYPES = ("float32", "float16", "int64", "uint32", "uint8")
 _MAX_HEADER = 1024
-# What NumPy writes before the values of plain C-ordered arrays, format 1.0.
+# The bytes before the values of a plain C-ordered .npy file, format 1.0.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<descr>[^']*)', 'fortran_order': False, "
     rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
@@ -126,7 +34,7 @@ _HEADER = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _FILE = re.compile(rf"(segments/)?{_NAME.pattern}")
-_OPENINGS = 100  # a writer that replaces the manifest more often than this is no writer
+_OPENINGS = 100  # attempts; no writer replaces the manifest that often meanwhile
 
 
 @dataclass(frozen=True)
@@ -156,10 +64,18 @@ class Folder:
         return self.path / self.files[name]["file"]
 
     def array(self, name, mmap=None):
-        """The array of a file, refused where it is not what the manifest says."""
+        """The array of a file, checked against the manifest.
+
+        Args:
+            name: in the manifest.
+            mmap: True, False, or None for that of the folder.
+
+        Raises:
+            IndexCorruptError: the file is not the array that the manifest describes.
+        """
         path, entry = self.file(name), self.files[name]
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-        # NumPy's own reader evaluates the header as Python; this only compares it.
+        # NumPy's own reader evaluates the header as Python; a comparison is safer.
         try:
             with path.open("rb") as file:
                 header = _HEADER.match(file.read(_MAX_HEADER))
@@ -189,7 +105,7 @@ class Folder:
         return np.asarray(text) if self.mmap else np.array(text)
 
     def is_newest(self):
-        """Whether the manifest that was read is still there."""
+        """Whether the folder still has the manifest that was read."""
         try:
             return json.loads(_manifest_text(self.path)) == self.manifest
         except (OSError, ValueError):
@@ -211,10 +127,10 @@ class Folder:
 
 
 def open_folder(path, read, mmap=True):
-    """What `read` makes of the folder at `path`, at one moment.
+    """`read(folder)` of the folder at `path`, all of it as one manifest describes it.
 
-    A writer may replace the manifest and remove files of the old one meanwhile; then
-    the new one is read.
+    If a writer replaces the manifest and removes old files meanwhile, `read` is called
+    again with the new one.
 
     Args:
         path: the folder.
@@ -223,7 +139,7 @@ def open_folder(path, read, mmap=True):
 
     Raises:
         FileNotFoundError: no folder or no manifest there.
-        IndexCorruptError: what is there is not as written.
+        IndexCorruptError: the files are not as they were written.
     """
     path = Path(path)
     for opening in range(_OPENINGS):
@@ -243,7 +159,7 @@ def read_folder(path):
 
     Raises:
         FileNotFoundError: no folder or no manifest there.
-        IndexCorruptError: anything else that is not as written.
+        IndexCorruptError: the files are not as they were written.
     """
     return open_folder(path, lambda folder: folder)
 
@@ -297,7 +213,7 @@ def _shape_text(shape):
 
 
 def _check_entry(folder, name, entry):
-    """Refuses entries that name other folders, other types or other sizes."""
+    """Refuses entries that name other folders or other types, or have wrong sizes."""
     manifest = folder / MANIFEST
     if not (
         isinstance(entry, dict)
@@ -331,7 +247,7 @@ def _check_entry(folder, name, entry):
 
 
 def _check_file_name(manifest, name):
-    """Refuses names that could lead out of the folder, or to the manifest itself."""
+    """Refuses names that could lead out of the folder or to the manifest."""
     plain = isinstance(name, str) and _FILE.fullmatch(name)
     if not plain or name == MANIFEST:
         raise IndexCorruptError(
@@ -339,20 +255,105 @@ def _check_file_name(manifest, name):
         )
 
 
-# MERGED ehi_index_lock: One writer at a time: a lock on the index folder. Readers need
-# none.
+@dataclass(frozen=True)
+class Stream:
+    """An array that is written block by block and is never whole in memory.
+
+    Attributes:
+        dtype: name of the values' type.
+        shape: of the whole array.
+        blocks: arrays that follow each other along its first axis.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Iterable[np.ndarray]
+
+    def array(self):
+        """The array itself, in memory."""
+        whole = aligned_empty(self.shape, self.dtype)
+        start = 0
+        for block in self.blocks:
+            whole[start : start + len(block)] = block
+            start += len(block)
+        return whole
+
+
+def write_array(path, array):
+    """Writes an array or a Stream as .npy and flushes it to the disk.
+
+    Returns:
+        The file's entry in a manifest: name, bytes, sha256, dtype and shape.
+    """
+    if isinstance(array, np.ndarray):
+        array = Stream(array.dtype.name, array.shape, [array])
+    parts = _npy(array)
+    shape = {"dtype": array.dtype, "shape": list(array.shape)}
+    return {**write_file(path, parts), **shape}
+
+
+def write_file(path, parts):
+    """Writes byte strings one after the other and flushes them to the disk.
+
+    Args:
+        path: the file.
+        parts: iterable of bytes or of contiguous arrays.
+
+    Returns:
+        The file's entry in a manifest: its name, bytes and sha256.
+    """
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        for part in parts:
+            hashed.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    return {"file": path.name, "bytes": size, "sha256": hashed.sum.hexdigest()}
+
+
+def npy_header(dtype, shape):
+    """The bytes before the values of a plain C-ordered .npy file, format 1.0."""
+    described = f"{{'descr': '{np.dtype(dtype).str}', 'fortran_order': False, "
+    described += f"'shape': {tuple(shape)!r}, }}"
+    # The header ends on a multiple of 64 bytes, so that mapped values are aligned.
+    padding = -(len(described) + 11) % 64
+    text = described.encode() + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _npy(stream):
+    yield npy_header(stream.dtype, stream.shape)
+    left = math.prod(stream.shape)
+    for block in stream.blocks:
+        left -= block.size
+        yield np.ascontiguousarray(block, stream.dtype).reshape(-1).view(np.uint8)
+    if left:
+        raise ValueError(f"{left} values are missing of an array {stream.shape}")
+
+
+class _Hashed:
+    """A file that computes the sha256 of what is written to it."""
+
+    def __init__(self, file):
+        self.file = file
+        self.sum = hashlib.sha256()
+
+    def write(self, data):
+        self.sum.update(data)
+        return self.file.write(data)
 
 
 @contextlib.contextmanager
 def writer_lock(folder):
     """Holds the writer's lock of an index folder.
 
-    The lock belongs to the opened folder: it goes with the process, however that ends.
+    The lock belongs to the opened folder, so it ends with the process in any case.
 
     Raises:
-        IndexLockedError: somebody else holds it.
+        IndexLockedError: another process or thread holds it.
     """
-    import fcntl  # not there on Windows, where an index can still be read
+    import fcntl  # Windows lacks it; an index can still be read there
 
     handle = os.open(folder, os.O_RDONLY)
     try:
