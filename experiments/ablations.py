@@ -1,4 +1,4 @@
-"""Ablations, and a paper's own settings: named overrides of a config."""
+"""Variants of systems, such as ablations: named overrides of a config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which systems differ from their default.
+    """One change of systems from their default.
 
     Attributes:
-      systems: those that it is a row of.
-      note: what changes, in words.
+      systems: the systems that have this variant.
+      note: the change, in words.
       overrides: dotted config field -> value.
     """
 
@@ -20,7 +20,7 @@ class Variant:
 
 
 def _ablation(note: str, **overrides) -> Variant:
-    """Of ehi-pq; in keywords a double underscore stands for the dot of a field."""
+    """Return a variant of ehi-pq; keywords write the dot of a field as `__`."""
     fields = {name.replace("__", "."): value for name, value in overrides.items()}
     return Variant(("ehi-pq",), note, fields)
 
@@ -33,7 +33,7 @@ def _mined(refresh: int) -> dict[str, object]:
     }
 
 
-# The anchors need a head as wide as the tower, and a rate above this needs them.
+# The anchors need a head as wide as the tower. A higher rate than this needs anchors.
 _NO_ANCHOR = {
     "dense__losses__anchor": 0.0,
     "dense__losses__query_anchor": 0.0,
@@ -42,7 +42,7 @@ _NO_ANCHOR = {
 
 
 def _both(**fields) -> dict[str, object]:
-    """Fields of the phases of `dense` and of the joint systems alike."""
+    """Return the same fields for the phases `dense` and `joint`."""
     return {
         f"{phase}.{name.replace('__', '.')}": value
         for phase in ("dense", "joint")
@@ -52,16 +52,16 @@ def _both(**fields) -> dict[str, object]:
 
 VARIANTS = {
     "": Variant((), "the default"),
-    # Encoder, tree and leaves in the one jitted step, after a `dense` whose tower was
-    # trained as well. A step is that of the frozen tower, but 32 of its queries and
-    # their documents are read by the tower that trains. On pydocs dev, seed 0, 150 and
-    # 150 steps, bfloat16: dense .634 (frozen .611), at 10% visited and 64x ehi-pq .603
-    # (with the joint tower's rate a quarter .602), kmeans-tree-opq .576. On a GPU add
+    # Tower, tree and leaves train in the one jitted step, after a `dense` that also
+    # trains its tower. The step is that of a frozen tower, except that the tower reads
+    # 32 of its queries and their documents. On pydocs dev, seed 0, 150 and 150 steps,
+    # bfloat16: dense .634 (frozen .611); at 10% visited and 64x, ehi-pq .603 (.602 with
+    # a quarter of the joint tower's rate), kmeans-tree-opq .576. On a GPU add
     # --config.tower.dtype=bfloat16; on an AMD CPU its steps take a tenth longer
-    # (`experiments.benchmarks.train --dtype=bfloat16`).
+    # (`experiments.benchmark train --dtype=bfloat16`).
     "finetune": Variant(
         ("dense", "kmeans-tree-opq", "ehi-pq"),
-        "tower trained too, 300 and 150 steps, 32 queries of each read by it",
+        "tower trained too, 300 and 150 steps, which read 32 queries each",
         {
             "tower.trainable": "all",
             "tower.query_length": 32,
@@ -77,10 +77,10 @@ VARIANTS = {
             checkpoint_every=50,
         ),
     ),
-    # Hinge losses on embeddings and on path embeddings, the intra-leaf loss and
-    # per-level classifiers are EHI's. Lambdas are from memory of its appendix
-    # (SciFact); margin and threshold were not found. It refreshes every 5 epochs: 100
-    # steps are 2 epochs of the labelled queries of pydocs, and 9 of SciFact's.
+    # EHI has hinge losses on embeddings and path embeddings, the intra-leaf loss, and
+    # per-level classifiers. The weights are from memory of its appendix (SciFact);
+    # margin and threshold were not found. The paper mines every 5 epochs: 100 steps are
+    # 2 epochs of the labelled queries of pydocs, and 9 of SciFact's.
     "paper": Variant(
         ("ehi",),
         "EHI's losses, router and negatives",
@@ -110,7 +110,7 @@ VARIANTS = {
         "on the embeddings of ehi instead of dense",
         {"library_parent": "ehi"},
     ),
-    # Each loss off.
+    # One loss off.
     "no-distill": _ablation("loss distill off", joint__losses__distill=0.0),
     "no-path": _ablation("loss path off", joint__losses__path=0.0),
     "no-route-distill": _ablation(
@@ -119,22 +119,22 @@ VARIANTS = {
     "no-balance": _ablation("loss balance off", joint__losses__balance=0.0),
     "no-codebook": _ablation("loss codebook off", joint__losses__codebook=0.0),
     "no-commitment": _ablation("loss commitment off", joint__losses__commitment=0.0),
-    # Losses of the papers, on top.
+    # One loss of a paper added.
     "with-quantised": _ablation(
         "cross-entropy of quantised scores on", joint__losses__quantised=0.1
     ),
     "with-intra-leaf": _ablation(
         "intra-leaf loss of EHI on", joint__losses__intra_leaf=0.2
     ),
-    # Where the documents come from that a query is compared with.
-    "in-batch": _ablation("pool: in-batch alone (320)", joint__pool=320),
+    # The documents that a query is compared with.
+    "in-batch": _ablation("pool: only in-batch (320)", joint__pool=320),
     "small-pool": _ablation("pool: half of the random documents", joint__pool=768),
     "whole-index": _ablation("pool: the whole corpus", joint__pool=10**9),
     "mined-50": _ablation("pool: also mined from leaves, every 50 steps", **_mined(50)),
     "mined-100": _ablation("... every 100 steps", **_mined(100)),
     "mined-200": _ablation("... every 200 steps", **_mined(200)),
     "mined-from-teacher": _ablation(
-        "pool: also the teacher's nearest (Distill-VQ)",
+        "pool: also nearest documents of the teacher (Distill-VQ)",
         joint__negatives="teacher",
         joint__refresh=400,
         joint__mined_per_query=2,
@@ -151,16 +151,18 @@ VARIANTS = {
     "one-router": _ablation(
         "one router for both sides", tree__query_router=False, tree__hidden=0
     ),
-    "fixed-beam": _ablation("as many leaves for every query", tree__adaptive=False),
-    "spill-2": _ablation("two leaves a document, codes half as long", tree__spill=2),
+    "fixed-beam": _ablation(
+        "the same number of leaves for every query", tree__adaptive=False
+    ),
+    "spill-2": _ablation("two leaves per document, codes half as long", tree__spill=2),
     "random-tree": _ablation("tree started at random", tree__start="random"),
     # The leaves.
     "no-rotation": _ablation("rotation: none", leaves__rotation="none"),
     "fixed-rotation": _ablation("rotation: that of OPQ", leaves__rotation="fixed"),
     "givens": _ablation("rotation: learned by Givens", leaves__rotation="givens"),
     "no-residual": _ablation("codes of embeddings", leaves__residual=False),
-    "frozen-head": _ablation("head frozen: the index alone", joint__rates__head=0.0),
-    "query-head": _ablation("a head for queries", head__query_head=True),
+    "frozen-head": _ablation("head frozen, only the index", joint__rates__head=0.0),
+    "query-head": _ablation("a second head for queries", head__query_head=True),
     "head-192": _ablation("head 192 wide", head__width=192, **_NO_ANCHOR),
     "no-anchor": _ablation("anchors of dense off (for head 192)", **_NO_ANCHOR),
     "no-query-anchor": _ablation(
@@ -168,7 +170,7 @@ VARIANTS = {
         dense__losses__query_anchor=0.0,
         dense__rates__head=1e-3,
     ),
-    # What is asked in training.
+    # The training queries.
     "no-synthetic": _ablation(
         "no synthetic queries",
         joint__sources__synthetic=0.0,
@@ -187,7 +189,7 @@ VARIANTS = {
 
 
 def get_variant(name: str) -> Variant:
-    """The variant of a name; '' is the default."""
+    """Return the variant of a name; '' is the default."""
     if name not in VARIANTS:
         raise ValueError(
             f"unknown variant {name!r}; allowed: {', '.join(n for n in VARIANTS if n)}"
@@ -196,7 +198,7 @@ def get_variant(name: str) -> Variant:
 
 
 def apply_variant(config, name: str):
-    """The config with a variant's overrides and systems, named in the records."""
+    """Return the config with a variant's overrides and systems."""
     variant, config = get_variant(name), config.copy_and_resolve_references()
     if name:
         config.variant, config.systems = name, variant.systems

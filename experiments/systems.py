@@ -1,8 +1,7 @@
-"""What each system is: named overrides of one base config.
+"""The systems: named overrides of one base config.
 
-A system says which system it starts from, which parts it has, which phases train and
-which config fields it fixes. Adding a method is one entry here, at most one loss, and a
-test.
+A system names its parent, its parts, the phases that train it, and the config fields
+that it fixes. A new method is one entry here, at most one loss, and a test.
 """
 
 import dataclasses
@@ -21,14 +20,14 @@ class System:
 
     Attributes:
       parent: the system whose trained head and embeddings it starts from.
-      tree, pq: whether it has a tree, and PQ leaves (else raw vectors).
-      phases: config sections that train it, in order; none for the separate pipeline,
-        whose tree and codes are fitted to the parent's embeddings and left alone.
+      tree, pq: whether it has a tree, and PQ leaves instead of raw vectors.
+      phases: config sections that train it, in order. The separate pipeline has none:
+        its tree and codes are fitted to the parent's embeddings.
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
-      library: built and searched by Faiss or ScaNN; see `ehi.eval.baselines.build`.
-      recipe: `recipe` of the config when its numbers last changed: its records of
-        older ones are made again.
+      library: whether Faiss or ScaNN builds it; see `ehi.eval.baselines.build`.
+      recipe: `config.recipe` when its numbers last changed; older records are made
+        again.
     """
 
     parent: str | None = None
@@ -48,18 +47,18 @@ _SEPARATE = {
     "leaves.rotation": "fixed",
 }
 
-# With PQ leaves the quantised ranking is distilled, and the raw one not beside it.
+# With PQ leaves, the quantised ranking is distilled instead of the raw one.
 _QUANTISED = {"joint.losses.distill_raw": 0.0}
 _FLAT = {"leaves.residual": False}
 
 SYSTEMS = {
     "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
     "dense": System(phases=("dense",), overrides={"head.query_head": False}),
-    # The separate pipeline: fits to the embeddings of `dense`, and no training.
+    # The separate pipeline: fits to the embeddings of `dense`, without training.
     "kmeans-tree": System("dense", tree=True, overrides=_SEPARATE),
     "opq": System("dense", pq=True, overrides=_SEPARATE | _FLAT),
     "kmeans-tree-opq": System("dense", tree=True, pq=True, overrides=_SEPARATE),
-    # The same by the libraries that people use.
+    # The same by libraries.
     "faiss-flat": System("dense", library=True),
     "faiss-ivf": System("dense", tree=True, library=True),
     "faiss-hnsw": System("dense", tree=True, library=True),
@@ -140,22 +139,22 @@ SYSTEMS = {
 
 
 def get_system(name: str) -> System:
-    """The system of a name."""
+    """Return the system of a name."""
     if name not in SYSTEMS:
         raise ValueError(f"unknown system {name!r}; allowed: {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
 
 
 def is_trained(system: System) -> bool:
-    """Whether the system or one that it starts from has a phase of training."""
+    """Whether the system or an ancestor has a training phase."""
     parent = system.parent
     return bool(system.phases) or (parent is not None and is_trained(SYSTEMS[parent]))
 
 
 def config_of(config: ml_collections.ConfigDict, name: str):
-    """The config of one system: the base with the system's overrides.
+    """Return the config of one system: the base with the system's overrides.
 
-    A system of another height gets as many leaves as fit into those of the base.
+    A system with another tree height gets at most as many leaves as the base.
     """
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
@@ -167,11 +166,11 @@ def config_of(config: ml_collections.ConfigDict, name: str):
 
 
 def fit_to_corpus(config, num_documents: int):
-    """The config with `tree.branching` and `leaves.num_codewords` chosen, if 0.
+    """Return the config with `tree.branching` and `leaves.num_codewords` set, if 0.
 
-    At most 2 sqrt(documents) leaves, so that routing costs no more than searching a
-    leaf of a tenth of the leaves; rounded down to a power of two. 256 codewords, or 16
-    where there are fewer documents to fit them to.
+    The tree gets at most 2 sqrt(documents) leaves, rounded down to a power of two:
+    routing then costs no more than scoring the documents of a tenth of the leaves.
+    There are 256 codewords, or 16 if there are fewer than 256 documents.
     """
     config = config.copy_and_resolve_references()
     if not config.tree.branching:
@@ -182,15 +181,15 @@ def fit_to_corpus(config, num_documents: int):
     return config
 
 
-# The steps of a large corpus over those of one of `corpus_of_steps` documents.
+# Most steps of a large corpus, relative to one of `corpus_of_steps` documents.
 MOST_TIMES = 5
 
 
 def phase_of(config, name: str, num_documents: int) -> Phase:
-    """The phase that a config section says, as long as the corpus needs.
+    """Return the phase of a config section, with the steps that the corpus needs.
 
-    With `corpus_of_steps` its steps grow with the documents beyond these, so that each
-    is in the pool as often, up to `MOST_TIMES`.
+    Above `corpus_of_steps` documents, the steps grow in proportion, up to `MOST_TIMES`
+    as many, so that each document is in the pool as often.
     """
     phase = Phase.from_mapping(config[name].to_dict())
     times = num_documents / (config.corpus_of_steps or num_documents)
@@ -199,7 +198,7 @@ def phase_of(config, name: str, num_documents: int) -> Phase:
 
 
 def _branching(leaves: int, height: int) -> int:
-    """The largest B >= 2 with B^H <= leaves."""
+    """Return the largest B >= 2 with B^H <= leaves."""
     branching = 2
     while (branching + 1) ** height <= leaves:
         branching += 1
@@ -208,12 +207,13 @@ def _branching(leaves: int, height: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a query may cost: documents visited, and bytes of a document.
+    """Limits of a search: documents visited, and bytes per document.
 
     Attributes:
       name: 'flat', 'flat-64x', 'visit-10', 'visit-10-64x', ...
-      visit: percent of the documents that may be scored; None for all (no tree).
-      compression: times smaller than the tower's float32 output; None for raw leaves.
+      visit: percentage of the documents that may be scored; None: all (no tree).
+      compression: how many times a document is smaller than the tower's float32
+        output; None for raw leaves.
     """
 
     name: str
@@ -236,7 +236,7 @@ class Budget:
                 raise ValueError
         except (ValueError, IndexError):
             raise ValueError(
-                f"budget {name!r} is not understood; write 'flat', 'flat-64x', "
+                f"budget {name!r} is not understood; write it as 'flat', 'flat-64x', "
                 "'visit-10' or 'visit-10-64x' (percent visited, times compressed)"
             ) from None
         if visit is not None and not 0 < visit <= 100:
@@ -244,10 +244,10 @@ class Budget:
         return cls(name, visit, compression)
 
     def applies_to(self, system: System) -> bool:
-        """Whether a system has what the budget limits, all of it and no more.
+        """Whether a system has exactly the parts that the budget limits.
 
-        A budget can also be asked for by name where this does not hold: a tree of which
-        every leaf is visited (`flat-64x`), or a library without lists or without codes.
+        Tables also ask for other budgets by name: a tree of which every leaf is visited
+        (`flat-64x`), or a library without lists or without codes.
         """
         return (self.visit is not None) == system.tree and (
             self.compression is not None
@@ -255,7 +255,7 @@ class Budget:
 
 
 def num_subspaces(compression: int, *, tower_width: int, num_codewords: int) -> int:
-    """M so that codes are ``4 T / compression`` bytes a document."""
+    """Return M such that a document's codes have ``4 T / compression`` bytes."""
     code_bits = {16: 4, 256: 8}[num_codewords]
     bits = 8 * 4 * tower_width
     if bits % (compression * code_bits):

@@ -1,8 +1,9 @@
 """The fields of every experiment, in flow order, with the values that all share.
 
-Chosen on dev splits (`--config.split=dev`): that of pydocs, and of SciFact, where it is
-carved out of train by document (`scifact.py` names one exception). nDCG@10, seed 0,
-recipe 1 (`recipes.dense` without `query_anchor`, as many leaves for every query):
+The values were chosen on dev splits (`--config.split=dev`): that of pydocs, and one of
+SciFact that is carved out of train by document (`scifact.py` names an exception). The
+numbers are nDCG@10, seed 0, recipe 1 (`recipes.dense` without `query_anchor`, and the
+same number of leaves for every query):
 
     ehi on pydocs at 2 / 5 / 10% visited                k-means tree .472 / .549 / .573
       200 joint steps, documents do not follow routes                .487 / .552 / .572
@@ -22,23 +23,24 @@ from ehi.train.recipes import RECIPES
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The base config; config files change what is theirs."""
+    """Return the base config, of which config files change fields."""
     c = ml_collections.ConfigDict()
     c.dataset = "pydocs"  # 'pydocs', 'beir/<name>', or a BEIR folder or zip
-    c.split = "test"  # what is evaluated; choices are made on 'dev'
-    # Of the data set, for --dry_run without it; 0: counted.
+    c.split = "test"  # the evaluated split; use 'dev' to choose
+    # Sizes of the data set for --dry_run; 0: open the data set and count.
     c.sizes = ml_collections.ConfigDict({"documents": 0, "train_queries": 0})
-    c.dev_fraction = 0.2  # of the train documents, where a data set has no dev split
+    c.dev_fraction = 0.2  # of the train documents, if a data set has no dev split
     c.seed = 0
-    c.corpus_of_steps = 0  # documents that `steps` of phases are for; 0: any
+    # Larger corpora get more steps per phase than this many documents; 0: never.
+    c.corpus_of_steps = 0
     c.shard_state = False  # each device holds a part of parameters and moments
-    c.recipe = 3  # raised when the numbers of a system change
-    c.variant = ""  # name of an ablation, in the records
+    c.recipe = 3  # increased when the numbers of a system change
+    c.variant = ""  # name of the ablation in the records
 
     _model(c)
     for name, recipe in RECIPES.items():  # the phases
         c[name] = ml_collections.ConfigDict(recipe())
-    c.library_parent = "dense"  # whose embeddings Faiss and ScaNN index
+    c.library_parent = "dense"  # Faiss and ScaNN index the embeddings of this system
     c.systems = (
         "dense-zero-shot",
         "dense",
@@ -62,26 +64,26 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _model(c) -> None:
-    """Tower, head, tree and leaves, and the pseudo-queries that the tower reads."""
+    """Set the fields of tower, pseudo-queries, head, tree and leaves."""
     c.tower = ml_collections.ConfigDict()
     c.tower.name = "sentence-transformers/all-MiniLM-L6-v2"
     c.tower.query_length = 64  # tokens
     c.tower.document_length = 256
     c.tower.dtype = "float32"
-    c.tower.remat = False  # less memory for a third more work, where the tower trains
+    c.tower.remat = False  # less memory for a third more work, if the tower trains
     c.tower.trainable = "head"  # 'head', 'last_n' or 'all'
-    c.tower.query_tower = False  # of their own for queries, where it trains
-    c.tower.shape = ml_collections.ConfigDict()  # --dry_run without a checkpoint
+    c.tower.query_tower = False  # a second tower for queries, if it trains
+    c.tower.shape = ml_collections.ConfigDict()  # for --dry_run without a checkpoint
 
     c.pseudo = ml_collections.ConfigDict()
     c.pseudo.kinds = ("title", "sentence", "span")
     c.pseudo.per_document = 2
-    c.pseudo.synthetic = 2  # of each document, in the space of the tower's outputs
+    c.pseudo.synthetic = 2  # per document, made in the space of the tower's outputs
 
     c.head = ml_collections.ConfigDict()
-    c.head.width = 0  # D; 0 for the tower's
+    c.head.width = 0  # D; 0: that of the tower
     c.head.hidden = 512
-    c.head.query_head = False  # of their own for queries, in the joint phase
+    c.head.query_head = False  # a second head for queries, in the joint phase
 
     c.tree = ml_collections.ConfigDict()
     c.tree.kind = "per_node"
@@ -92,11 +94,11 @@ def _model(c) -> None:
     c.tree.hidden = 256
     c.tree.spill = 1
     c.tree.start = "kmeans"  # or 'random'
-    c.tree.adaptive = True  # visit probable leaves; False: as many for every query
+    c.tree.adaptive = True  # visit probable leaves; False: the same number always
 
     c.leaves = ml_collections.ConfigDict()
     c.leaves.num_codewords = 256
     c.leaves.rotation = "learned"
     c.leaves.residual = True
-    c.leaves.frozen_codes = False  # documents keep the codes of the start (JPQ)
-    c.leaves.codeword_gradient = True  # ranking losses reach the codewords
+    c.leaves.frozen_codes = False  # documents keep their first codes (JPQ)
+    c.leaves.codeword_gradient = True  # ranking losses change the codewords

@@ -3,14 +3,15 @@
     python -m experiments.main --config=experiments/configs/pydocs.py \\
         --workdir=runs/pydocs
 
-Needs no data set: the functions are parsed from the Python that runs this. `:smoke` is
-the same in a minute, for CI: a few steps and systems, numbers of no meaning.
+Needs no data set: the functions are parsed from the Python that runs this. `:smoke`
+takes a minute, for CI: few steps and systems, and meaningless numbers.
 
-Hardware, time: 2 CPU cores (AMD EPYC), 4 minutes after the weights' download.
-Expected nDCG@10 on test (seeds 0-2): dense .625; at 2 / 5 / 10% visited ehi .573 / .607
-/ .618 against .522 / .582 / .601 of the k-means tree; joint-pq .613 at 32x and .593 at
-64x against .603 and .574 of OPQ; ehi-pq .596 at 10% and 64x against .566. `:finetune`
-(the tower trained too; 25 minutes on a core): dense .643, ehi-pq .603 against .573.
+Hardware, time: 2 CPU cores (AMD EPYC), 4 minutes after the download of the weights.
+Expected nDCG@10 on test, seeds 0-2: dense .625. At 2 / 5 / 10% visited, ehi .573 / .607
+/ .618 and the k-means tree .522 / .582 / .601. At 32x and 64x, joint-pq .613 and .593,
+OPQ .603 and .574. At 10% and 64x, ehi-pq .596 and its separate row .566. `:finetune`
+also trains the tower (25 minutes on one core): dense .643, ehi-pq .603, its separate
+row .573.
 """
 
 import ml_collections
@@ -20,10 +21,10 @@ from experiments.configs import base
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The main experiment; `variant` is '', 'smoke' or of `experiments.ablations`."""
+    """Return the experiment; `variant` is '', 'smoke' or one of `ablations`."""
     c = base.get_config()
     c.dataset = "pydocs"
-    c.tower.document_length = 128  # better on dev, zero-shot, than 192: .537, .524
+    c.tower.document_length = 128  # zero-shot on dev: .537, with 192 tokens .524
     c.pseudo.kinds = ("title", "span")
     if variant == "smoke":
         c.tower.document_length = 32

@@ -3,32 +3,32 @@
     python -m experiments.main --config=experiments/configs/papers/ehi.py:scifact \\
         --workdir=runs/paper-ehi-scifact
 
-Arguments: scifact, fiqa, nq320k, msmarco; with `-encoder` behind the name, the control:
-the dual encoder alone, as many steps of the same loss, with a k-means tree on top.
-Add --dry_run for memory, shapes and time without data or weights.
+Arguments: scifact, fiqa, nq320k, msmarco. With `-encoder` after the name it is the
+control: the dual encoder alone, trained for as many steps with the same loss, with a
+k-means tree on top. Add --dry_run for memory, shapes and time without data or weights.
 
 Method: Kumar et al. 2023, arXiv 2310.08891. No code was released and its tables could
-not be read, so this is the protocol, not the numbers. Seen in public sources: the
-checkpoint, AdamW, one level (H = 1), three losses, negatives mined from the leaves
-every few epochs. From memory, and so to be swept before anything is concluded: every
-field of `c.from_memory`. Found nowhere, and so ours: margin, threshold, lengths,
-warm-up, decay, weight decay, mined negatives a query, head (none), start of the tree
-(random).
+not be read, so this config has the protocol, not the numbers. Public sources name the
+checkpoint, AdamW, one level (H = 1), three losses, and negatives mined from the leaves
+every few epochs. The fields of `c.from_memory` are from memory: sweep them before you
+conclude anything. The rest was not found, and the values are ours: margin, threshold,
+lengths, warm-up, decay, weight decay, mined negatives per query, head (none), start of
+the tree (random).
 
 Data: scifact, fiqa and msmarco are public BEIR sets; nq320k is a BEIR folder of that
 name in a folder of EHI_DATA. Every example is a labelled pair.
 Hardware: one accelerator of 40 GB; the embeddings of msmarco (27 GB) are kept in host
-memory. Time: see --dry_run; encoding the corpus to mine from it comes on top, 20 times.
+memory. Time: see --dry_run, plus encoding the corpus 20 times to mine negatives.
 Expected: unknown. The abstract claims +1.45% MRR@10 on MS MARCO dev and +8.2% nDCG@10
-on DL19 over other indexes at the same cost (version 2; version 1: +0.6%, +4.2%).
+on DL19 over other indexes at equal cost (version 2; version 1: +0.6%, +4.2%).
 """
 
 import ml_collections
 
 from experiments.configs import base
 
-# sentence-transformers/msmarco-distilbert-cos-v5: a DistilBERT, mean pooling, unit
-# length; stated here so that a dry run needs no checkpoint.
+# Shape of sentence-transformers/msmarco-distilbert-cos-v5, a DistilBERT with mean
+# pooling and unit length. With it, a dry run needs no checkpoint.
 DISTILBERT = {
     "vocab_size": 30522,
     "width": 768,
@@ -39,9 +39,9 @@ DISTILBERT = {
     "type_vocab_size": 0,
 }
 EPOCHS, REFRESH = 100, 5  # from memory, for all data sets
-# Documents and train pairs (public constants); batch, leaves, learning rates of encoder
-# and indexer, and weights of the three losses (from memory). The encoder's rate on
-# msmarco is as remembered, and looks too small to move it.
+# Documents and train pairs (public constants); then, from memory, batch size, leaves,
+# learning rates of encoder and indexer, and weights of the three losses. The encoder's
+# rate on msmarco is as remembered, but looks too small to have an effect.
 DATA_SETS = {
     "scifact": (5_183, 919, 64, 40, 4e-4, 0.016, (0.2, 0.8, 0.2)),
     "fiqa": (57_638, 14_166, 64, 5000, 2e-4, 9e-4, (0.03, 0.46, 0.54)),
@@ -64,17 +64,17 @@ FROM_MEMORY = (
 
 
 def get_config(name: str = "scifact") -> ml_collections.ConfigDict:
-    """EHI on a data set of `DATA_SETS`, or with '-encoder' the encoder alone."""
+    """Return EHI on a data set of `DATA_SETS`; with '-encoder', the encoder alone."""
     dataset = name.removesuffix("-encoder")
     if dataset not in DATA_SETS:
         raise ValueError(
-            f"unknown argument {name!r} of paper_ehi; allowed: {', '.join(DATA_SETS)}, "
-            "each also with '-encoder'"
+            f"unknown argument {name!r} of papers/ehi.py; allowed: "
+            f"{', '.join(DATA_SETS)}, each also with '-encoder'"
         )
     documents, pairs, batch_size, leaves, tower, router, losses = DATA_SETS[dataset]
     c = base.get_config()
     c.dataset, c.variant = f"beir/{dataset}", "paper"
-    # MS MARCO's test split is TREC DL19; nq320k has no other split than these two.
+    # MS MARCO's test split is TREC DL19; nq320k has only train and test.
     c.split = "dev" if dataset == "msmarco" else "test"
     c.sizes = ml_collections.ConfigDict(
         {"documents": documents, "train_queries": pairs}
@@ -91,7 +91,7 @@ def get_config(name: str = "scifact") -> ml_collections.ConfigDict:
         c.joint.losses[loss] = weight
     c.joint.refresh = REFRESH * epoch
     c.joint.mined_per_query = 1
-    c.joint.pool = 2 * batch_size  # every query's positive and one mined negative
+    c.joint.pool = 2 * batch_size  # a positive and a mined negative per query
     c.joint.mined_beam = max(1, leaves // 100)
     c.dense.chunk = c.joint.chunk = 64  # rows; the gradient is the same
     if dataset == name:
@@ -100,13 +100,13 @@ def get_config(name: str = "scifact") -> ml_collections.ConfigDict:
     else:
         c.systems = ("dense", "kmeans-tree")
         c.tree.kind, c.tree.start = "per_node", "kmeans"
-    visited = (1, 5, 10, 20, 40, 60, 80, 100)  # percent, counted and never a beam
+    visited = (1, 5, 10, 20, 40, 60, 80, 100)  # counted percentages, not beams
     c.budgets = ("flat", *(f"visit-{percent}" for percent in visited))
     return c
 
 
 def _model(c, leaves: int) -> None:
-    """DistilBERT without a head, and one level of EHI's indexer for both sides."""
+    """Set DistilBERT without a head, and one level of EHI's indexer for both sides."""
     c.tower.name = "sentence-transformers/msmarco-distilbert-cos-v5"
     c.tower.shape = ml_collections.ConfigDict(DISTILBERT)
     c.tower.trainable = "all"
@@ -123,7 +123,7 @@ def _model(c, leaves: int) -> None:
 
 
 def _phase(phase, batch_size: int, steps: int, tower_rate: float) -> None:
-    """One epoch after another over the labelled pairs; in-batch negatives."""
+    """Set epochs over the labelled pairs, with in-batch negatives."""
     for fields in (phase.losses, phase.rates, phase.sources):
         for field in fields:
             fields[field] = 0.0

@@ -3,19 +3,19 @@
     python -m experiments.main --config=experiments/configs/papers/jpq.py:passage-48 \\
         --workdir=runs/paper-jpq-passage-48
 
-Arguments: passage-M or document-M for M = 16, 24, 32, 48, 64, 96 bytes a document, and
-with `-star` behind it the paper's own encoder instead of TAS-B. Add --dry_run for
-memory, shapes and time without data or weights.
+Arguments: passage-M or document-M for M = 16, 24, 32, 48, 64, 96 bytes per document.
+With `-star` after it, the encoder is the paper's own instead of TAS-B. Add --dry_run
+for memory, shapes and time without data or weights.
 
 Method: Zhan et al. 2021, arXiv 2108.00644. Rates, schedule, batch, epochs, cut and
 depth are those of the authors' code (github.com/jingtaozhan/JPQ: README and
-jpq/run_train.py); from memory are the fields of `c.from_memory`. One deviation:
-embeddings have unit length here, where the paper ranks by plain inner products.
+jpq/run_train.py); the fields of `c.from_memory` are from memory. One deviation:
+embeddings have unit length here; the paper ranks by plain inner products.
 
-Encoder: TAS-B, a DistilBERT with CLS pooling, by hub id. STAR, the paper's, is a
-RoBERTa-base with a linear layer and a layer norm on top, and has no hub id that we
-know: `-star` has its shape for the dry run, and takes --config.tower.name=FOLDER,
-which holds
+Encoder: TAS-B, a DistilBERT with CLS pooling, by hub id. The paper's STAR is a
+RoBERTa-base with a linear layer and a layer norm on top; we know no hub id of it.
+`-star` has its shape, so that it dry-runs. To train, give --config.tower.name=FOLDER
+with
     config.json and model.safetensors of STAR, as the authors' download has it (given
         its pytorch_model.bin, the error says how to convert that);
     vocab.json and merges.txt of roberta-base;
@@ -24,11 +24,12 @@ which holds
         github.com/jingtaozhan/DRhard).
 Data: MS MARCO passage is the public BEIR set `msmarco`; documents are a BEIR folder
 `msmarco-document` in a folder of EHI_DATA.
-Hardware: one accelerator. Published: under 2 hours an epoch, on one GPU of 2021.
-Expected for M = 16, 24, 32, 48, 64, 96, with STAR, read off the authors' figures:
-MRR@10 on passage dev .273 .305 .317 .332 .338 .341, MRR@100 on document dev .336 .356
-.374 .384 .395 .401. With TAS-B on passages .320 at 48 and .331 at 64 (README of
-RepCONC, whose JPQ has a softmax loss).
+Hardware: one accelerator. Time: the paper reports under 2 hours per epoch on one GPU of
+2021.
+Expected with STAR for M = 16, 24, 32, 48, 64, 96, read off the authors' figures: MRR@10
+on passage dev .273 .305 .317 .332 .338 .341, MRR@100 on document dev .336 .356 .374
+.384 .395 .401. With TAS-B on passages: .320 at 48 and .331 at 64 (README of RepCONC,
+whose JPQ has a softmax loss).
 """
 
 import ml_collections
@@ -36,14 +37,14 @@ import ml_collections
 from experiments.configs import base
 from experiments.configs.papers.ehi import DISTILBERT
 
-# Bytes a document -> learning rate of the codebooks (README of the authors' code).
+# Bytes per document -> learning rate of the codebooks (README of the authors' code).
 RATES = {16: 5e-6, 24: 5e-6, 32: 2e-5, 48: 1e-4, 64: 1e-4, 96: 1e-4}
-# Data set, documents and train pairs (from memory), tokens of a document, lambda_cut.
+# Data set, documents and train pairs (from memory), tokens per document, lambda_cut.
 TASKS = {
     "passage": ("beir/msmarco", 8_841_823, 532_761, 256, 200),
     "document": ("beir/msmarco-document", 3_213_835, 367_013, 512, 10),
 }
-# Tower: name, shape. Both pool the first token.
+# Suffix -> name and shape of the tower. Both pool the first token.
 TOWERS = {
     "": (
         "sentence-transformers/msmarco-distilbert-base-tas-b",
@@ -57,7 +58,7 @@ TOWERS = {
             "num_layers": 12,
             "num_heads": 12,
             "mlp_width": 3072,
-            "max_positions": 512,  # of 514, two are no token's
+            "max_positions": 512,  # of 514; two are reserved
             "type_vocab_size": 1,
             "norm_eps": 1e-5,
             "pooling": "cls",
@@ -74,10 +75,11 @@ ARGUMENTS = tuple(
 
 
 def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
-    """JPQ on a task with M bytes a document: one of `ARGUMENTS`."""
+    """Return JPQ on a task with M bytes per document; `name` is one of `ARGUMENTS`."""
     if name not in ARGUMENTS:
         raise ValueError(
-            f"unknown argument {name!r} of paper_jpq; allowed: {', '.join(ARGUMENTS)}"
+            f"unknown argument {name!r} of papers/jpq.py; allowed: "
+            f"{', '.join(ARGUMENTS)}"
         )
     task, m, *star = name.split("-")
     m = int(m)
@@ -95,7 +97,7 @@ def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
     c.tower.query_length, c.tower.document_length = 32, length
     c.pseudo.per_document = c.pseudo.synthetic = 0
     c.head.hidden = 0
-    for name in c.joint.sources:  # not trained here, but checked
+    for name in c.joint.sources:  # `joint` is checked, though it does not train here
         c.joint.sources[name] = float(name == "labelled")
     c.dense.steps = 0  # documents are encoded by the checkpoint itself
     _train(c.jpq, EPOCHS * (pairs // BATCH), RATES[m], cut)
@@ -105,7 +107,7 @@ def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
 
 
 def _train(p, steps: int, codebook_rate: float, cut: int) -> None:
-    """The section `jpq`: what `run_train.py` has, on labelled queries only."""
+    """Set the section `jpq` to what `run_train.py` has, on labelled queries only."""
     p.steps, p.batch_size, p.pool = steps, BATCH, BATCH
     for fields, kept in (
         (p.losses, {"lambda_rank": 1.0}),
