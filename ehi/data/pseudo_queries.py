@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ehi.data.tfds_builder import Document
+from ehi.progress import track
 
 KINDS = ("title", "sentence", "span")
 SPAN_WORDS = (8, 16)
@@ -49,6 +50,7 @@ def pseudo_queries(
     if per_document < 1:
         raise ValueError(f"per_document must be at least 1, got {per_document}")
     texts, rows, chosen = [], [], []
+    documents = track(documents, "pseudo-queries", "documents", bar=False)
     for row, document in enumerate(documents):
         rng = np.random.default_rng((seed, row))
         drawn = {}

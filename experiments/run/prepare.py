@@ -18,6 +18,7 @@ from ehi.files import arrays_sha256, atomic_write_npz, cache_folder
 from ehi.model.params import has_tower
 from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
+from ehi.progress import track
 from ehi.train.batch import TrainingSet
 
 LOG = logging.getLogger("ehi")
@@ -130,8 +131,9 @@ def load_inputs(config) -> Inputs:
         max_length=config.tower.query_length,
         name=f"{dataset.name} queries",
     )
+    documents = track(dataset.documents, "read", "documents", bar=False)
     document_tokens = tokens(
-        [document.content for document in dataset.documents],
+        [document.content for document in documents],
         max_length=config.tower.document_length,
         name=f"{dataset.name} documents",
     )
