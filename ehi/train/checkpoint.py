@@ -1,7 +1,7 @@
-"""Checkpoints: the only file that knows orbax (its v1 API).
+"""Checkpoints. Only this file knows orbax (its v1 API).
 
-Of several processes all call these functions, in the same order. The folder is the one
-that process 0 names; the others may have workdirs of their own.
+If there are several processes, all call these functions, in the same order. They use
+the folder that process 0 names; the others may have other workdirs.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from ehi.parallel.processes import is_loss, said_by_first
 
 
 class Writer:
-    """Saves states while training goes on; leaving it waits for the last one.
+    """Saves states while training goes on; leaving the block waits for the last save.
 
     A state is copied off the devices before `save` returns, so the next step may donate
-    it, and it appears under its step when it is complete, so a crash leaves the one
-    before. A save waits for the one before it.
+    it. It appears under its step when it is complete, so a crash leaves the checkpoint
+    before it. A save waits for the one before it.
     """
 
     def __init__(self, directory: Path):
@@ -31,22 +31,22 @@ class Writer:
         return self
 
     def save(self, step: int, state: dict) -> None:
-        """Save a state under its step; a step saved before is left alone."""
+        """Save a state under its step, unless that or a later step is saved."""
         latest = self._checkpointer.latest
         if latest is None or latest.step < step:
             with self._explained():
-                # By force: orbax would leave one out while another is under way.
+                # Without force, orbax skips a save while another is under way.
                 self._checkpointer.save_async(step, _savable(state), force=True)
 
     def __exit__(self, kind, error, traceback) -> None:
-        # A save that waits for a lost process does not end.
+        # A save that waits for a lost process would never end.
         if error is None or not is_loss(error):
             with self._explained():
                 self._checkpointer.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """What went wrong in the background comes up here: a full disk, mostly."""
+        """Raise what went wrong in the background, mostly a full disk, as OSError."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -71,7 +71,7 @@ def latest_step(directory: Path) -> int | None:
 
 
 def save(directory: Path, step: int, state: dict) -> None:
-    """Save a state under its step, atomically; a step saved before is left alone."""
+    """Save a state under its step, atomically; see `Writer`."""
     with Writer(directory) as writer:
         writer.save(step, state)
 
@@ -79,11 +79,11 @@ def save(directory: Path, step: int, state: dict) -> None:
 def restore(directory: Path, like: dict, step: int | None = None) -> dict:
     """The state of a step (None: the latest), with the structure of `like`.
 
-    Its arrays are placed as those of `like`, on however many devices they were before.
+    Its arrays are placed as those of `like`, whatever devices they were saved from.
 
     Raises:
       FileNotFoundError: no such step is saved there.
-      ValueError: what is saved has other shapes or names than `like`, or was damaged.
+      ValueError: the saved state has other shapes or names than `like`, or is damaged.
     """
     directory = _of_first(directory)
     abstract = jax.tree.map(
@@ -93,7 +93,7 @@ def restore(directory: Path, like: dict, step: int | None = None) -> dict:
         try:
             return checkpointer.load(step, abstract)
         except Exception as error:
-            # orbax hides the true reason behind "incompatible handler".
+            # orbax hides the reason behind "incompatible handler".
             reason = error.__cause__ or error
             if type(reason).__name__ == "StepNotFoundError":
                 raise FileNotFoundError(
@@ -113,12 +113,12 @@ def restore(directory: Path, like: dict, step: int | None = None) -> dict:
 
 
 def _misfits(checkpointer, step: int | None, wanted: dict, most: int = 3) -> list[str]:
-    """How what is saved differs from what is wanted, in names and shapes."""
+    """Differences in names and shapes between the saved and the wanted state."""
     try:
         there = _shapes(checkpointer.metadata(step).metadata)
-    except Exception:  # also damaged
+    except Exception:  # the metadata is damaged
         return []
-    if not there:  # shapes are read from the arrays, which are damaged
+    if not there:  # the shapes are read from the arrays, which are damaged
         return []
     here = _shapes(wanted)
     found = [
@@ -132,7 +132,7 @@ def _misfits(checkpointer, step: int | None, wanted: dict, most: int = 3) -> lis
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """'params/head/w1' -> shape, of arrays or what describes them."""
+    """'params/head/w1' -> shape, of arrays or of their descriptions."""
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: hasattr(x, "shape")
     )
@@ -153,7 +153,7 @@ def _of_first(directory: Path) -> Path:
 
 
 def _savable(state: dict) -> dict:
-    """Arrays that only one of several processes holds, as NumPy: process 0 writes."""
+    """The state with arrays that one process holds alone as NumPy; process 0 writes."""
     if jax.process_count() == 1:
         return state
 

@@ -1,4 +1,4 @@
-"""Gradient descent on rotations by Givens rotations of disjoint pairs of columns."""
+"""Gradient descent on rotation matrices by turning disjoint pairs of columns."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# A step turns no pair of columns further than this (45 degrees).
+# The largest angle of a step (45 degrees).
 _LARGEST = jnp.pi / 4
 _TINY = jnp.finfo(jnp.float32).tiny
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class GivensState(NamedTuple):
-    """Steps done, and for each matrix the moving average of the squares chosen."""
+    """Steps done, and the moving average of the chosen squared slopes, per matrix."""
 
     count: jax.Array
     squares: optax.Updates
@@ -28,30 +28,30 @@ def givens_descent(
       \theta_{ij} = -\eta A_{ij} / \sqrt{v}, \quad R \leftarrow R \prod_{(i, j)}
       (\text{turn of the columns } i, j \text{ by } \theta_{ij})
 
-    `A_ij` is the slope of the loss at a turn of columns i and j. D/2 disjoint pairs are
-    taken greedily by ``|A_ij|``; they commute, so all turn at once and R stays
-    orthogonal. v is the moving average, without bias, of the mean square of the chosen
-    slopes: as in Adam, one rate (radians a step) serves losses of every scale, but the
-    proportions between the pairs of a step remain those of the gradient. Rounding
-    is repaired every `every` steps by ``R (3 I - R'R) / 2``, a Newton-Schulz step to
-    the nearest orthogonal matrix.
+    `A_ij` is the slope of the loss when columns i and j turn. D/2 disjoint pairs are
+    taken greedily by ``|A_ij|``. They commute, so all turn at once and R stays
+    orthogonal. v is the unbiased moving average of the mean square of the chosen
+    slopes. As in Adam, one rate (radians per step) then serves losses of every scale,
+    while the pairs of a step keep the proportions of the gradient. Every `every` steps
+    ``R (3 I - R'R) / 2``, a Newton-Schulz step to the nearest orthogonal matrix,
+    repairs rounding.
 
     Args:
-      learning_rate: eta, or a schedule of it; with a constant rate the descent ends as
-        near to the optimum as one step reaches.
+      learning_rate: eta in radians per step, or a schedule of it. With a constant rate
+        the descent ends within one step of the optimum.
       every: steps between two repairs.
-      decay: of the moving average v, from 0 (this step alone) to below 1.
+      decay: of the moving average v, from 0 (the last step only) to below 1.
 
     Returns:
       a transformation of square matrices; its update needs `params`.
 
     Raises:
-      ValueError: for every < 1 or a decay outside [0, 1); in `init` for a parameter
-        that is not a square matrix, in `update` without params.
+      ValueError: `every` is below 1 or `decay` outside [0, 1); in `init`, a parameter
+        is not a square matrix; in `update`, there are no `params`.
 
     References:
-      Jiang et al. 2022, arXiv 2203.05082 (GCD-G), the learned rotation of Poeem: Zhang
-      et al. 2021, arXiv 2105.03933. Here the scaling by sqrt(v) is added.
+      GCD-G: Jiang et al. 2022, arXiv 2203.05082; used by Poeem: Zhang et al. 2021,
+      arXiv 2105.03933. The scaling by sqrt(v) is ours.
     """
     if every < 1 or not 0 <= decay < 1:
         raise ValueError(f"every={every} must be >= 1 and decay={decay} in [0, 1)")
@@ -64,7 +64,7 @@ def givens_descent(
 
     def update(updates, state, params=None):
         if params is None:
-            raise ValueError("givens_descent turns the parameters: pass params")
+            raise ValueError("givens_descent turns the parameters; pass params")
         count = state.count + 1
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         slopes = jax.tree.map(_slopes, updates, params)
@@ -91,16 +91,16 @@ def givens_descent(
 def greedy_pairs(weights: jax.Array) -> jax.Array:
     """Disjoint pairs (i, j), taken by decreasing ``|w_ij|`` until none is left.
 
-    In place of one pair after the other: every free row names its best free partner,
-    and rows that name each other are a pair. The heaviest pair that is left always is
-    one, so the result is that of the greedy choice, in about log D rounds instead of
-    D/2 (Preis 1999, STACS, locally heaviest edges).
+    In each round every free row names its best free partner, and rows that name each
+    other become a pair. The heaviest free pair is always among them, so the result is
+    that of the greedy choice, in about log D rounds instead of D/2 (Preis 1999, STACS,
+    locally heaviest edges).
 
     Args:
-      weights: (D, D), ``|w|`` symmetric; the diagonal is not looked at.
+      weights: (D, D), ``|w|`` symmetric; the diagonal is ignored.
 
     Returns:
-      partners (D,) int32; of odd D one row remains, its own partner.
+      partners (D,) int32; if D is odd, one row is its own partner.
     """
     d = weights.shape[0]
     number = jnp.arange(d, dtype=jnp.int32)
@@ -114,7 +114,7 @@ def greedy_pairs(weights: jax.Array) -> jax.Array:
         return jnp.where(mutual, best, partner), free & ~mutual, rounds + 1
 
     def some_left(state):
-        # Not a number names nobody: without the bound it would go on for ever.
+        # NaN weights never form a pair; the bound ends the loop.
         return (state[1].sum() > 1) & (state[2] < (d + 1) // 2)
 
     start = number, jnp.ones(d, bool), jnp.zeros((), jnp.int32)
@@ -138,8 +138,8 @@ def _of_pairs(slopes: jax.Array, partner: jax.Array) -> jax.Array:
 
 
 def _turn(matrix: jax.Array, partner: jax.Array, angles: jax.Array) -> jax.Array:
-    """How the columns change: ``r_i (cos t_i - 1) - r_j sin t_i``, where t_j = -t_i."""
-    # cos t - 1 would cancel at small angles, and R would grow or shrink step by step.
+    """Change of the columns, ``r_i (cos t_i - 1) - r_j sin t_i``, with t_j = -t_i."""
+    # cos t - 1 would cancel at small angles, and R would grow or shrink at every step.
     less = -2.0 * jnp.square(jnp.sin(angles / 2))
     return matrix * less - matrix[:, partner] * jnp.sin(angles)
 

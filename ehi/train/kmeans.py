@@ -1,7 +1,7 @@
 """k-means: of rows, and down a tree.
 
-Everything is a function of the rows and a key. Fits run on the rows given: of a large
-corpus pass a sample, 256 rows a centroid are plenty (Faiss takes no more).
+A fit is a function of the rows and a key, and uses all rows that it is given. Pass a
+sample of a large corpus; 256 rows per centroid suffice (Faiss takes no more).
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ehi.model.pq import nearest
 from ehi.progress import Progress, track
 
-# Rows whose distances to all centroids are in memory at a time.
+# Rows whose distances to all centroids are in memory at once.
 _CHUNK = 16384
 
 
@@ -26,14 +26,14 @@ def kmeans(
 ) -> tuple[jax.Array, jax.Array]:
     """Lloyd's k-means from random rows.
 
-    Minimises ``sum_n |x_n - c_a(n)|^2``; spherical k-means has unit centroids and so
-    maximises ``sum_n <x_n, c_a(n)>`` (Dhillon and Modha 2001). The objective never
-    gets worse: an empty cluster moves to the row that is farthest from its centroid.
+    It minimises ``sum_n |x_n - c_a(n)|^2``. Spherical k-means has unit centroids, so it
+    maximises ``sum_n <x_n, c_a(n)>`` (Dhillon and Modha 2001). No iteration makes the
+    objective worse: an empty cluster moves to the row farthest from its centroid.
 
     Args:
       x: rows (N, D), finite.
       num_clusters: K, at most N.
-      iterations: means and assignments.
+      iterations: number of times that means and assignments are computed.
       spherical: keep the centroids on the unit sphere.
       key: of the random start.
 
@@ -41,7 +41,7 @@ def kmeans(
       centroids (K, D), and the nearest one of each row (N,) int32.
 
     Raises:
-      ValueError: for fewer rows than clusters, or rows that are not finite.
+      ValueError: there are fewer rows than clusters, or a row is not finite.
     """
     x = check_rows(x, num_clusters, "clusters")
     root = jnp.zeros(len(x), jnp.int32)
@@ -57,8 +57,8 @@ def kmeans_tree(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Hierarchical spherical k-means: the rows of every node are split in B.
 
-    All nodes of a level are fitted at once, as one k-means in which a row may only
-    choose among the children of its own node; so a level is one compilation.
+    All nodes of a level are fitted at once, by one k-means in which a row chooses among
+    the children of its own node only. So a level needs one compilation.
 
     Args:
       x: embeddings (N, D), finite; only their directions matter.
@@ -69,18 +69,18 @@ def kmeans_tree(
 
     Returns:
       for each level the unit vectors of its children (B^(h-1), B, D), which
-      ``Router.start_from`` takes, and the leaf of each row (N,) int32, reached by the
-      best child at each level. A child that gets no row lies near its node.
+      ``Router.start_from`` takes; and the leaf of each row (N,) int32, found by taking
+      the best child at each level. A child without rows lies near its node.
 
     Raises:
-      ValueError: for more leaves than rows, or rows that are not finite.
+      ValueError: there are more leaves than rows, or a row is not finite.
     """
     x = _unit(check_rows(x, branching**height, "leaves"))
     nodes, parents, levels = jnp.zeros(len(x), jnp.int32), _unit(x.mean(0))[None], []
     for h in track(range(height), "k-means tree", "levels", bar=False):
         seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
         shape = (branching**h, branching, x.shape[1])
-        # Where a node has fewer rows than children, noise tells the others apart.
+        # If a node has fewer rows than children, noise tells the other children apart.
         noise = 0.1 * _unit(jax.random.normal(noise_key, shape))
         start = _unit(parents[:, None] + noise)  # (B^h, B, D)
         found = _split_groups(x, nodes, start, iterations, seed_key, True)
@@ -92,11 +92,11 @@ def kmeans_tree(
 
 @functools.partial(jax.jit, static_argnames=("spherical",))
 def _split_groups(x, groups, start, iterations, key, spherical):
-    """k-means in each of G groups of rows at once, from random rows of the group.
+    """k-means in all of G groups of rows at once, from random rows of each group.
 
-    Args: x (N, D), groups (N,), start (G, B, D) for groups of fewer than B rows.
-    Returns: centroids (G, B, D), and the best of its group for each row (N,), numbered
-      through all groups.
+    Args: x (N, D), groups (N,), start (G, B, D) for groups with fewer than B rows.
+    Returns: centroids (G, B, D), and for each row the best one of its group (N,), as a
+      number among all G B centroids.
     """
     random = jax.random.uniform(key, (len(x),))
     everywhere = jnp.ones(start.shape[:2], bool)
@@ -110,7 +110,7 @@ def _split_groups(x, groups, start, iterations, key, spherical):
 
 
 def refine(x, groups, centroids, chosen, *, spherical=False):
-    """One iteration of k-means: centroids (G, B, D) and choices (N,), both better."""
+    """One iteration of k-means: new centroids (G, B, D) and choices (N,)."""
     flat = centroids.reshape(-1, x.shape[1])  # (G B, D)
     counts = jnp.zeros(len(flat)).at[chosen].add(1.0)
     sums = jnp.zeros_like(flat).at[chosen].add(x)
@@ -123,16 +123,16 @@ def refine(x, groups, centroids, chosen, *, spherical=False):
         return _move_to_rows(centroids, empty, x, groups, distances)
 
     means = means.reshape(centroids.shape)
-    # Rare after the first iterations, and the sort in it costs as much as all the rest.
+    # Rarely needed after the first iterations; its sort costs as much as all the rest.
     centroids = jax.lax.cond(empty.any(), fill, lambda same: same, means)
     return centroids, choose(x, groups, centroids)
 
 
 def _move_to_rows(centroids, which, x, groups, priority):
-    """Centroids (G, B, D), those of ``which`` (G, B) moved onto rows of their group.
+    """Centroids (G, B, D), those in ``which`` (G, B) moved onto rows of their group.
 
-    The first of a group goes to its row of highest priority (N,), the second to the
-    next; where a group has no more rows a centroid stays.
+    The first centroid of a group goes to the group's row of highest priority (N,), the
+    second to the next one. When a group has no more rows, a centroid stays.
     """
     order = jnp.lexsort((-priority, groups))  # by group, in it by priority
     sizes = jnp.zeros(len(centroids), jnp.int32).at[groups].add(1)
@@ -143,7 +143,7 @@ def _move_to_rows(centroids, which, x, groups, priority):
 
 
 def choose(x, groups, centroids):
-    """The nearest centroid (N,) of each row's group, a chunk of rows at a time."""
+    """The nearest centroid of its group for each row (N,), by chunks of rows."""
     num_groups, branching, width = centroids.shape
     words = centroids.reshape(-1, width)  # (G B, D)
     owner = jnp.arange(len(words))[:, None] // branching
@@ -167,7 +167,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def check_rows(x, least: int, what: str) -> jax.Array:
-    """The rows in float32; refuse fewer than `least`, or any that is not finite."""
+    """The rows in float32, if there are at least `least` and all are finite."""
     x = jnp.asarray(x, jnp.float32)
     if x.ndim != 2 or len(x) < least:
         raise ValueError(f"{least} {what} need as many rows (N, D), got {x.shape}")

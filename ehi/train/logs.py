@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, one object a logged step; TensorBoard if installed."""
+"""Metrics as JSON lines, one object per logged step; and as TensorBoard events."""
 
 import contextlib
 import json
@@ -8,12 +8,12 @@ from ehi.files import atomic_write
 
 
 class MetricLog:
-    """Appends to `metrics.jsonl`; a resumed run drops what it is about to redo.
+    """Appends to `metrics.jsonl`; a resumed run drops the lines that it writes again.
 
     Args:
       path: the file.
       tensorboard: a folder for TensorBoard events (extra `tensorboard`), or None.
-      writes: False for a process that only reads what another one writes.
+      writes: False for a process that only reads the file.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class MetricLog:
             self._writer = SummaryWriter(str(tensorboard))
 
     def rewind(self, run: str, phase: str, step: int) -> None:
-        """Forget the lines of a phase beyond a step: they will be written again."""
+        """Drop the lines of a phase beyond a step; they will be written again."""
         if not self._writes or not self._path.exists():
             return
         kept = [
@@ -43,7 +43,7 @@ class MetricLog:
         atomic_write(self._path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, run: str, phase: str, step: int, metrics: dict) -> None:
-        """One line: run, phase, step (steps done so far) and the metrics."""
+        """Append one line: run, phase, step (steps done so far) and the metrics."""
         if not self._writes:
             return
         row = {"run": run, "phase": phase, "step": step}
@@ -55,11 +55,11 @@ class MetricLog:
                 self._writer.add_scalar(f"{run}/{phase}/{name}", value, step)
 
     def seconds(self, run: str, phase: str) -> float:
-        """Training time of a phase, over all the sessions it took."""
+        """Training time of a phase, summed over all sessions."""
         return sum(row["seconds"] for row in self._rows(run, phase))
 
     def examples_per_second(self, run: str, phase: str) -> float | None:
-        """Queries that a phase trained on in a second; None where it has not run."""
+        """Queries per second of a phase; None if it has not run."""
         rows = self._rows(run, phase)
         examples = sum(row["examples_per_second"] * row["seconds"] for row in rows)
         seconds = self.seconds(run, phase)
@@ -70,7 +70,7 @@ class MetricLog:
         return [row for row in rows if (row["run"], row["phase"]) == (run, phase)]
 
     def _lines(self) -> list[tuple[str, dict]]:
-        """Lines and what they say, but for one that a killed run half wrote."""
+        """Lines and their objects, without a line that a killed run half wrote."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         found = []
         for line in lines:

@@ -50,75 +50,68 @@ def run_phase(
 ) -> dict:
     """Train one phase to its end, from its last checkpoint if it has one.
 
-    The batch, the key and the parameters are pure functions of (seed, step) and of the
-    checkpoint (state, step and mined negatives), so a killed run that is started again
-    ends with the same bits as one that was not.
+    Batch, key and parameters are pure functions of (seed, step) and of the checkpoint
+    (state, step and mined negatives). So a killed run that is started again ends with
+    the same bits as a run that was not killed.
 
-    Several processes call this together, with the same arguments: each makes its own
+    Several processes call this together, with the same arguments. Each makes its own
     rows of a batch, and all hold the whole state.
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
       data: queries, documents and pairs.
-      tables: read-only arrays that the step gathers from; see `objective`.
+      tables: read-only arrays that the step gathers rows from; see `objective`.
       phase: what to train, on what, for how long.
-      run, name: of the system and of the phase, for the log.
+      run, name: names of the system and of the phase in the log.
       seed: of the order of examples and of random choices.
-      directory: of this phase's checkpoints.
-      log: metrics go here.
+      directory: folder of this phase's checkpoints.
+      log: the metrics go here.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
-      mine: parameters -> mined negatives (rows, m), the same in all processes, which
-        share the work; called by all every `phase.mining_interval` steps.
-      shard_state: of several devices each holds a part of the parameters and moments,
-        see `state_sharding`; while mining and at the end all hold all parameters.
+      mine: parameters -> mined negatives (rows, m). All processes call it every
+        `phase.mining_interval` steps, share the work, and get the same result.
+      shard_state: each device holds a part of the parameters and moments, see
+        `state_sharding`. While mining and at the end all hold all parameters.
 
     Returns:
-      of the state of the last step `params`, and `stats` for a phase that starts from
-      what this one kept.
+      `params` and `stats` of the last state; a next phase may start from `stats`.
 
     Raises:
       FloatingPointError: the loss or a gradient became NaN or infinite.
-      Preempted: by SIGTERM; the step that was under way is saved.
-      ValueError: the processes have other parameters or tables, or cannot share the
+      Preempted: SIGTERM came; the step that was under way is saved.
+      ValueError: the processes have different parameters or tables, or cannot share the
         batch.
     """
-    mesh, mines = make_mesh(), phase.mining_interval if mine is not None else 0
+    mesh, interval = make_mesh(), phase.mining_interval if mine is not None else 0
     _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
     train_step, state, sharding = make_phase_step(
         graphdef, params, phase, mesh, shard_state
     )
     mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
-    mined = mined if mines else None
+    mined = mined if interval else None
     state, mined, start = _resume(directory, mesh, place(state, sharding), mined)
     log.rewind(run, name, start)
     tables = place(dict(tables), table_sharding(mesh, tables))
     key = jax.random.key(seed)
-    pending, clock, stop = [], _Clock(phase.batch_size), preemption.Stop()
+    recent, stop = _Metrics(log, run, name, phase.batch_size), preemption.Stop()
     with (
         preemption.finishing_steps(),
         checkpoint.Writer(directory) as writer,
-        Progress(
-            f"{run} {name}",
-            phase.steps,
-            "steps",
-            start=start,
-            silent=not processes.is_first(),
-        ) as progress,
+        _progress(f"{run} {name}", phase.steps, start) as progress,
     ):
         for step in range(start, phase.steps):
-            if mines and step % mines == 0:
-                jax.block_until_ready(state)  # or waiting for it would count as mining
-                with clock.refreshing():
+            if interval and step % interval == 0:
+                jax.block_until_ready(state)  # waiting for it is not mining
+                with recent.refreshing():
                     mined = mine(own_copy(state["params"]))
             batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
             state, metrics = train_step(state, tables, batch, key)
-            stopping = stop.after(metrics)
-            pending.append(metrics)
+            done, stopping = step + 1, stop.after(metrics)
+            last = stopping or done == phase.steps
+            recent.add(metrics)
             progress.update()
-            done, last = step + 1, step + 1 == phase.steps
-            saves = last or stopping or done % phase.checkpoint_every == 0
+            saves = last or done % phase.checkpoint_every == 0
             if saves or done % phase.log_every == 0:
-                progress.note("loss", _flush(log, run, name, done, pending, clock))
+                progress.note("loss", recent.flush(done))
             if saves:
                 extra = {} if mined is None else {"mined": mined}
                 writer.save(done, {"state": state, "extra": extra})
@@ -143,17 +136,29 @@ def make_phase_step(graphdef, params, phase: Phase, mesh, shard_state: bool = Fa
 
 
 def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> None:
-    """Refuse a phase that several devices or processes would not train as one."""
+    """Refuse a batch that the devices cannot share, or processes that differ."""
     sizes = phase.batch_size, phase.pool, data.num_documents, phase.encoded
     check_batch(mesh, *sizes)
     if jax.process_count() == 1:
         return
     for what, arrays in (("parameters", params), ("tables", tables)):
-        # Also where a process waits for one that still evaluates or fits.
+        # A process also waits here for another that still evaluates or fits.
         processes.agree(f"the {what} that {label} starts from", arrays_sha256(arrays))
 
 
+def _resume(directory, mesh, state, mined):
+    """State, mined negatives and step of the last checkpoint; without one, as given."""
+    step = checkpoint.latest_step(directory)
+    if step is None:
+        return state, mined, 0
+    extra = {} if mined is None else {"mined": replicate(mesh, mined)}
+    saved = checkpoint.restore(directory, {"state": state, "extra": extra}, step)
+    mined = None if mined is None else np.asarray(saved["extra"]["mined"])
+    return saved["state"], mined, step
+
+
 def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
+    """The batch of a step on the devices."""
     alone = jax.process_count() == 1
     batch = make_batch(
         data, phase, seed=seed, step=step, mined=mined, lengths=lengths,
@@ -166,42 +171,50 @@ def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
     return join_batch(mesh, batch, phase.batch_size, pool, phase.encoded) | flag
 
 
-def _flush(log, run, name, done, pending, clock) -> float:
-    """Log the steps since the last call, with one device_get, and return their loss.
-
-    Raises:
-      FloatingPointError: a metric is not finite; the first such step is named.
-    """
-    rows = jax.device_get(pending)
-    first = done - len(rows) + 1
-    pending.clear()
-    for step, row in enumerate(rows, first):
-        bad = [key for key, value in row.items() if not np.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{run} {name}: {', '.join(bad)} not finite at step {step}; the last "
-                "checkpoint is kept. Lower the learning rates, or check the data."
-            )
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    log.write(run, name, done, means | clock.lap(len(rows)))
-    return means["loss"]
+def _progress(label: str, steps: int, start: int) -> Progress:
+    silent = not processes.is_first()
+    return Progress(label, steps, "steps", start=start, silent=silent)
 
 
-class _Clock:
-    """Seconds, examples/s and the share of refreshing between two lines of the log."""
+class _Metrics:
+    """The metrics of steps since the last line of the log, and the time they took."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size, self._last = batch_size, time.monotonic()
-        self._refresh = None
+    def __init__(self, log: MetricLog, run: str, name: str, batch_size: int):
+        self._log, self._names, self._batch_size = log, (run, name), batch_size
+        self._pending, self._last, self._refresh = [], time.monotonic(), None
+
+    def add(self, metrics: dict) -> None:
+        """The metrics of a step stay on the device until `flush`."""
+        self._pending.append(metrics)
 
     @contextlib.contextmanager
     def refreshing(self) -> Iterator[None]:
-        """Around what embeds the corpus again and mines."""
+        """Time the block as embedding the corpus again and mining."""
         started = time.monotonic()
         yield
         self._refresh = (self._refresh or 0.0) + time.monotonic() - started
 
-    def lap(self, steps: int) -> dict:
+    def flush(self, done: int) -> float:
+        """Write the means to the log, with one device_get, and return the mean loss.
+
+        Raises:
+          FloatingPointError: a metric is not finite; the first such step is named.
+        """
+        rows, self._pending = jax.device_get(self._pending), []
+        for step, row in enumerate(rows, done - len(rows) + 1):
+            bad = [key for key, value in row.items() if not np.isfinite(value)]
+            if bad:
+                raise FloatingPointError(
+                    f"{' '.join(self._names)}: {', '.join(bad)} not finite at step "
+                    f"{step}; the last checkpoint is kept. Lower the learning rates, "
+                    "or check the data."
+                )
+        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        self._log.write(*self._names, done, means | self._lap(len(rows)))
+        return means["loss"]
+
+    def _lap(self, steps: int) -> dict:
+        """Seconds, examples/s and the share of mining since the last line."""
         now = time.monotonic()
         seconds, self._last = max(now - self._last, 1e-9), now
         found = {"seconds": seconds}
@@ -209,14 +222,3 @@ class _Clock:
         if self._refresh is not None:
             found["refresh_share"], self._refresh = self._refresh / seconds, 0.0
         return found
-
-
-def _resume(directory, mesh, state, mined):
-    """State, mined negatives and step of the last checkpoint, or those given."""
-    step = checkpoint.latest_step(directory)
-    if step is None:
-        return state, mined, 0
-    extra = {} if mined is None else {"mined": replicate(mesh, mined)}
-    saved = checkpoint.restore(directory, {"state": state, "extra": extra}, step)
-    mined = None if mined is None else np.asarray(saved["extra"]["mined"])
-    return saved["state"], mined, step

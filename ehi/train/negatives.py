@@ -18,21 +18,21 @@ def mine_from_teacher(
     documents: np.ndarray, queries: np.ndarray, data: TrainingSet, *, per_query: int,
     rows: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """The documents that a teacher ranks first, known positives left out.
+    """The documents that a teacher ranks first, without known positives.
 
-    Exhaustive, 2 D operations for each of the rows and each document, so it is done for
-    those rows only that the phase will draw. Several processes share them, as of
+    The search is exhaustive, 2 D operations for each query and document, so pass only
+    the rows that the phase draws. Several processes share them as in
     `mine_from_leaves`.
 
     Args:
       documents, queries: embeddings (rows, D) by the teacher.
-      data: tells which documents are known positives.
+      data: names the known positives.
       per_query: documents kept for a query.
       rows: (n,) distinct rows of the query table; see `drawn_queries`.
 
     Returns:
-      document rows (rows, per_query) int32, best first, padded with -1; all -1 in rows
-      that were not asked for.
+      document rows (rows, per_query) int32, best first, padded with -1; all -1 for
+      queries that were not searched.
 
     References:
       Distill-VQ: Xiao et al. 2022, arXiv 2204.00185, section 3.3 (top-200).
@@ -54,28 +54,28 @@ def mine_from_leaves(
     rows: np.ndarray | None = None,
     threads: int = 1,
 ) -> np.ndarray:
-    """The best-scored documents of the visited leaves that are not known positives.
+    """The best documents of the visited leaves, without known positives.
 
-    The search is the NumPy search that serves users, over the index of the current
-    parameters, so a mined negative is exactly what a user would wrongly be shown.
+    The NumPy search that serves users searches the index of the current parameters, so
+    a mined negative is what a user would wrongly see.
 
-    Several processes call this together: of P each searches for every P-th row, and all
-    get all of them, the same whatever their hardware rounds. Of scores that differ in
-    the last bits only, another number of processes may put another first.
+    Several processes call this together. Each of P processes searches for every P-th
+    row, and all get the same result for all rows. If scores differ in the last bits
+    only, the order may depend on the number of processes.
 
     Args:
-      index: of the current parameters, whole in each process; its document ids are row
-        numbers.
-      query_embeddings: (n, D), one for each of `rows`.
-      data: tells which documents are known positives.
+      index: of the current parameters, the whole index in each process; its document
+        ids are row numbers.
+      query_embeddings: (n, D), one for each row of `rows`.
+      data: names the known positives.
       per_query: negatives kept for a query.
-      beam: leaves a query visits.
+      beam: leaves that a query visits.
       rows: (n,) distinct rows of the query table; None for its first n.
       threads: of the search.
 
     Returns:
-      document rows (rows, per_query) int32, best first, padded with -1; all -1 in rows
-      that were not asked for.
+      document rows (rows, per_query) int32, best first, padded with -1; all -1 for
+      queries that were not searched.
     """
     rows = np.arange(len(query_embeddings)) if rows is None else rows
     own = process_slice()
@@ -88,7 +88,7 @@ def mine_from_leaves(
 
 
 def _search(index, queries, k: int, beam: int, threads: int) -> np.ndarray:
-    """Ids (n, k) of one search of all queries, done in parts that can be counted."""
+    """Ids (n, k) for all queries, searched in parts so that progress is logged."""
     step, ids = queries_at_once(index.parameters, beam, k * index.spill), []
     with Progress("mine negatives", len(queries), "queries", bar=False) as progress:
         for start in range(0, max(len(queries), 1), step):
@@ -99,7 +99,7 @@ def _search(index, queries, k: int, beam: int, threads: int) -> np.ndarray:
 
 
 def _best_negatives(index, queries, data, rows, per_query, beam, threads) -> np.ndarray:
-    """Negatives (n, per_query) int32 of the n queries that are `rows` of the table."""
+    """Negatives (n, per_query) int32 of n queries; `rows` are their table rows."""
     row, known = data.positives(rows)
     most = np.bincount(row, minlength=1).max()
     k = min(per_query + int(most), data.num_documents)
@@ -109,9 +109,9 @@ def _best_negatives(index, queries, data, rows, per_query, beam, threads) -> np.
     positive_keys = np.unique(row.astype(np.int64) * num + known)
     keys = np.arange(len(rows))[:, None] * num + found
     negative = (found >= 0) & ~np.isin(keys, positive_keys)
-    # A stable sort moves the kept ones to the front without changing their order.
+    # A stable sort moves the negatives to the front and keeps their order.
     order = np.argsort(~negative, axis=1, kind="stable")[:, :per_query]
     kept = np.take_along_axis(np.where(negative, found, -1), order, axis=1)
-    # Fewer documents than asked for: the same width in all processes.
+    # Padding to `per_query` gives all processes the same width.
     missing = per_query - kept.shape[1]
     return np.pad(kept, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32)

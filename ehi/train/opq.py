@@ -1,6 +1,6 @@
-"""Codebooks and rotations before training: PQ and OPQ fits, by k-means.
+"""Codebooks and rotations before training: PQ and OPQ, fitted by k-means.
 
-As in `ehi.train.kmeans`, everything is a function of the rows and a key.
+As in `ehi.train.kmeans`, a fit is a function of the rows and a key.
 """
 
 import functools
@@ -32,13 +32,14 @@ def fit_pq(
       num_subspaces: M, which divides D.
       num_codewords: K, 16 or 256, at most N.
       iterations: of k-means.
-      key: of the rows that the codewords start from.
+      key: of the random rows that the codewords start from.
 
     Returns:
       codebooks (M, K, S).
 
     Raises:
-      ValueError: for sizes that do not fit, or rows that are not finite.
+      ValueError: sizes do not fit, there are fewer rows than codewords, or a row is not
+        finite.
 
     References:
       Jégou et al. 2011, Product quantization for nearest neighbor search, TPAMI 33.
@@ -62,26 +63,27 @@ def fit_opq(
 ) -> tuple[jax.Array, jax.Array]:
     """Optimised product quantisation: an orthogonal matrix and codebooks.
 
-    Minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from a
+    It minimises ``|x R - decode(codes)|^2`` over R, codebooks and codes in turn, from a
     random rotation. A round is two iterations of k-means and then a rotation of the
-    rows onto their reconstructions (orthogonal Procrustes). The random start is on
-    purpose: from principal axes with balanced variances (the paper's parametric
-    solution) 5,300 MiniLM embeddings end at 27% more distortion with 48 x 256
-    codewords, and at 3% less with 24 x 256.
+    rows onto their reconstructions (orthogonal Procrustes). The start is random because
+    principal axes with balanced variances (the paper's parametric solution) give 5,300
+    MiniLM embeddings 27% more distortion with 48 x 256 codewords, and 3% less with
+    24 x 256.
 
     Args:
       x: rows (N, D), finite.
       num_subspaces: M, which divides D.
       num_codewords: K, 16 or 256, at most N.
-      rounds: of codebooks and rotation in turn.
+      rounds: number of fits of codebooks and rotation in turn.
       iterations: of k-means after the last round.
-      key: of the first rotation and of the rows that the codewords start from.
+      key: of the random rotation and rows that the fit starts from.
 
     Returns:
       R (D, D), with ``z = x @ R``, and codebooks (M, K, S) of z.
 
     Raises:
-      ValueError: for sizes that do not fit, or rows that are not finite.
+      ValueError: sizes do not fit, there are fewer rows than codewords, or a row is not
+        finite.
 
     References:
       Ge et al. 2013, Optimized product quantization for approximate nearest neighbor
@@ -141,8 +143,8 @@ def _cross(x, codebooks, codes):
 
 def _procrustes(cross) -> jax.Array:
     """The orthogonal R (D, D) with the least ``|x R - z_hat|^2``, given x' z_hat."""
-    # On the host: accelerators are slow at this, and so are BLAS threads that have to
-    # share their cores (40 times slower than one thread, measured at D = 384).
+    # On the host, because accelerators are slow at it; in one thread, because BLAS
+    # threads that share their cores are 40 times slower (measured at D = 384).
     with threadpool_limits(1, "blas"):
         u, _, vt = np.linalg.svd(np.asarray(cross, np.float64))
         return jnp.asarray(u @ vt, jnp.float32)

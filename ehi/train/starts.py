@@ -16,14 +16,20 @@ from ehi.model.joint import JointIndex
 from ehi.train.kmeans import kmeans, kmeans_tree
 from ehi.train.opq import fit_opq, fit_pq
 
-# Rounds of codebook and rotation fits; enough for distortion to have settled.
+# Rounds of codebook and rotation fits. The distortion has settled by then.
 OPQ_ROUNDS = 40
 
 
 def inherit(
     params: Mapping[str, jax.Array], parent: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Copy the parent's tower and head; the queries' own start as copies of them."""
+    """Parameters with the parent's tower and head.
+
+    A query tower or head that the parent lacks starts as a copy of the documents' one.
+
+    Raises:
+      ValueError: the parent has no such array, or one of another shape.
+    """
     params = dict(params)
     for name, start in params.items():
         group, _, rest = name.partition("/")
@@ -51,15 +57,16 @@ def fit_starts(
 ) -> float:
     """Fit tree and leaves to document embeddings, in place, before training.
 
-    The parts that the model has are the parts that are fitted: hierarchical spherical
-    k-means for the tree, the means of its leaves as their centroids, OPQ (without a
-    rotation: PQ) of the embeddings or of the residuals.
+    The tree is fitted by hierarchical spherical k-means, or by k-means for nearest
+    centroids; a leaf's centroid is the mean of its documents. The codebooks are fitted
+    by OPQ, or by PQ without a rotation, to the embeddings or to the residuals. Parts
+    that the model lacks are skipped.
 
     Args:
       model: a joint index, as it was initialised.
       documents: embeddings (rows, D) by the parent's head.
       seed: of the fits.
-      cache: folder where fits are kept, so that systems share what they share.
+      cache: folder that keeps the fits, so that systems with the same fit share it.
       random_tree: leave the tree and the leaves' centroids as they are.
 
     Returns:
@@ -84,7 +91,7 @@ def fit_starts(
 
 
 def _start_tree(model, documents, key, seed, cache):
-    """Fit the tree; what is left to quantise, what to call it, and the seconds."""
+    """Fit the tree; return what to quantise, a name for it, and the seconds."""
     router = model.router
     name = f"{router.kmeans}-{router.branching}^{router.height}"
     tree, seconds = _cached(
@@ -141,7 +148,7 @@ def _fit_leaves(targets, m, k, rotated, key) -> dict:
 
 
 def _cached(path: Path, fit) -> tuple[dict, float]:
-    """A fit and the seconds it took, from disk if it was made before."""
+    """A fit and the seconds that it took, from disk if it was made before."""
     if not path.exists():
         started = time.monotonic()
         arrays = fit()

@@ -1,8 +1,8 @@
-"""Search of the whole code table inside a step: JPQ's negatives of the current moment.
+"""Search of the whole code table inside a step, for the negatives of JPQ.
 
-The codes of the documents stay, the codebooks learn, so the ranking changes with every
-step. Two functions: one finds the best documents and has no gradient, the other scores
-what was found and has.
+The codes of the documents stay and the codebooks learn, so the ranking changes with
+every step. `search_codes` finds the best documents, without a gradient; `score_rows`
+scores them again, with a gradient.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from ehi.model.pq import decode
 
-# Ranks are compared with those of the NumPy search: no products in TF32 or bfloat16.
+# The ranking must equal that of the NumPy search, so no products in TF32 or bfloat16.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -30,12 +30,13 @@ def search_codes(
 
     .. math:: s_{nd} = \sum_m \langle q_{nm}, c_{m, code_{dm}} \rangle
 
-    Exhaustive, a chunk of documents at a time: decode, one product with all queries,
-    the chunk's best k joined to the best so far. No gradient. With `documents` rows of
-    codes of M bytes, N queries and c = min(chunk, documents), a call needs
+    The search is exhaustive and has no gradient. For each chunk of documents it
+    decodes, takes one product with all queries, and joins the chunk's best k to the
+    best so far. With `documents` rows of codes of M bytes, N queries and
+    c = min(chunk, documents), a call needs
 
-      bytes of the table       documents M  (given as uint8; it is read, never copied)
-      bytes of a chunk         c (4 D + 4 N + 4 M), vectors, scores and where to look
+      bytes of the table       documents M  (if uint8; it is read, never copied)
+      bytes of a chunk         c (4 D + 4 N + 4 M), vectors, scores and positions
       bytes of the result      16 N k, the best so far and the chunk's
       multiplications, adds    2 N documents D
       gathered                 documents M codewords of 4 S bytes: 4 documents D bytes
@@ -45,11 +46,11 @@ def search_codes(
     0.5 TFLOP and 31 GB of gathered codewords a step. 5,000 documents, M = 24, D = 384:
     120 kB, one chunk of 9 MB, 0.12 GFLOP.
 
-    On a mesh of d devices each searches documents / d rows of the table, and their best
-    k are gathered, 8 N k d bytes, and joined: the same answer, equal scores included.
-    Table and time shrink d times where the table lies in equal parts on 'data'; one
-    that lies whole on every device is cut there. Documents that d does not divide cost
-    a copy of the table with up to d - 1 empty rows.
+    On a mesh of d devices each searches documents / d rows of the table. Their best k
+    are gathered, 8 N k d bytes, and joined; the answer is the same, equal scores
+    included. Table and time shrink d times if the table lies in equal parts on 'data';
+    a table that lies whole on every device is cut there. If d does not divide the
+    documents, the table is copied with up to d - 1 empty rows.
 
     Args:
       q: rotated queries (N, D).
@@ -57,14 +58,14 @@ def search_codes(
       codes: (documents, M) uint8, or another integer type.
       k: documents wanted, at most all.
       chunk: documents decoded at a time.
-      mesh: with an axis 'data', to search a part of the table on each device.
+      mesh: with an axis 'data'; each of its devices searches a part of the table.
 
     Returns:
       scores (N, k) float32, best first, and rows (N, k) int32. Of equal scores the
       smaller row comes first, as in `ehi.index`.
 
     Raises:
-      ValueError: for k not in 1 ... documents, chunk < 1, or shapes that do not fit.
+      ValueError: k is not in 1 ... documents, chunk is below 1, or shapes do not fit.
 
     References:
       JPQ: Zhan et al. 2021, arXiv 2108.00644 (end-to-end negatives).
@@ -88,8 +89,8 @@ def _search(q, codebooks, codes, k: int, chunk: int, documents):
     def join(best, first):
         start, scores = _score_chunk(q, codebooks, codes, first, chunk, documents)
         scores, at = jax.lax.top_k(scores, min(k, chunk))
-        # Of equal scores top_k takes the earlier one: the best so far, of smaller rows,
-        # stand first.
+        # Of equal scores top_k takes the earlier one, so the best so far, which have
+        # smaller rows, come first.
         scores = jnp.concatenate([best[0], scores], 1)
         rows = jnp.concatenate([best[1], start + at], 1)
         scores, at = jax.lax.top_k(scores, k)
@@ -101,26 +102,26 @@ def _search(q, codebooks, codes, k: int, chunk: int, documents):
 
 
 def _search_parts(q, codebooks, codes, k: int, chunk: int, mesh):
-    """`_search` of an equal part of the rows on every device, and the best of all."""
+    """The k best: `_search` of an equal part of the rows on every device, joined."""
     documents, parts = len(codes), mesh.shape["data"]
     share = -(-documents // parts)  # rows of a part
     if share * parts > documents:
         codes = jnp.pad(codes, ((0, share * parts - documents), (0, 0)))
 
-    # Left to itself the compiler gathers a table that lies in parts, whole, everywhere:
-    # the loop's slices cross the parts.
+    # Without shard_map the compiler copies the whole table to every device, because the
+    # slices of the loop cross the parts.
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
         out_specs=PartitionSpec(),
-        check_vma=False,  # that all_gather leaves the same everywhere is not inferred
+        check_vma=False,  # jax does not infer that all_gather gives all the same
     )
     def search(q, codebooks, part):
         before = share * jax.lax.axis_index("data")
         here = jnp.clip(documents - before, 0, share)  # rows that are not empty
         scores, rows = _search(q, codebooks, part, min(k, share), chunk, here)
-        # Parts in their order: of equal scores the smaller row still stands first.
+        # The parts are in order, so of equal scores the smaller row comes first.
         scores, rows = (
             jax.lax.all_gather(x, "data", axis=1, tiled=True)  # (N, d k)
             for x in (scores, before + rows)
@@ -134,24 +135,24 @@ def _search_parts(q, codebooks, codes, k: int, chunk: int, mesh):
 def score_rows(
     q: jax.Array, codebooks: jax.Array, codes: jax.Array, rows: jax.Array
 ) -> jax.Array:
-    r"""Scores of chosen documents, with a gradient to the queries and the codebooks.
+    r"""Scores of given documents, with a gradient to the queries and the codebooks.
 
     .. math:: s_{nc} = \sum_m t_{n m, code_{r m}}, \quad
       t_{nmk} = \langle q_{nm}, c_{mk} \rangle, \quad r = rows_{nc}
 
-    A look-up table holds 4 N M K bytes, the looked-up terms 4 N C M.
+    The look-up table takes 4 N M K bytes, the terms from it 4 N C M.
 
     Args:
       q: rotated queries (N, D).
       codebooks: (M, K, S).
       codes: (documents, M), an integer type.
-      rows: (N, C) int; -1 (no document) scores as row 0, for the caller to mask.
+      rows: (N, C) int; -1 (no document) scores as row 0, which the caller masks.
 
     Returns:
       scores (N, C) float32.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: shapes do not fit.
     """
     _check_shapes(q, codebooks, codes)
     m, k, s = codebooks.shape
@@ -165,10 +166,11 @@ def score_rows(
 
 
 def _score_chunk(q, codebooks, codes, first, chunk: int, documents):
-    """Start of a chunk of rows, and its scores (N, c), of documents not seen yet.
+    """Start of a chunk of rows, and its scores (N, c).
 
-    The last chunk starts early enough to be whole, so the table needs no padding; rows
-    before `first` were seen, rows from `documents` on are empty: minus infinity.
+    The last chunk starts early enough to be whole, so the table needs no padding. Rows
+    before `first`, which were seen, and empty rows from `documents` on score minus
+    infinity.
     """
     start = jnp.minimum(first, len(codes) - chunk)
     block = jax.lax.dynamic_slice_in_dim(codes, start, chunk)  # (c, M)
