@@ -23,7 +23,6 @@ keeps in memory (its ids), it needs at most this many bytes:
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ehi.files import sync_folder
+from ehi.files import atomic_write, file_sha256, sync_folder
 from ehi.index.errors import IndexLockedError
 from ehi.index.folder import (
     Stream,
@@ -170,9 +169,8 @@ def write_failure(job: EncodingJob, number: int, error: str) -> None:
     """Write the error of a shard and the ids of its documents, one a line."""
     rows = job.rows(number)
     names = "\n".join(map(str, job.ids[rows.start : rows.stop]))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    text = f"{error}\n\n{names}\n"
-    job.failure(number).write_text(text, "utf-8", errors="backslashreplace")
+    text = f"{error}\n\n{names}\n".encode(errors="backslashreplace")
+    atomic_write(job.failure(number), text)
 
 
 def encode_shards(job: EncodingJob, numbers: Sequence[int], retries: int = 2) -> dict:
@@ -324,10 +322,7 @@ def _is_whole(path: Path) -> bool:
 def _check_sums(path: Path) -> None:
     for entry in _header(path)["files"].values():
         file = path / entry["file"]
-        found = None
-        if file.is_file():
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        found = file_sha256(file) if file.is_file() else None
         if found != entry["sha256"]:
             what = "is missing" if found is None else "was altered"
             raise ValueError(f"{file} {what}: remove {path} and encode it again")

@@ -320,10 +320,13 @@ def test_other_files_in_the_folder_are_left_alone_passed(tmp_path):
 def test_the_umask_decides_who_can_read_a_shard(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        job = encode_all(tmp_path)
+        job = make_job(tmp_path, fails_on(0))
+        assert list(encode_shards(job, range(SHARDS), retries=0)) == [0]
     finally:
         os.umask(before)
     assert job.path(2).stat().st_mode & 0o777 == mode
+    files = [job.failure(0), *job.path(2).iterdir()]
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode & 0o666}
 
 
 # Texts
