@@ -149,7 +149,8 @@ class Tower(nnx.Module):
     def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Pool token vectors x (N, L, T) to float32 (N, T)."""
         if self.pooling == "cls":
-            return x[:, 0].astype(jnp.float32)
+            # A text without tokens is zero, as with 'mean'.
+            return jnp.where(mask[:, :1], x[:, 0], 0).astype(jnp.float32)
         kept = mask[..., None].astype(jnp.float32)  # (N, L, 1)
         total = jnp.sum(x.astype(jnp.float32) * kept, axis=1)
         return total / jnp.maximum(jnp.sum(kept, axis=1), 1.0)

@@ -24,6 +24,7 @@ REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
 # What RoBERTa had before there was a tokenizer.json: vocabulary first.
 BPE_FILES = ("vocab.json", "merges.txt")
 MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
+# What to do if a required file is missing, and another file is there instead.
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "
     "convert it once, in that folder, where torch is installed: "
@@ -40,6 +41,13 @@ JOIN = (
     "for n, t in load_file(f).items()}; "
     "save_file(tensors, 'model.safetensors', {'format': 'pt'})"
 )
+
+FAST = (
+    "make it once from vocab.txt, in that folder, where transformers is installed: "
+    "from transformers import AutoTokenizer; "
+    "AutoTokenizer.from_pretrained('.').save_pretrained('.')"
+)
+MOVE = "only a Transformer in the model folder itself is read: move its files up there"
 
 
 def missing_files(folder):
@@ -60,10 +68,15 @@ def check_files(folder):
     if not missing:
         return
     message = f"model folder {folder} lacks {', '.join(missing)}"
-    if WEIGHTS in missing and (folder / f"{WEIGHTS}.index.json").is_file():
-        message += f": {JOIN}"
-    elif WEIGHTS in missing and (folder / "pytorch_model.bin").is_file():
-        message += f": {CONVERT}"
+    for file, instead, advice in (
+        (CONFIG, "0_*/config.json", MOVE),
+        (WEIGHTS, f"{WEIGHTS}.index.json", JOIN),
+        (WEIGHTS, "pytorch_model.bin", CONVERT),
+        (TOKENIZER, "vocab.txt", FAST),
+    ):
+        if file in missing and any(folder.glob(instead)):
+            message += f": {advice}"
+            break
     raise FileNotFoundError(message)
 
 
@@ -320,10 +333,7 @@ def _read_pooling(folder, *, projected):
         )
     place = modules[0].get("path")
     if place not in (None, "", "."):
-        raise ValueError(
-            f"{path} puts the Transformer into {place!r}; only a Transformer in the "
-            "model folder itself is read"
-        )
+        raise ValueError(f"{path} puts the Transformer into {place!r}; {MOVE}")
     listed, path = path, folder / str(modules[1].get("path")) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{listed} lists a Pooling, but {path} is missing")
