@@ -1,4 +1,4 @@
-"""Text in without JAX: the same embeddings as by JAX."""
+"""NumPy encodes text to the same embeddings as JAX."""
 
 import math
 import subprocess
@@ -34,7 +34,7 @@ from ehi.index.text.tower import Tower, gelu, read_tower
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of a tiny checkpoint that a test may spoil."""
+    """A copy of a tiny checkpoint that a test may change."""
     return copy_of("bert_tiny", tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_gelu_is_exact():
     expected = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()])
     error = np.abs(gelu(x.copy()) - expected)
     assert error[x < 0].max() < 1e-7
-    # A positive number is rounded to float32 on top.
+    # Positive results are rounded to float32 as well.
     assert (error <= 1e-7 + 6e-8 * np.abs(x)).all()
     extremes = np.float32([-1e30, -100, 0, 100, 1e30])
     np.testing.assert_allclose(gelu(extremes.copy()), [0, 0, 0, 100, 1e30], atol=1e-7)

@@ -1,4 +1,4 @@
-"""Where the tower of an index is looked for, and refusals that name the file."""
+"""Which folder the tower of an index comes from; errors name the file."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ from ehi.index.text.tower import read_tower
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of a tiny checkpoint that a test may spoil."""
+    """A copy of a tiny checkpoint that a test may change."""
     return copy_of("bert_tiny", tmp_path)
 
 
@@ -59,7 +59,7 @@ def test_hub_ids_are_looked_up_in_the_cache(tmp_path, monkeypatch):
     assert str(cached) in str(missing.value)
     shutil.copytree(FIXTURES / "bert_tiny", cached)
     found = load_text_encoder(index)(TEXTS)
-    # And a tower given by hand replaces the named one.
+    # An explicit tower replaces the named one.
     given = load_text_encoder(make_index("no/such"), tower=FIXTURES / "bert_tiny")
     np.testing.assert_array_equal(found, given(TEXTS))
 
@@ -74,7 +74,7 @@ def test_hub_ids_are_looked_up_in_the_cache_of_the_hub(tmp_path, monkeypatch):
     (model / "refs" / "main").write_text("c0ffee")
     shutil.copytree(FIXTURES / "bert_tiny", model / "snapshots" / "c0ffee")
     load_text_encoder(make_index("owner/tiny"))
-    # Half a snapshot, as left by another program, is none.
+    # An incomplete snapshot does not count.
     (model / "snapshots" / "c0ffee" / "model.safetensors").unlink()
     with pytest.raises(TowerNotFoundError):
         load_text_encoder(make_index("owner/tiny"))
@@ -100,7 +100,7 @@ def test_other_weights_are_refused(folder, tmp_path):
     load_text_encoder(make_index(folder, tower_sha256=sha256))
     with pytest.raises(ValueError, match="bert_tiny.*built with 000000000000"):
         load_text_encoder(make_index(folder, tower_sha256="0" * 64))
-    # An index that states no sha256 is still held to those we know.
+    # If the index states no sha256, the known one still applies.
     cached = tmp_path / "models" / MINILM.replace("/", "--")
     shutil.copytree(folder, cached)
     with pytest.raises(ValueError, match=f"expected are {KNOWN_SHA256[MINILM][:12]}"):

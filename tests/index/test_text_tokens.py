@@ -1,4 +1,4 @@
-"""The tokeniser of vocab.json and merges.txt: that of tokenizer.json, of RoBERTa."""
+"""vocab.json and merges.txt make the same tokeniser as tokenizer.json of RoBERTa."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_token_arrays_are_keyed_by_all_that_makes_the_tokeniser(folder):
     assert tokens().key == first.key
     padded, mask = first.pad(np.arange(len(TEXTS)), 12)
     for row, kept, text in zip(padded, mask, ids(folder), strict=True):
-        # <s> has id 0, as padding has: the mask tells them apart.
+        # <s> and padding have id 0; the mask tells them apart.
         assert row[kept][0] == 0 and row[kept][-1] == 2
         assert kept.sum() == min(len(text), 12)
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}')

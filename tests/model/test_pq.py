@@ -1,4 +1,4 @@
-"""The quantiser: codes are nearest, gradients pass, dead codewords are revived."""
+"""The quantiser: nearest codes, gradients through them, unused codewords moved."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_frozen_codes_outlive_the_codebooks_that_gave_them():
     books = jax.random.normal(jax.random.key(5), pq.codebooks.shape)
     pq.start_from(books)
     before = pq.encode(vectors())
-    pq.codebooks[...] = books[:, ::-1]  # every codeword is another now
+    pq.codebooks[...] = books[:, ::-1]  # all codewords change
     np.testing.assert_array_equal(pq.encode(vectors()), before)
     assert not np.allclose(pq.decode(before), decode(books, before))
 
@@ -112,7 +112,7 @@ def test_revive_moves_only_dead_codewords_onto_data():
     assert np.argwhere(changed).tolist() == [[1, 4], [2, 0]]
     for m, k in ((1, 4), (2, 0)):
         assert (parts[:, m] == alive[m, k]).all(-1).any()
-    # A vector of the data is nearest to itself: what was dead is now chosen.
+    # A row of the data is nearest to itself, so the moved codewords are now chosen.
     assert (encode(alive, z)[:, 1] == 4).any()
     again = revive(books, usage, parts, jax.random.key(0), threshold=0.1 / K)
     np.testing.assert_array_equal(alive, again)

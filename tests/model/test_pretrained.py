@@ -1,4 +1,4 @@
-"""Checkpoints: reference outputs of five architectures, name maps, hashes."""
+"""Checkpoints: reference outputs of five architectures, tensor names, hashes."""
 
 import json
 import shutil
@@ -147,7 +147,7 @@ def test_a_projection_says_how_to_pool():
     assert (found.config["pooling"], found.config["normalise"]) == ("cls", False)
     assert found.config["projection"]
     assert found.tokenizer_file.name == "vocab.json"
-    # Two of the 42 positions are no token's.
+    # No token has the first two of the 42 positions.
     assert found.config["max_positions"] == found.max_length == 40
     assert load_tower(found).projection.norm.epsilon == 1e-5
     plain = resolve(FIXTURES / "roberta_tiny")

@@ -1,3 +1,5 @@
+"""Trained towers are saved as checkpoint folders, and read back."""
+
 import os
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def test_a_tower_comes_back_where_another_cannot_replace_it(tmp_path, monkeypatc
 
     def failing(source, target):
         moves.append(target)
-        if len(moves) == 2:  # the old folder is away, the new one not yet there
+        if len(moves) == 2:  # the old folder has been moved, the new one not yet
             raise OSError("no")
         rename(source, target)
 
@@ -57,7 +59,7 @@ def test_a_tower_comes_back_where_another_cannot_replace_it(tmp_path, monkeypatc
 
 
 def test_an_untrained_tower_is_saved_as_it_came(tmp_path):
-    # Names, and the two positions that no token has.
+    # The same names, and the two positions that no token has.
     pretrained = resolve(FIXTURES / "star_tiny")
     flat = {
         "/".join(map(str, path)): np.asarray(value[...])

@@ -1,4 +1,4 @@
-"""Rotations: orthogonal through training, with the gradient of the plain solve."""
+"""Rotations stay orthogonal in training and have the gradient of a plain solve."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_cayley_gradient_is_that_of_the_solve():
 
 def test_rotation_learns_and_stays_orthogonal_through_training():
     target = orthogonal(seed=4)
-    target = target * jnp.sign(jnp.linalg.det(target))  # reachable from I: no mirror
+    target = target * jnp.sign(jnp.linalg.det(target))  # no reflection
     x = vectors(64)
     rotation = Rotation(D, start=jnp.eye(D), learned=True)
     graphdef, params = nnx.split(rotation, nnx.Param)

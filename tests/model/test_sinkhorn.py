@@ -1,4 +1,4 @@
-"""Balanced codes: Sinkhorn in float64, equal shares, and the nearest without it."""
+"""Balanced codes equal those of Sinkhorn in float64 and have equal shares."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def costs(*shape, seed=0):
 def vectors(rows=N, seed=1):
     keys = jax.random.split(jax.random.key(seed), 2)
     z = jax.random.normal(keys[0], (rows, M * S))
-    # Codewords of very different length: most rows are nearest to a few short ones.
+    # Codewords of very different lengths: most rows are nearest to a few short ones.
     codebooks = jax.random.normal(keys[1], (M, K, S)) * jnp.linspace(0.1, 4, K)[:, None]
     return codebooks, z
 
@@ -29,7 +29,7 @@ def log_sum(x, axis):
 
 
 def in_float64(costs, epsilon, iterations):
-    """Sinkhorn of one (N, K) in the log domain: columns, rows, columns, ..."""
+    """Sinkhorn of one (N, K) in the log domain: scales columns, rows, columns, ..."""
     x = -np.asarray(costs, np.float64) / epsilon
     n, k = x.shape
     x = x if iterations else x - log_sum(x, 1)[:, None]
@@ -46,7 +46,7 @@ def test_sinkhorn_is_that_in_float64(epsilon, iterations):
     plans = jax.jit(sinkhorn, static_argnums=(1, 2))(c, epsilon, iterations)
     assert plans.shape == c.shape and plans.dtype == jnp.float32
     for plan, one in zip(plans, c, strict=True):
-        # Energies of up to 1 / epsilon are rounded to 1e-7 of that.
+        # Energies up to 1 / epsilon have a rounding error of 1e-7 / epsilon.
         expected = in_float64(one, epsilon, iterations)
         np.testing.assert_allclose(plan, expected, atol=2e-6 + 1e-6 / epsilon)
 
@@ -59,7 +59,7 @@ def test_plan_has_its_row_and_column_sums():
 
 @pytest.mark.parametrize("epsilon", [0.003, 1e-5])
 def test_columns_that_nothing_is_near_to_stay_finite(epsilon):
-    # exp(-2 / epsilon) is 0 in float32: without logs these columns would divide by 0.
+    # exp(-2 / epsilon) is 0 in float32: outside the log domain, columns divide by 0.
     c = costs(40, K).at[:, :5].set(1.0).at[:, 5:].add(-1.0) / 2
     plan = sinkhorn(c, epsilon, 50)
     assert jnp.isfinite(plan).all()
@@ -101,7 +101,7 @@ def test_without_iterations_or_need_codes_are_the_nearest():
     codebooks, z = vectors()
     nearest = encode(codebooks, z)
     np.testing.assert_array_equal(balanced_codes(codebooks, z, iterations=0), nearest)
-    # Four rows beside every codeword are balanced as they are.
+    # Four rows are near every codeword, so the nearest codes are balanced already.
     order = jax.random.permutation(jax.random.key(5), jnp.repeat(jnp.arange(K), 4))
     beside = codebooks[:, order].transpose(1, 0, 2).reshape(N, M * S) + 1e-3
     codes = balanced_codes(codebooks, beside, iterations=100)

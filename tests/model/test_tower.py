@@ -1,4 +1,4 @@
-"""The tower against reference outputs, and the properties of tower and head."""
+"""Properties of the tower and the head, on tiny random ones."""
 
 import functools
 
@@ -59,7 +59,7 @@ def test_texts_that_share_a_row_do_not_see_each_other(pooling):
     tower = tiny_tower(pooling=pooling)
     ids, mask = tiny_batch(rows=5, length=8)
     lengths = mask.sum(1)
-    length = 24  # longer than the 12 positions: texts count, rows do not
+    length = 24  # the 12 positions limit texts, not rows
     shared, segments = np.zeros((2, length), int), np.zeros((2, length), int)
     place = {0: (0, 1), 1: (0, 2), 2: (0, 3), 3: (1, 1), 4: (1, 2)}
     ends = [0, 0]
@@ -136,7 +136,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less():
     assert kept < all_kept / 2
 
 
-# What RoBERTa and STAR have that the others do not.
+# Only RoBERTa and STAR have these.
 STAR = {"type_vocab_size": 1, "projection": True}
 
 

@@ -1,4 +1,4 @@
-"""How nodes choose: the formulas of the three routers, their starts and paths."""
+"""The three routers: their formulas, starts and path embeddings."""
 
 import itertools
 
@@ -107,7 +107,7 @@ def test_nearest_takes_the_leaf_of_the_nearest_centroid():
     distances = np.square(x[:, None] - centroids).sum(-1)  # (N, P)
     leaves = assign(router.leaf_log_probs(x))[:, 0]
     np.testing.assert_array_equal(leaves, distances.argmin(-1))
-    # Not what the largest inner product would choose.
+    # The largest inner product would choose another leaf.
     assert (leaves != (x @ centroids.T).argmax(-1)).mean() > 0.2
     np.testing.assert_array_equal(beam_search(router, x, 1)[0][:, 0], leaves)
 

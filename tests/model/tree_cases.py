@@ -21,7 +21,7 @@ def router_of(kind, height=2, branching=3, **kwargs):
 
 
 def with_random_residual(router):
-    """A residual layer that does something: at the start w_out is zero."""
+    """Give the residual layer an effect: w_out is zero at the start."""
     router.w_out[...] = jax.random.normal(jax.random.key(5), router.w_out.shape)
     return router
 
@@ -51,7 +51,7 @@ def beam_search(router: Router, x: jax.Array, beam: int) -> tuple[jax.Array, jax
     rows, branching = x.shape[0], router.branching
     nodes, log_p = jnp.zeros((rows, 1), jnp.int32), jnp.zeros((rows, 1))
     for level in router.level_log_probs(x):  # (N, B^(h-1), B)
-        # top_k prefers the earlier of equals, so the candidates go in leaf order.
+        # top_k takes the first of equals, so the candidates must be in leaf order.
         order = jnp.argsort(nodes, -1)
         nodes = jnp.take_along_axis(nodes, order, -1)[:, :, None]  # (N, b, 1)
         log_p = jnp.take_along_axis(log_p, order, -1)[:, :, None]

@@ -1,4 +1,4 @@
-"""Backward passes that are written out, against those that JAX derives."""
+"""Operations with their own backward pass, against the gradients of JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ehi.model.tower_ops import attention, gelu, layer_norm, normed, recomputed
 
 HEADS, LENGTH = 3, 7
 LOWEST = jnp.finfo(jnp.float32).min
-# A mean error of half a bfloat16 digit in every rounding, a few of them in a row.
+# A few roundings in a row, each of half a bfloat16 digit.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
@@ -35,13 +35,13 @@ def padded():
 
 
 def shared():
-    """Rows that texts share, with padding behind them."""
+    """Rows that several texts share, with padding after them."""
     names = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 3, 0, 0]])
     return (names[:, :, None] == names[:, None, :])[:, None]
 
 
 def assert_alike(found, expected, tolerance):
-    """Equal up to a share of the largest number."""
+    """Equal up to a fraction of the largest number."""
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert a.dtype == b.dtype
         a, b = (np.asarray(x, np.float32) for x in (a, b))
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_stays_where_it_is():
 
 
 def test_recomputed_layers_take_less_memory_once_compiled():
-    """What XLA does with the recomputation, not only what JAX asks for."""
+    """XLA keeps less too: it does not undo the recomputation that JAX asks for."""
     ids = np.ones((4, 128), np.int32)
 
     def temporaries(**changes):
@@ -133,6 +133,6 @@ def test_recomputed_layers_take_less_memory_once_compiled():
         return compiled.memory_analysis().temp_size_in_bytes
 
     plain, remat = temporaries(), temporaries(remat=True)
-    # No L x L weights of six layers, 4 x 4 x 128 x 128 floats each.
+    # The L x L weights of six layers are not kept: 4 x 4 x 128 x 128 floats each.
     assert plain < 6 * 4 * 4 * 128 * 128 * 4
     assert remat < 0.7 * plain
