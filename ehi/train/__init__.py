@@ -1,1 +1,1 @@
-"""Training: losses, starts, the jitted step, the loop, and encoding of corpora."""
+"""The joint training: phases, losses, starts, the jitted step and the loop."""

@@ -79,7 +79,9 @@ def test_tokens_come_with_a_trained_tower(tiny):
 
 
 def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
-    data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))  # of no documents
+    data = dataclasses.replace(
+        tiny[0], query_tokens=Tokens(40, 1)
+    )  # documents have none
     for step, pool in ((0, 20), (1, 20), (2, 1000)):
         options = {"step": step, "pool": pool, "lengths": (6, 10)}
         some, plain = batch_of(data, encoded=4, **options), batch_of(tiny[0], **options)
@@ -93,7 +95,7 @@ def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
             ids, mask = tokens.pad(rows[:4], length)
             assert np.array_equal(some[f"{side}_ids"], ids)
             assert np.array_equal(some[f"{side}_mask"], mask)
-        # Positives of encoded queries are encoded, and every row kept what is its own.
+        # Positives of encoded queries are encoded; rows keep their target and weight.
         assert (some["target"][:4] < 4).all()
         known = _known(data)
         targets = documents[some["target"]]
@@ -106,7 +108,7 @@ def test_every_source_with_tokens_has_its_share_of_the_encoded_rows(tiny):
     options = {"lengths": (6, 6), "encoded": 4}
     weights = batch_of(tiny[0], **options)["weights"]
     assert weights[:4].tolist() == [3.0, 3.0, 3.0, 0.5]
-    # Those without come first in the batch, and are left out.
+    # Queries without tokens come first in the batch; they are not encoded.
     data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))
     options["sources"] = {"documents": 0.25, "labelled": 0.75}
     queries = batch_of(data, **options)["queries"]

@@ -1,4 +1,4 @@
-"""Givens descent: pairs as chosen greedily, rotations that stay, Procrustes solved."""
+"""Givens descent: greedy pairs, matrices that stay orthogonal, Procrustes solved."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_equal_weights_make_pairs_and_nan_comes_to_an_end():
     np.testing.assert_array_equal(partner[partner], np.arange(7))
     assert (partner == np.arange(7)).sum() == 1
     greedy_pairs(jnp.full((7, 7), jnp.nan)).block_until_ready()
-    # The worst order: every choice waits for the one before.
+    # The worst order: every choice depends on the one before.
     chain = (
         jnp.zeros((16, 16))
         .at[jnp.arange(15), jnp.arange(1, 16)]
@@ -122,14 +122,14 @@ def test_procrustes_comes_near_its_optimum_at_every_scale(scale):
 
 
 def noisy(width):
-    """A gradient that never ends: another linear loss at every step."""
+    """A gradient that never vanishes: another linear loss at every step."""
     return lambda r, i: jnp.sum(r * jax.random.normal(jax.random.key(i), r.shape))
 
 
 def test_ten_thousand_steps_leave_it_orthogonal():
     optimizer = givens_descent(0.02)
     _, off, r = train(optimizer, jnp.eye(D), noisy(D), steps=10_000)
-    assert off.max() < 1e-5  # at every step, before a repair as well
+    assert off.max() < 1e-5  # at every step, also before a repair
     assert off[-1] < 1e-6
     assert jnp.abs(r - jnp.eye(D)).max() > 0.1
 

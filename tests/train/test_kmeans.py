@@ -1,4 +1,4 @@
-"""k-means and its tree: objectives fall, keys decide, trees hold together."""
+"""k-means and its tree: falling objectives, keys, nodes above their children."""
 
 import jax
 import numpy as np
@@ -60,12 +60,14 @@ def test_tree_rows_take_the_best_child_at_each_level(height, branching):
         np.testing.assert_allclose(np.linalg.norm(level, axis=-1), 1.0, rtol=1e-5)
         similarity = np.einsum("nd,nbd->nb", X, level[node])
         node = branching * node + similarity.argmax(1)
-    assert (node == np.asarray(leaves)).mean() > 0.99  # the rest are ties of rounding
+    assert (
+        node == np.asarray(leaves)
+    ).mean() > 0.99  # the others are ties up to rounding
     assert len(np.unique(leaves)) > 0.8 * branching**height
 
 
 def test_tree_groups_do_not_leak_into_each_other():
-    # Two far groups, in which the two halves are near: level 1 must find the groups.
+    # Two groups far apart, each of two near halves: level 1 must find the groups.
     angles = np.repeat([0.0, 0.2, 2.0, 2.2], 25) + np.tile(np.arange(25), 4) * 1e-3
     x = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     _, leaves = kmeans_tree(x, height=2, branching=2, key=KEY)

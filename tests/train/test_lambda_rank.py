@@ -114,7 +114,7 @@ def test_gradient_of_lambda_rank():
     ranks, relevant, where = rest
     gradient = jax.grad(lambda_rank)(scores, ranks, relevant, where, cut=CUT)
     assert (gradient[relevant] <= 0).all() and (gradient[~relevant] >= 0).all()
-    # Ranks are numbers of the search; as floats they have no gradient either.
+    # Ranks come from the search; they have no gradient, even as floats.
     to_ranks = jax.grad(lambda_rank, 1)(scores, 1.0 * ranks, relevant, where, cut=CUT)
     assert not to_ranks.any()
 

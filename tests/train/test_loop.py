@@ -152,7 +152,7 @@ def _child(folder: Path):
 
 
 def _kill_and_compare(tmp_path, kills: int, seed: int):
-    """Children killed at random moments end with the bits of one that was not."""
+    """A run that is killed at random moments ends with the bits of one that is not."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     started = time.monotonic()
     assert _child(whole).wait(timeout=300) == 0
@@ -168,7 +168,7 @@ def _kill_and_compare(tmp_path, kills: int, seed: int):
             child.kill()
             child.wait()
             killed += 1
-        else:  # it had ended before: begin anew, the first compiled what others run
+        else:  # it ended before the kill: start again, as the first run also compiled
             length = length if resumes else time.monotonic() - started
             shutil.rmtree(cut)
     assert _child(cut).wait(timeout=300) == 0

@@ -1,4 +1,4 @@
-"""The losses: closed forms, batched = single, masked = subset, padding is nothing."""
+"""The losses: closed forms, batched = single, masked = subset, no effect of padding."""
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def test_masked_is_the_subset(name):
             a[:, keep], LOG_C[keep], b, teacher_temperature=0.5
         )
     np.testing.assert_allclose(loss(a, b, where, None), subset, rtol=1e-5)
-    # What a masked entry holds is of no importance, to the gradient neither.
+    # What a masked entry holds changes neither the value nor the gradient.
     poisoned = jnp.where(where, a, jnp.inf)
     value, gradient = jax.value_and_grad(loss)(poisoned, b, where, None)
     np.testing.assert_allclose(value, subset, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Which parameters a phase trains, and what of rates and schedules is refused."""
+"""Which parameters a phase trains, and which rates and schedules are refused."""
 
 import pytest
 from tiny import phase_of

@@ -37,7 +37,7 @@ def step_of(graphdef, params, rates, weights, **fields):
 
 def test_every_loss_reaches_the_tower(tiny, tiny_model):
     graphdef, params = tiny_model(tower=True)
-    # Off the start, where the zero-initialised layers and distances have no slope.
+    # Away from the start, where zero-initialised layers and distances have no slope.
     params = {
         name: value + 0.02 * jax.random.normal(jax.random.key(len(name)), value.shape)
         if name != "rotation/start"
@@ -59,7 +59,7 @@ def test_every_loss_reaches_the_tower(tiny, tiny_model):
     assert set(slopes) == set(TERMS)
     for term, gradient in slopes.items():
         norm = float(optax.tree.norm(gradient))
-        # These two move the quantiser only: by definition the encoder stays.
+        # These two move the quantiser only; they give the encoder no gradient.
         moves = term not in ("codebook", "reconstruction")
         assert np.isfinite(norm) and (norm > 1e-7) == moves, term
 
@@ -92,7 +92,7 @@ def test_rows_cached_by_the_same_tower_are_as_good_as_encoded(tiny, tiny_model):
     np.testing.assert_allclose(one, two, rtol=1e-5)
     for name in params:
         same = not name.startswith("tower/")
-        if same:  # what stands behind the tower learns of all rows alike
+        if same:  # parts after the tower learn from all rows in both cases
             np.testing.assert_allclose(
                 partial[name], full[name], atol=2e-5, err_msg=name
             )
@@ -158,7 +158,7 @@ def test_shard_batch_replicates_what_does_not_divide():
 
 
 def mesh_of(monkeypatch, process: int, processes: int = 2, devices: int = 2):
-    """What the batch asks of a mesh, as one of several processes sees it."""
+    """A mesh, with what the batch needs of it, as one of several processes sees it."""
     places = np.repeat(np.arange(processes), devices)
     monkeypatch.setattr(jax, "process_index", lambda: process)
     monkeypatch.setattr(jax, "process_count", lambda: processes)

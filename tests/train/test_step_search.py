@@ -1,4 +1,4 @@
-"""The search in the step: NumPy's exhaustive ADC, and scores with a gradient."""
+"""The search in the step equals NumPy's exhaustive ADC; its scores have a gradient."""
 
 import functools
 import os
@@ -50,7 +50,7 @@ def test_equals_the_exhaustive_search_whatever_the_chunk(chunk):
 
 def test_ranks_like_the_numpy_index():
     q, codebooks, codes = (np.asarray(x) for x in arrays())
-    # The index scores bytes, here codes of 16 words of a codebook filled up to 256.
+    # The index scores bytes: 16 codewords, in a codebook that is filled up to 256.
     wide = np.zeros((M, 256, S), np.float32)
     wide[:, :K] = codebooks
     expected = q @ decode(codes, wide).T
@@ -86,7 +86,7 @@ def test_negatives_come_from_the_current_codebooks():
     q, codebooks, codes = arrays()
     search = jax.jit(functools.partial(search_codes, k=10, chunk=16))
     _, before = search(q, codebooks, codes)
-    # One codeword that all queries like: the documents that have it come to the top.
+    # All queries like one codeword, so the documents that have it rank first.
     changed = codebooks.at[0, 5].set(100.0 * q[0, :S])
     _, after = search(q, changed, codes)
     np.testing.assert_array_equal(after, exhaustive(q, changed, codes, 10)[1])
@@ -170,7 +170,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 @pytest.mark.skipif(jax.device_count() != 4, reason="runs in the child of 4 devices")
 class TestInParts:
-    """The table over 4 devices: the answer of one device, to the bit."""
+    """The table on 4 devices gives the answer of one device, bit for bit."""
 
     @pytest.mark.parametrize("documents", [50, 52, 5])
     @pytest.mark.parametrize("chunk", [3, 65536])

@@ -68,7 +68,7 @@ def test_intra_leaf_counts_unlike_pairs_that_share_a_path():
     shared = paths @ paths.T
     loss = tree_losses.intra_leaf(similarity, shared, threshold=0.5)
     np.testing.assert_allclose(loss, (4 * 0.5) / 6, rtol=1e-6)
-    # Without document 2 only the like pair is left, which may share its leaf.
+    # Without document 2 only the pair that is alike is left; it may share its leaf.
     where = jnp.ones((3, 3), bool).at[2].set(False).at[:, 2].set(False)
     assert tree_losses.intra_leaf(similarity, shared, where, threshold=0.5) == 0.0
     to_similarity = jax.grad(tree_losses.intra_leaf)(similarity, shared, threshold=0.5)

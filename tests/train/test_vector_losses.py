@@ -1,4 +1,4 @@
-"""The losses of embeddings: values, and whom their gradients move."""
+"""The losses of embeddings: values, and what their gradients move."""
 
 import jax
 import jax.numpy as jnp
