@@ -57,6 +57,11 @@ class TextTokenizer:
     `ehi.data` tokenises through this class too: a query must be cut into the tokens
     that the encoder was trained with.
 
+    >>> tokenizer = TextTokenizer("tests/fixtures/bert_tiny/tokenizer.json")
+    >>> tokenizer.cut_to(4)
+    >>> tokenizer(["a b c", ""])
+    [[2, 4, 5, 3], [2, 3]]
+
     Args:
         path: tokenizer.json; or vocab.json with merges.txt beside it, which make the
             tokeniser of RoBERTa. Files beside it are read too: `do_lower_case` of
@@ -217,6 +222,9 @@ def apply_head(head, x):
 
     .. math:: y = \mathrm{unit}(x P + \mathrm{gelu}(x W_{in} + b_{in}) W_{out})
 
+    >>> apply_head({"projection": np.eye(3, 2)}, np.array([[3, 4, 5]]))
+    array([[0.6, 0.8]])
+
     Args:
         head: 'projection' (T, D) and, where there is a residual part, 'w_in' (T, F),
             'b_in' (F,), 'w_out' (F, D); empty for no head.
@@ -313,6 +321,12 @@ class TextEncoder:
 
 def load_text_encoder(index, *, tower=None, cache_dir=None):
     """The text encoder that an index names.
+
+    >>> from ehi.index import build_index
+    >>> encoder = {"tower": "tests/fixtures/bert_tiny", "query_length": 12}
+    >>> index = build_index(np.eye(32), range(32), tree=None, encoder=encoder)
+    >>> load_text_encoder(index)(["a b c", "hello"]).shape
+    (2, 32)
 
     Args:
         index: the Index. Its `encoder` names the tower (a hub id or a folder, which may

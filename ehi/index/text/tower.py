@@ -221,6 +221,10 @@ class Tower:
 def read_tower(folder):
     """The tower of a checkpoint folder, weights as float32.
 
+    >>> from pathlib import Path
+    >>> read_tower(Path("tests/fixtures/bert_tiny"))([[2, 4, 5, 3]]).shape
+    (1, 32)
+
     Raises:
         FileNotFoundError: names the files that the folder lacks.
         ValueError: an architecture, activation or pooling that we do not have; a file
@@ -324,6 +328,9 @@ def gelu(x):
     .. math:: x \Phi(x) = \max(x, 0) - a \Phi(-a), \quad a = |x|
 
     The tail is exp of a polynomial: log Phi(-a) is nearly a parabola.
+
+    >>> gelu(np.float32([-1, 0, 1])).round(3)
+    array([-0.159,  0.   ,  0.841], dtype=float32)
     """
     flat = x.reshape(-1)
     *lower, highest = LOG_TAIL
