@@ -5,16 +5,16 @@ queries.jsonl      {"_id": ..., "text": ...}                  may be missing
 qrels/<split>.tsv  query id, document id, grade               may be missing
 """
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ehi.data.lines import numbered_lines, parse_json, shortened
+from ehi.data.qrels import qrels_files, read_qrels
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 from ehi.files import files_sha256
 
-QRELS_HEADER = "query-id"
 # Longer than any document: such a file has probably lost its line breaks.
 MAX_CHARACTERS = 10_000_000
 
@@ -31,7 +31,7 @@ class BeirFolder(RetrievalBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def documents(self) -> Iterator[Document]:
-        path = self.root / "corpus.jsonl"
+        path, empty = self.root / "corpus.jsonl", []
         for where, record in _records(path):
             document = Document(
                 record["_id"],
@@ -39,16 +39,19 @@ class BeirFolder(RetrievalBuilder):
                 _text(record, "text", where),
             )
             if not document.content:
-                raise ValueError(
-                    f"{where}: document {document.id!r} has neither title nor text"
-                )
+                empty.append(document.id)
             yield document
         if not self.doc_rows:
             raise ValueError(f"{path} holds no document")
+        if empty:
+            self.notes.append(
+                f"{_count(len(empty), 'document')} without title and text, such as "
+                f"{empty[0]!r}, embedded as the empty text"
+            )
 
     def queries(self) -> Iterator[tuple[str, str]]:
         path = self.root / "queries.jsonl"
-        judged = [file.name for file in _qrels_files(self.root)]
+        judged = [file.name for file in qrels_files(self.root)]
         if judged and not path.exists():
             raise ValueError(
                 f"{path} is missing, though qrels/{judged[0]} judges queries"
@@ -62,81 +65,59 @@ class BeirFolder(RetrievalBuilder):
     def judgements(self) -> dict[str, np.ndarray]:
         return {
             path.name.removesuffix(".tsv"): self._judgements(path)
-            for path in _qrels_files(self.root)
+            for path in qrels_files(self.root)
         }
 
     def _judgements(self, path) -> np.ndarray:
-        grades = {}
-        for number, line in _lines(path):
-            where = f"{path}, line {number}"
-            fields = line.rstrip("\r\n").split("\t")
-            if number == 1 and fields[0] == QRELS_HEADER:
-                continue
-            try:
-                query_id, doc_id, grade = fields
-                grade = int(grade)
-            except ValueError:
-                raise ValueError(
-                    f"{where}: expected query id, document id and an integer grade "
-                    f"between tabs, got {_short(line.rstrip())}"
-                ) from None
-            for kind, id, rows in (
-                ("query", query_id, self.query_rows),
-                ("document", doc_id, self.doc_rows),
-            ):
-                if id not in rows:
-                    raise ValueError(f"{where}: unknown {kind} {id!r}")
-            pair = self.query_rows[query_id], self.doc_rows[doc_id]
-            if grades.setdefault(pair, grade) != grade:
-                raise ValueError(
-                    f"{where}: query {query_id!r} and document {doc_id!r} are judged "
-                    f"twice, {grades[pair]} and {grade}"
-                )
-        rows = [(*pair, grade) for pair, grade in grades.items()]
+        """(R, 3) query row, document row, grade; missing documents come last."""
+        rows, missing = [], {}
+        for _, query, document, grade in read_qrels(
+            path, self.query_rows, self.doc_rows
+        ):
+            row = self.doc_rows.get(document)
+            if row is None:
+                missing[document] = missing.get(document, 0) + 1
+                number = self.missing_ids.setdefault(document, len(self.missing_ids))
+                row = len(self.doc_rows) + number
+            rows.append((self.query_rows[query], row, grade))
+        if missing:
+            self.notes.append(
+                f"{_count(sum(missing.values()), 'judgement')} of qrels/{path.name} "
+                f"on {_count(len(missing), 'document')} that the corpus lacks, such as "
+                f"{next(iter(missing))!r}: no search can find them, but they count in "
+                "the ideal ranking"
+            )
         return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def _records(path) -> Iterator[tuple[str, dict]]:
     """Place and JSON object of each line of a .jsonl file."""
     seen = set()
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
+    for where, line in numbered_lines(path):
+        record = parse_json(line, where)
         id = record.get("_id") if isinstance(record, dict) else None
-        if not isinstance(id, str | int) or "\n" in str(id) or not str(id):
+        if isinstance(id, bool) or not isinstance(id, str | int) or not str(id):
             raise ValueError(
-                f'{where}: expected an object with an "_id", got {_short(line)}'
+                f'{where}: expected an object with an "_id", got {shortened(line)}'
             )
         record["_id"] = id = str(id)
         _check_unicode(id, "_id", where)
+        # A line break ends a line of qrels, and trec_eval ends a name at NUL.
+        if "\n" in id or "\0" in id:
+            raise ValueError(
+                f'{where}: "_id" holds a line break or NUL, got {shortened(id)}'
+            )
         if id in seen:
             raise ValueError(f"{where}: duplicate id {id!r}")
         seen.add(id)
         yield where, record
 
 
-def _lines(path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not UTF-8 ({error})"
-                ) from None
-            if text.strip():
-                yield number, text
-
-
 def _text(record: dict, field: str, where: str) -> str:
     value = record.get(field)
     value = "" if value is None else value
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {field!r} must be a string, got {_short(value)}")
+        raise ValueError(f"{where}: {field!r} must be a string, got {shortened(value)}")
     _check_unicode(value, field, where)
     if len(value) > MAX_CHARACTERS:
         raise ValueError(
@@ -157,23 +138,12 @@ def _check_unicode(value: str, field: str, where: str) -> None:
         ) from None
 
 
-def _short(value, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _qrels_files(root) -> list:
-    folder = root / "qrels"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"{folder} is not a folder; judgements must be in qrels/<split>.tsv"
-        )
-    files = folder.iterdir() if folder.is_dir() else []
-    return sorted((f for f in files if f.name.endswith(".tsv")), key=lambda f: f.name)
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def source_sha256(root) -> str:
     """sha256 of the names and contents of the files of a data set."""
     files = [root / "corpus.jsonl", root / "queries.jsonl"]
     there = [file for file in files if file.exists()]
-    return files_sha256(there + _qrels_files(root))
+    return files_sha256(there + qrels_files(root))

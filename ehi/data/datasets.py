@@ -1,5 +1,6 @@
 """Open any data set: from a name or path to corpus, queries and judgements."""
 
+import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from ehi.data.ratings import Interactions
 from ehi.data.tfds_builder import Document, Documents, prepare
 from ehi.files import cache_folder
 
+LOG = logging.getLogger("ehi")
+
+# In these data sets a document with the id of a query is the query itself.
+IDENTICAL_IDS = {"arguana", "quora"}
+
 
 @dataclass(frozen=True)
 class RetrievalDataset:
@@ -23,11 +29,13 @@ class RetrievalDataset:
     Args:
         name: short name for records; never a path, however the data set was opened.
         documents: the corpus, read lazily; row i has the id `doc_ids[i]`.
-        qrels: split -> query id -> document id -> grade; positive means relevant.
+        qrels: split -> query id -> document id -> grade; positive means relevant. The
+            corpus may lack a judged document.
         groups: (documents,) group of each document; a split must not divide a group.
             None if each document is its own group.
         corpus_sha256: hash of the documents in the form of corpus.jsonl.
         source: origin of the data for records, such as Python version and checksums.
+        notes: what a user should know of the data, a sentence each.
     """
 
     name: str
@@ -39,9 +47,12 @@ class RetrievalDataset:
     groups: np.ndarray | None
     corpus_sha256: str
     source: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def positives(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Query rows (R,), document rows (R,) and grades (R,) of the relevant pairs.
+
+        Documents that the corpus lacks are left out.
 
         Raises:
             ValueError: the data set has no such split.
@@ -52,7 +63,7 @@ class RetrievalDataset:
             (query_rows[query], doc_rows[doc], grade)
             for query, judged in self.judgements(split).items()
             for doc, grade in judged.items()
-            if grade > 0
+            if grade > 0 and doc in doc_rows
         ]
         columns = np.array(pairs, np.int64).reshape(-1, 3).T
         return columns[0], columns[1], columns[2]
@@ -67,6 +78,48 @@ class RetrievalDataset:
                 f"{self.name} has no split {split!r}; it has {there}{advice}"
             )
         return self.qrels[split]
+
+    def check_relevant(self, split: str) -> None:
+        """Raise a ValueError if no grade of a split is positive."""
+        if not any(grade > 0 for row in self.judgements(split).values()
+                   for grade in row.values()):  # fmt: skip
+            raise ValueError(
+                f"no judgement of split {split!r} of {self.name} has a grade above 0, "
+                "so no ranking can be scored"
+            )
+
+    def identical_ids(self, split: str, ignore: bool | None = None) -> frozenset[str]:
+        """Queries of a split for which the document of the same id is no answer.
+
+        A judged pair is never among them, whatever `ignore` says.
+
+        Args:
+            split: whose queries are asked.
+            ignore: as BEIR's `ignore_identical_ids`. True: all queries with the id of a
+                document; False: none. None: all of ArguAna and Quora; elsewhere those
+                whose text is that of the document, since many data sets number queries
+                and documents alike.
+        """
+        if ignore is False:
+            return frozenset()
+        doc_rows = {id: row for row, id in enumerate(self.doc_ids)}
+        asked = [id for id in self.judgements(split) if id in doc_rows]
+        judged = {
+            id
+            for judgements in self.qrels.values()
+            for id in asked
+            if id in judgements.get(id, ())
+        }
+        asked = [id for id in asked if id not in judged]
+        if ignore or self.name.lower() in IDENTICAL_IDS:
+            return frozenset(asked)
+        text_of = dict(zip(self.query_ids, self.query_texts, strict=True))
+        same = set()
+        for id in asked:
+            document = self.documents[doc_rows[id]]
+            if text_of[id].strip() in (document.text.strip(), document.content):
+                same.add(id)
+        return frozenset(same)
 
 
 def open_dataset(
@@ -95,8 +148,9 @@ def open_dataset(
     if rated is not None:
         return _open_ratings(*rated, cache)
     path, part, short_name = _find_beir(str(name), cache)
-    root = download.find_root(path, part)
-    key = source_sha256(root)
+    with download.explained_zip(path):
+        root = download.find_root(path, part)
+        key = source_sha256(root)  # reads every byte, so a damaged zip shows here
     source = {"layout": "beir", "sha256": key}
     return _read(BeirFolder, root, cache, key, name=short_name, source=source)
 
@@ -113,7 +167,7 @@ def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
             path = download.download(address, sha256, cache / "zips" / f"{base}.zip")
         if path is not None:
             return path, part, f"{base}-{part}" if part else base
-    path = Path(name).expanduser().resolve()
+    path = download.expanded(name, "the data set").resolve()
     if not path.exists():
         raise ValueError(
             f"unknown data set {name!r}: expected 'pydocs', 'movielens-1m', "
@@ -145,10 +199,13 @@ def _read(
     queries = []
     if "queries" in builder.info.splits:
         queries = list(Documents(builder.as_data_source("queries"), folder))
+    judged_ids = [*tables.doc_ids, *tables.missing_ids]
     qrels = {
-        split: _by_id(rows, queries, tables.doc_ids)
+        split: _by_id(rows, queries, judged_ids)
         for split, rows in tables.judgements.items()
     }
+    for note in tables.notes:
+        LOG.warning("%s: %s", name, note)
     return RetrievalDataset(
         name=name,
         documents=Documents(builder.as_data_source("corpus"), folder),
@@ -159,6 +216,7 @@ def _read(
         groups=tables.groups,
         corpus_sha256=tables.corpus_sha256,
         source=source,
+        notes=tables.notes,
     )
 
 

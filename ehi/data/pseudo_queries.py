@@ -29,7 +29,8 @@ def pseudo_queries(
     Kinds: 'title' is the title, where a name such as 'os.path.isfile' is split into its
     words; 'sentence' is a random sentence of the text; 'span' is 8 to 16 consecutive
     words. The draws of a document depend on `seed` and its row only. A document without
-    any of these kinds (no title, no sentence) gives its whole content.
+    any of these kinds (no title, no sentence) gives its whole content; an empty
+    document gives nothing.
 
     Args:
         documents: the corpus.
@@ -60,7 +61,9 @@ def pseudo_queries(
             kind = order[turn % len(kinds)]
             drawn.setdefault(_draw(document, kind, rng), kind)
         drawn.pop("", None)
-        for text, kind in (drawn or {document.content: kinds[0]}).items():
+        if not drawn and document.content:
+            drawn = {document.content: kinds[0]}
+        for text, kind in drawn.items():
             texts.append(text)
             rows.append(row)
             chosen.append(kind)

@@ -12,6 +12,7 @@ it. The last item of a user belongs to 'test', the one before it to 'dev', the o
 that 'train' asks for.
 """
 
+import csv
 import importlib.resources
 import json
 import zipfile
@@ -27,6 +28,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
 from ehi.data import download
+from ehi.data.lines import numbered_lines, shortened
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 from ehi.files import files_sha256
 
@@ -47,7 +49,7 @@ def find(name: str, cache: Path):
         ValueError: the data set cannot be downloaded, and its local files are missing.
         ConnectionError: MovieLens cannot be downloaded.
     """
-    path, short = Path(name).expanduser(), name
+    path, short = download.expanded(name, "the data set"), name
     if name in NAMES:
         path = download.search_folders(NAMES[name])
     if path is None and name == "movielens-1m":
@@ -61,10 +63,14 @@ def find(name: str, cache: Path):
     if path.is_dir():
         tops, short = [path], short if name in NAMES else path.resolve().name
     elif path.is_file() and zipfile.is_zipfile(path):
-        tops = [zipfile.Path(path), *zipfile.Path(path).iterdir()]
+        with download.explained_zip(path):
+            root = zipfile.Path(download.open_zip(path))
+        tops = [root, *root.iterdir()]
         short = short if name in NAMES else path.stem
     for top in tops:
-        if any((top / ratings).exists() for ratings in LAYOUTS):
+        rated = any((top / ratings).exists() for ratings in LAYOUTS)
+        # Beside a corpus.jsonl, such a file is only a part of a BEIR folder.
+        if rated and not (top / download.CORPUS).exists():
             return top, short
     if name in NAMES:
         raise ValueError(f"{path} holds none of {', '.join(LAYOUTS)}")
@@ -151,12 +157,13 @@ def read_items(root) -> dict[str, Document]:
     """
     items, (_, layout) = {}, layout_of(root)
     path = root / layout.items
-    for where, line in _lines(path, layout.encoding):
+    for where, line in numbered_lines(path, layout.encoding):
         try:
             id, title, genres = layout.parse(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"{where}: expected {layout.expected}, got {line!r} ({error!r})"
+                f"{where}: expected {layout.expected}, got {shortened(line)} "
+                f"({error!r})"
             ) from None
         if title:
             items.setdefault(id, Document(id, title, ", ".join(genres)))
@@ -190,16 +197,19 @@ def read_ratings(root, items: dict[str, Document]) -> tuple[Ratings, list[str]]:
     (path, layout), users = layout_of(root), {}
     item_rows = {id: row for row, id in enumerate(items)}
     columns = array("q"), array("q"), array("d"), array("q")
-    for where, line in _lines(path, layout.encoding):
+    for where, line in numbered_lines(path, layout.encoding):
         try:
-            user, item, stars, time = line.split(layout.separator)
+            fields = line.split(layout.separator)
+            if '"' in line and layout.separator == ",":
+                (fields,) = csv.reader([line])
+            user, item, stars, time = fields
             values = float(stars), int(time)
         except ValueError:
             if where.endswith(" line 1") and "rating" in line:
                 continue  # a header
             raise ValueError(
                 f"{where}: expected user, item, rating and timestamp with "
-                f"{layout.separator!r} between them, got {line!r}"
+                f"{layout.separator!r} between them, got {shortened(line)}"
             ) from None
         if item in item_rows:
             row = users.setdefault(user, len(users)), item_rows[item], *values
@@ -211,19 +221,6 @@ def read_ratings(root, items: dict[str, Document]) -> tuple[Ratings, list[str]]:
             "user, item, rating, timestamp"
         )
     return Ratings(*(np.array(column) for column in columns)), list(users)
-
-
-def _lines(path, encoding: str) -> Iterator[tuple[str, str]]:
-    """Place and text of each line that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode(encoding).rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not {encoding} ({error})") from None
-            if text.strip():
-                yield where, text
 
 
 @dataclass(frozen=True)

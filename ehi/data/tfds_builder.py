@@ -73,20 +73,26 @@ class Documents(Sequence):
 class Tables:
     """The part of a prepared copy that is small enough to be read whole.
 
-    `judgements` has a row (query row, document row, grade) for each judgement.
+    `judgements` has a row (query row, document row, grade) for each judgement. Document
+    rows from the size of the corpus on are those of `missing_ids`.
     """
 
     doc_ids: list[str]
     corpus_sha256: str
     groups: np.ndarray | None  # (documents,)
     judgements: dict[str, np.ndarray]  # split -> (judgements, 3)
+    missing_ids: tuple[str, ...] = ()  # judged documents that the corpus lacks
+    notes: tuple[str, ...] = ()  # what a user should know of the data
 
     def save(self, path: Path) -> None:
         """Write the arrays to one .npz file."""
         arrays = {f"qrels/{split}": rows for split, rows in self.judgements.items()}
         if self.groups is not None:
             arrays["groups"] = self.groups
-        ids = np.frombuffer("\n".join(self.doc_ids).encode(), np.uint8)
+        for name in ("missing_ids", "notes"):
+            if values := getattr(self, name):
+                arrays[name] = _joined(values)
+        ids = _joined(self.doc_ids)
         np.savez(path, doc_ids=ids, corpus_sha256=self.corpus_sha256, **arrays)
 
     @classmethod
@@ -96,11 +102,24 @@ class Tables:
             prefix = "qrels/"
             splits = [name for name in arrays.files if name.startswith(prefix)]
             return cls(
-                doc_ids=arrays["doc_ids"].tobytes().decode().split("\n"),
+                doc_ids=_split(arrays["doc_ids"]),
                 corpus_sha256=str(arrays["corpus_sha256"]),
                 groups=arrays["groups"] if "groups" in arrays.files else None,
                 judgements={name.removeprefix(prefix): arrays[name] for name in splits},
+                **{
+                    name: tuple(_split(arrays[name]))
+                    for name in ("missing_ids", "notes")
+                    if name in arrays.files
+                },
             )
+
+
+def _joined(lines: Iterable[str]) -> np.ndarray:
+    return np.frombuffer("\n".join(lines).encode(), np.uint8)
+
+
+def _split(joined: np.ndarray) -> list[str]:
+    return joined.tobytes().decode().split("\n")
 
 
 class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -116,6 +135,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, root, data_dir: Path):
         self.root = root
         self.doc_rows, self.query_rows = {}, {}  # id -> row, filled while writing
+        self.missing_ids = {}  # id -> number, of judged documents not in the corpus
+        self.notes = []
         self.corpus_digest = hashlib.sha256()
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -139,8 +160,9 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The tables of the prepared copy; call this after the records are written."""
         judged = {split: rows for split, rows in self.judgements().items() if len(rows)}
         return Tables(
-            list(self.doc_rows), self.corpus_digest.hexdigest(), self.groups(), judged
-        )
+            list(self.doc_rows), self.corpus_digest.hexdigest(), self.groups(), judged,
+            tuple(self.missing_ids), tuple(self.notes),
+        )  # fmt: skip
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()

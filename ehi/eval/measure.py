@@ -1,16 +1,25 @@
 """Effectiveness, work, size and speed of one index at one setting."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ehi.eval.baselines.base import Baseline
-from ehi.eval.metrics import Qrels, evaluate, means, run_from_hits, write_run
+from ehi.eval.baselines.base import Baseline, BaselineHits
+from ehi.eval.metrics import (
+    Qrels,
+    Run,
+    evaluate,
+    means,
+    run_from_hits,
+    without_identical_ids,
+    write_run,
+)
 from ehi.files import atomic_write_npy
-from ehi.index import Index
+from ehi.index import Hits, Index
 from ehi.index.search.routing import leaf_log_probs
 from ehi.progress import track
 
@@ -112,6 +121,47 @@ def _check_percent(percent: float) -> None:
         raise ValueError(f"budget must be in (0, 100] percent, not {percent}")
 
 
+def rank(
+    index: Index | Baseline,
+    queries: np.ndarray,
+    query_ids: Sequence[str],
+    qrels: Qrels,
+    k: int,
+    *,
+    ignore_identical_ids: bool | Collection[str] = False,
+    **settings: Any,
+) -> tuple[Run, Hits | BaselineHits]:
+    """Search, and make the run that is scored: all rows of a table go through here.
+
+    A document that is ignored is dropped before the cut at k: its query is searched
+    again for k + 1 documents.
+
+    Args:
+        index: the index to search.
+        queries: (N, D) embeddings.
+        query_ids: names of the N queries.
+        qrels: grades of the split.
+        k: depth of the ranking.
+        ignore_identical_ids: as in `evaluate`.
+        settings: further arguments of the search.
+
+    Returns:
+        The run, and the hits of the first search.
+    """
+    hits = index.search(queries, k, **settings)
+    run = run_from_hits(query_ids, hits.ids, hits.scores)
+    kept = without_identical_ids(run, qrels, ignore_identical_ids)
+    again = [i for i, name in enumerate(query_ids) if len(kept[name]) < len(run[name])]
+    if again:
+        if settings.get("rerank"):
+            settings["rerank"] += 1
+        found = index.search(queries[again], k + 1, **settings)
+        longer = run_from_hits([query_ids[i] for i in again], found.ids, found.scores)
+        longer = without_identical_ids(longer, qrels, ignore_identical_ids)
+        kept |= {name: dict(islice(docs.items(), k)) for name, docs in longer.items()}
+    return kept, hits
+
+
 def measure(
     index: Index | Baseline,
     queries: np.ndarray,
@@ -126,6 +176,7 @@ def measure(
     threads: int = 1,
     latency_queries: int = 200,
     run_path: str | Path | None = None,
+    ignore_identical_ids: bool | Collection[str] = False,
 ) -> dict[str, Any]:
     """Search a split and return the fields of its record that depend on the index.
 
@@ -148,6 +199,7 @@ def measure(
         latency_queries: number of queries timed one by one, spread over the N.
         run_path: path of the TREC run (`NAME.run` or `NAME.run.gz`); the values of each
             query go to `NAME.npy` beside it. None writes neither.
+        ignore_identical_ids: as in `evaluate`.
 
     Returns:
         Keyword arguments of `Record`: its fields from `ndcg_at_10` to `threads`.
@@ -157,8 +209,10 @@ def measure(
     settings = {"beam": beam, "rerank": rerank}
     if min_prob is not None:
         settings["min_prob"] = min_prob
-    hits = index.search(queries, depth, threads=threads, **settings)
-    run = run_from_hits(query_ids, hits.ids, hits.scores)
+    run, hits = rank(
+        index, queries, query_ids, qrels, depth, threads=threads,
+        ignore_identical_ids=ignore_identical_ids, **settings,
+    )  # fmt: skip
     per_query = evaluate(run, qrels)
     if run_path is not None:
         write_run(run_path, run)
@@ -200,6 +254,7 @@ def curve(
     settings: Iterable[Mapping[str, Any]],
     *,
     threads: int = 1,
+    ignore_identical_ids: bool | Collection[str] = False,
 ) -> list[tuple[float, float]]:
     """Measure nDCG@10 and the mean share of documents visited, at some settings.
 
@@ -210,14 +265,17 @@ def curve(
         qrels: grades of the split.
         settings: arguments of one search for each point of the curve.
         threads: threads of a search.
+        ignore_identical_ids: as in `evaluate`.
 
     Returns:
         A pair (share of documents visited, nDCG@10) for each setting.
     """
     points = []
     for setting in track(settings, "curve", "points", bar=False):
-        hits = index.search(queries, 10, threads=threads, **setting)
-        run = run_from_hits(query_ids, hits.ids, hits.scores)
+        run, hits = rank(
+            index, queries, query_ids, qrels, 10, threads=threads,
+            ignore_identical_ids=ignore_identical_ids, **setting,
+        )  # fmt: skip
         visited = float(hits.visited.mean() / index.num_documents)
         points.append((visited, float(evaluate(run, qrels)["ndcg@10"].mean())))
     return points

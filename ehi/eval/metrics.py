@@ -7,9 +7,11 @@ id: it would change the order that the index returned.
 
 import functools
 import gzip
+import math
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ir_measures
@@ -71,6 +73,31 @@ def run_from_hits(query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray)
     return run
 
 
+def without_identical_ids(
+    run: Run, qrels: Qrels, ignore: bool | Collection[str] = True
+) -> Run:
+    """Drop from each ranking the document with the id of its query, as BEIR does.
+
+    A document that is judged for its query is never dropped.
+
+    Args:
+        run: ranking of each query.
+        qrels: grades of the split.
+        ignore: True for all queries, or the ids of the queries that drop theirs.
+    """
+
+    def drops(query_id: str, docs: Mapping[str, float]) -> bool:
+        asked = ignore is True or (ignore and query_id in ignore)
+        return asked and query_id in docs and query_id not in qrels.get(query_id, ())
+
+    return {
+        query_id: {doc: score for doc, score in docs.items() if doc != query_id}
+        if drops(query_id, docs)
+        else docs
+        for query_id, docs in run.items()
+    }
+
+
 def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
     """Write a run in TREC format: query, Q0, document, rank, score, tag.
 
@@ -94,29 +121,63 @@ def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run file that `write_run` or another TREC tool wrote.
+    """Read a run file that `write_run` or another TREC tool wrote; it may be gzipped.
+
+    Ids are percent-decoded only if every '%' in the file is one that `write_run` could
+    have written, so that ids such as addresses stay as they are.
 
     Raises:
-        ValueError: a line does not have six columns, or its score is not a number.
+        ValueError: a line does not have six columns, its score is not a number, or it
+            repeats a document; or the file is damaged.
     """
     run: Run = {}
-    opener = gzip.open if Path(path).suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                query_id, _, doc_id, _, score, _ = line.split()
-                value = float(score)
-            except ValueError:
-                raise ValueError(
-                    f'{path}, line {number}: expected "query Q0 document rank score '
-                    f'tag", found {line.strip()!r}'
-                ) from None
-            docs = run.setdefault(urllib.parse.unquote(query_id), {})
-            docs[urllib.parse.unquote(doc_id)] = value
+    for number, line in enumerate(_raw_lines(Path(path)), start=1):
+        where = f"{path}, line {number}"
+        # Bytes are split at ASCII white space only, as trec_eval does: a no-break space
+        # is a part of an id.
+        fields = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").split()
+        try:
+            query_id, _, doc_id, _, score, _ = (field.decode() for field in fields)
+            value = float(score)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 ({error})") from None
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise ValueError(
+                f'{where}: expected "query Q0 document rank score tag", found '
+                f"{line.decode(errors='replace').strip()!r:.200}"
+            )
+        docs = run.setdefault(query_id, {})
+        if doc_id in docs:
+            raise ValueError(f"{where}: query {query_id!r} has {doc_id!r} twice")
+        docs[doc_id] = value
+    names = [*run, *(doc_id for docs in run.values() for doc_id in docs)]
+    if any("%" in name for name in names) and all(map(_is_encoded, names)):
+        decode = functools.cache(urllib.parse.unquote)
+        run = {
+            decode(query_id): {decode(doc_id): score for doc_id, score in docs.items()}
+            for query_id, docs in run.items()
+        }
     return run
 
 
-def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file or of a gzipped one, told by its first bytes and not its name."""
+    with path.open("rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            for line in gzip.GzipFile(fileobj=file) if gzipped else file:
+                if line.strip():
+                    yield line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def evaluate(
+    run: Run, qrels: Qrels, *, ignore_identical_ids: bool | Collection[str] = False
+) -> np.ndarray:
     """Score every query of a split that has a relevant document.
 
     A query without hits scores 0. A query without a relevant document is left out.
@@ -124,6 +185,9 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
     Args:
         run: ranking of each query.
         qrels: grades of the split, query id -> document id -> grade (> 0 is relevant).
+        ignore_identical_ids: True, or the ids of some queries: of these, the document
+            with the id of the query is not ranked unless it is judged. Many data sets
+            number queries and documents alike; there it must be False.
 
     Returns:
         (N,) structured array, sorted by query id, with the fields `query_id` and the
@@ -132,6 +196,7 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
     Raises:
         ValueError: no query has a relevant document.
     """
+    run = without_identical_ids(run, qrels, ignore_identical_ids)
     qrels = {q: dict(d) for q, d in qrels.items() if any(g > 0 for g in d.values())}
     if not qrels:
         raise ValueError("cannot evaluate: no query has a relevant document")
@@ -155,3 +220,8 @@ def means(per_query: np.ndarray) -> dict[str, float]:
 
 def _encode_id(name: str) -> str:
     return re.sub(r"[\s%]", lambda match: urllib.parse.quote(match[0]), name)
+
+
+def _is_encoded(name: str) -> bool:
+    """Whether `_encode_id` could have written this."""
+    return "%" not in name or _encode_id(urllib.parse.unquote(name)) == name

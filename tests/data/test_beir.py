@@ -24,7 +24,6 @@ def encoded(**changes):
         (b"[1, 2]", 'expected an object with an "_id"'),
         (b'{"text": "no id"}', 'expected an object with an "_id"'),
         (encoded(), "duplicate id 'd1'"),
-        (encoded(_id="d2", text=" "), "document 'd2' has neither title nor text"),
         (encoded(_id="d2", text=["a"]), "'text' must be a string"),
         (encoded(_id="d2", text="x" * 101), "'text' of 'd2' has 101 characters"),
         (encoded(_id="d2", text="\ud800"), r"'text' holds half a character, '\\ud800'"),
@@ -45,7 +44,6 @@ def test_malformed_corpus_names_file_and_line(
     ("line", "message"),
     [
         ("q9\td1\t1", "unknown query 'q9'"),
-        ("q1\td9\t1", "unknown document 'd9'"),
         ("q1 d1 1", "expected query id, document id and an integer grade"),
         ("q1\td1\thigh", "expected query id, document id and an integer grade"),
         ("q1\td1\t2", "query 'q1' and document 'd1' are judged twice, 1 and 2"),

@@ -1,0 +1,132 @@
+"""Qrels files of the BEIR layout: which there are, and what they say.
+
+qrels/<split>.tsv   query id, document id, grade, between tabs; usually with a header
+
+A file without a header may have the four columns of TREC instead, between any white
+space: query id, iteration, document id, grade.
+"""
+
+import re
+from collections.abc import Container
+from typing import NamedTuple
+
+from ehi.data.lines import numbered_lines, shortened
+
+# First column of a header, in lower case.
+HEADERS = {"query-id", "query_id", "queryid", "query", "qid"}
+# Names of splits; a file <split>.tsv beside corpus.jsonl is taken for judgements.
+SPLITS = ("train", "dev", "test", "val", "valid", "validation")
+GRADE = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+LARGEST_GRADE = 2**31 - 1
+
+
+class Judgement(NamedTuple):
+    """One line of a qrels file: ids as the data set has them, and the line's place."""
+
+    where: str
+    query: str
+    document: str
+    grade: int
+
+
+def qrels_files(root) -> list:
+    """Find the qrels files of a BEIR folder, sorted by name; hidden files are ignored.
+
+    Args:
+        root: a `pathlib.Path` or `zipfile.Path` to the folder of corpus.jsonl.
+
+    Raises:
+        ValueError: judgements are somewhere else or have another ending.
+    """
+    folder = root / "qrels"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not a folder; judgements must be in qrels/<split>.tsv"
+        )
+    inside = _visible(folder) if folder.is_dir() else []
+    found = [file for file in inside if file.name.endswith(".tsv")]
+    names = {file.name for file in found}
+    beside = [file for file in _visible(root) if file.name.lower() != "qrels"]
+    misplaced = [file for file in beside if _looks_like_qrels(file.name, names)]
+    if not folder.exists():  # such as Qrels
+        misplaced += [file for file in _visible(root) if file not in beside]
+    if not found:  # beside judgements, other files are notes or licences
+        misplaced += inside
+    if misplaced:
+        raise ValueError(
+            f"{misplaced[0]} is not read: judgements must be in qrels/<split>.tsv"
+        )
+    return found
+
+
+def _visible(folder) -> list:
+    """Files and folders in `folder` by name, except hidden ones (macOS: `._name`)."""
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(files, key=lambda file: file.name)
+
+
+def _looks_like_qrels(name: str, names: Container[str]) -> bool:
+    """Whether a file beside corpus.jsonl holds judgements that qrels/ does not have."""
+    stem, _, ending = name.lower().rpartition(".")
+    return ending == "tsv" and stem in (*SPLITS, "qrels") and name not in names
+
+
+def read_qrels(
+    path, query_ids: Container[str], doc_ids: Container[str]
+) -> list[Judgement]:
+    """Read a qrels file; its documents need not be in the corpus.
+
+    Raises:
+        ValueError: a line is malformed, names an unknown query or contradicts another
+            line, or the corpus has none of the documents.
+    """
+    judgements, grades, columns = [], {}, 3
+    for number, (where, line) in enumerate(numbered_lines(path)):
+        fields = line.rstrip().split("\t")
+        if number == 0:
+            name = fields[0].strip(' "').lower()
+            if name in HEADERS and not GRADE.fullmatch(fields[-1]):
+                continue
+            columns = 4 if len(line.split()) == 4 and len(fields) != 3 else 3
+        if columns == 4:
+            fields = line.split()
+            fields[1:2] = []
+        if len(fields) != 3 or (grade := _grade(fields[2])) is None:
+            raise ValueError(
+                f"{where}: expected query id, document id and an integer grade "
+                f"between tabs, got {shortened(line.rstrip())}"
+            )
+        query, document = _known(fields[0], query_ids), _known(fields[1], doc_ids)
+        if query not in query_ids:
+            raise ValueError(f"{where}: unknown query {query!r}")
+        if (query, document) not in grades:
+            judgements.append(Judgement(where, query, document, grade))
+        first = grades.setdefault((query, document), grade)
+        if first != grade:
+            raise ValueError(
+                f"{where}: query {query!r} and document {document!r} are judged twice, "
+                f"{first} and {grade}"
+            )
+    if judgements and not any(j.document in doc_ids for j in judgements):
+        raise ValueError(
+            f"{judgements[0].where}: unknown document {judgements[0].document!r}, and "
+            "the corpus has none of the other judged documents either"
+        )
+    return judgements
+
+
+def _grade(text: str) -> int | None:
+    """An integer, which may be written as a float ('1.0'); None for anything else."""
+    if not GRADE.fullmatch(text.strip()):
+        return None
+    value = float(text)
+    whole = abs(value) <= LARGEST_GRADE and value.is_integer()
+    return int(value) if whole else None
+
+
+def _known(id: str, ids: Container[str]) -> str:
+    """The id, without the quotes that CSV writers put around it if `ids` has that."""
+    if id not in ids and len(id) > 1 and id[0] == id[-1] == '"':
+        bare = id[1:-1].replace('""', '"')
+        return bare if bare in ids else id
+    return id
