@@ -140,7 +140,7 @@ def cache_folder(chosen: str | os.PathLike | None = None) -> Path:
     """
     folder = Path(chosen or os.environ.get("EHI_CACHE") or "~/.cache/ehi")
     try:
-        folder = folder.expanduser()
+        folder = folder.expanduser().absolute()  # a later chdir does not matter
     except RuntimeError:
         raise FileNotFoundError(
             f"{folder} cannot be found, as this user has no home folder: "

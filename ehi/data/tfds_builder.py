@@ -233,6 +233,5 @@ def prepare(
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"the prepared copy {folder} is damaged ({error}): delete it, and run again to "
-        "make a new one"
+        f"the prepared copy {folder} is damaged: delete it and run again ({error})"
     )

@@ -172,6 +172,10 @@ def read_records(path: str | Path) -> list[Record]:
             record = Record.from_json(json.loads(line.decode()))
             if (first := line_of.setdefault(record.cell, number)) != number:
                 raise ValueError(f"same cell as line {first}: {tuple(record.cell)}")
+        except RecursionError:
+            raise ValueError(
+                f"{path}, line {number}: the JSON is nested too deeply"
+            ) from None
         except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise ValueError(f"{path}, line {number}: {error}") from None
         records.append(record)

@@ -27,6 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.dataset = "pydocs"  # 'pydocs', 'beir/<name>', or a BEIR folder or zip
     c.split = "test"  # the evaluated split; use 'dev' to choose
+    # Never rank the document with the id of the query, as BEIR does. None: in ArguAna
+    # and Quora, and if both have the same text.
+    c.ignore_identical_ids = ml_collections.config_dict.placeholder(bool)
     # Sizes of the data set for --dry_run; 0: open the data set and count.
     c.sizes = ml_collections.ConfigDict({"documents": 0, "train_queries": 0})
     c.dev_fraction = 0.2  # of the train documents, if a data set has no dev split

@@ -94,6 +94,7 @@ def evaluate_budget(
         index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
         **setting, tower_width=inputs.tower_width,
         run_path=folder / f"{cell.stem}.run.gz",
+        ignore_identical_ids=inputs.identical_ids,
     )  # fmt: skip
     return Record(
         **cell._asdict(),
@@ -101,15 +102,24 @@ def evaluate_budget(
         examples_per_second=trained.examples_per_second,
         train_seconds=trained.seconds,
         build_seconds=built.seconds,
-        config_hash=provenance.config_hash(
-            json.loads(config.to_json()), without=("systems", "budgets", "seed")
-        ),
+        config_hash=_config_hash(config, inputs),
         recipe=config.recipe,
         git_commit=provenance.git_commit(Path(__file__).parent),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         corpus_sha256=inputs.dataset.corpus_sha256,
     )
+
+
+def _config_hash(config, inputs: Inputs) -> str:
+    """Return the hash of a config; `ignore_identical_ids` counts if it drops any."""
+    values = json.loads(config.to_json()) | {
+        "ignore_identical_ids": len(inputs.identical_ids)
+    }
+    without = ("systems", "budgets", "seed")
+    if not inputs.identical_ids:
+        without += ("ignore_identical_ids",)
+    return provenance.config_hash(values, without=without)
 
 
 def _setting(config, index, queries, percent: float) -> dict:
@@ -137,7 +147,10 @@ def visited_curve(config, built: Built, trained: Trained, inputs: Inputs, split:
         _setting(config, index, queries, percent)
         for percent in np.geomspace(100 * least, 100, 12)[1:]
     ]
-    return curve(index, queries, inputs.eval_ids, inputs.dataset.qrels[split], settings)
+    return curve(
+        index, queries, inputs.eval_ids, inputs.dataset.qrels[split], settings,
+        ignore_identical_ids=inputs.identical_ids,
+    )  # fmt: skip
 
 
 def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:

@@ -41,6 +41,7 @@ class Inputs:
       training: the pairs to train on.
       num_synthetic: synthetic queries per document.
       eval_rows: rows of the query table that belong to the evaluated split.
+      identical_ids: queries for which the document of the same id is not ranked.
     """
 
     dataset: RetrievalDataset
@@ -52,6 +53,7 @@ class Inputs:
     training: TrainingSet
     num_synthetic: int
     eval_rows: np.ndarray
+    identical_ids: frozenset[str] = frozenset()
 
     @functools.cached_property
     def tower(self) -> Tower:
@@ -110,6 +112,7 @@ def load_inputs(config) -> Inputs:
     if config.split == "dev" and "dev" not in dataset.qrels:
         dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
         LOG.info("dev carved out of train by document")
+    eval_rows, ignored = _evaluated(config, dataset)
     pretrained = resolve(config.tower.name)
     for field in ("query_length", "document_length"):
         check_length(pretrained, f"tower.{field}", config.tower[field])
@@ -157,14 +160,26 @@ def load_inputs(config) -> Inputs:
         query_tokens=query_tokens,
         document_tokens=document_tokens,
     )
-    # A corpus without judgements is indexed but not scored.
-    asked = dataset.judgements(config.split) if dataset.qrels else {}
-    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
-    eval_rows = np.array([row_of[name] for name in asked], np.int64)
     return Inputs(
         dataset, pretrained, config.tower.dtype, config.tower.remat, query_tokens,
-        document_tokens, training, per_document, eval_rows,
+        document_tokens, training, per_document, eval_rows, ignored,
     )  # fmt: skip
+
+
+def _evaluated(config, dataset) -> tuple[np.ndarray, frozenset[str]]:
+    """Return the evaluated queries' rows, and the ids that `identical_ids` names."""
+    if not dataset.qrels:  # such a corpus is indexed but not scored
+        return np.zeros(0, np.int64), frozenset()
+    dataset.check_relevant(config.split)
+    asked = dataset.judgements(config.split)
+    ignored = dataset.identical_ids(config.split, config.ignore_identical_ids)
+    if ignored:
+        LOG.info(
+            "%s: %s of %s queries have the id of a document, which is not ranked for "
+            "them", dataset.name, f"{len(ignored):,}", f"{len(asked):,}",
+        )  # fmt: skip
+    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
+    return np.array([row_of[name] for name in asked], np.int64), ignored
 
 
 def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,21 @@ def _report(experiment: Experiment, console: Console) -> None:
     }
     exact = {r.system: r.ndcg_at_10 for r in records if r.budget == "flat"}
     print_table(records, comparisons, console=console)
-    write_report(workdir, records, comparisons, curves=curves, exact=exact)
+    write_report(
+        workdir, records, comparisons, curves=curves, exact=exact,
+        notes=_notes(experiment.inputs),
+    )  # fmt: skip
+
+
+def _notes(inputs) -> list[str]:
+    """Return what a reader of the report must know of the data."""
+    notes = [f"{note}." for note in inputs.dataset.notes]
+    if dropped := len(inputs.identical_ids):
+        notes.append(
+            f"{dropped:,} of {len(inputs.eval_rows):,} queries have the id of a "
+            "document, which is not ranked for them (ignore_identical_ids)."
+        )
+    return notes
 
 
 def _system_of(run: str) -> str:
