@@ -11,7 +11,7 @@ code is 1. If all shards are finished, --index merges them into one index.
 
 import functools
 import logging
-import os
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -19,6 +19,7 @@ from absl import app, flags
 from ehi.encode.shards import check_folder, encode_shards, unfinished_shards
 from ehi.encode.shards_ray import encode_shards_by_ray
 from ehi.index.ray_cluster import import_ray
+from experiments.command import INTERRUPTED, explain_interrupt, user_path
 from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
 from experiments.run.checks import check_config
 from experiments.run.finished import build_from_shards, load_job, make_job, open_run
@@ -81,8 +82,8 @@ def run(
         import_ray()  # fails before any work is done
     check_config(config)
     system = config.systems[-1] if system is None else system
-    checkpoint, out = _absolute(checkpoint), _absolute(out)
-    index = None if index is None else _absolute(index)
+    checkpoint, out = user_path(checkpoint).resolve(), user_path(out).resolve()
+    index = None if index is None else user_path(index).resolve()
     finished = open_run(config, system, checkpoint)
     job = make_job(finished, out, shards)
     numbers = unfinished_shards(job)
@@ -112,11 +113,6 @@ def run(
     return failed
 
 
-def _absolute(path: Path) -> Path:
-    # No shell expands `~` behind `--out=`.
-    return Path(os.path.expanduser(path)).resolve()
-
-
 def main(_) -> None:
     speak()
     try:
@@ -134,6 +130,9 @@ def main(_) -> None:
         LOG.debug("traceback", exc_info=True)
         say_error(error)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(explain_interrupt(), file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     if failed:
         raise SystemExit(1)
 

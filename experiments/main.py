@@ -24,6 +24,12 @@ from rich.console import Console
 
 from ehi.parallel import preemption, processes
 from ehi.progress import log_to_stderr
+from experiments.command import (
+    INTERRUPTED,
+    accept_any_text,
+    explain_interrupt,
+    user_path,
+)
 from experiments.run.dry_run import dry_run, show_dry_run
 from experiments.run.experiment import default_budgets, open_experiment, run_cells
 from experiments.run.report import show
@@ -65,7 +71,6 @@ LOG = logging.getLogger("ehi")
 
 # Errors whose message is one sentence for the user.
 EXPLAINED = (ValueError, OSError, FloatingPointError, ImportError)
-INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
 
 
 def run(
@@ -87,6 +92,7 @@ def run(
 
 
 def main(_) -> None:
+    accept_any_text()
     speak()
     try:
         if CONFIG.value is None:
@@ -96,7 +102,7 @@ def main(_) -> None:
             return
         if WORKDIR.value is None:
             raise ValueError(f"--workdir is missing: the {WORKDIR_HELP}")
-        checkpoint = None if CHECKPOINT.value is None else Path(CHECKPOINT.value)
+        checkpoint = CHECKPOINT.value and user_path(CHECKPOINT.value)
         processes.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         preemption.listen()
         if not processes.is_first():
@@ -105,7 +111,7 @@ def main(_) -> None:
             LOG.info(
                 "%d processes, %d devices", jax.process_count(), jax.device_count()
             )
-        run(CONFIG.value, Path(WORKDIR.value), checkpoint, TENSORBOARD.value)
+        run(CONFIG.value, user_path(WORKDIR.value), checkpoint, TENSORBOARD.value)
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         raise
@@ -124,21 +130,13 @@ def main(_) -> None:
         processes.leave(1)
 
 
-def explain_interrupt() -> str:
-    """Return what Ctrl-C means for a run, in one sentence."""
-    return (
-        "interrupted; what is complete is kept, and the same command goes on (exit "
-        f"code {INTERRUPTED})"
-    )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the command line for `app.run`; report a mistake in one sentence.
 
     absl and ml_collections put tracebacks into their messages.
     """
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         cause = error
         while cause.args and isinstance(cause.args[0], Exception):

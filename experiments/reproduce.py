@@ -28,6 +28,12 @@ from ehi.eval.records import Cell, read_records
 from ehi.files import new_folder
 from ehi.parallel import preemption
 from experiments.ablations import apply_variant
+from experiments.command import (
+    INTERRUPTED,
+    accept_any_text,
+    explain_interrupt,
+    user_path,
+)
 from experiments.paper.definitions import TABLES, cells
 from experiments.paper.results import collect
 from experiments.run.experiment import open_experiment, run_cells
@@ -35,12 +41,12 @@ from experiments.systems import SYSTEMS, Budget, get_system
 
 # Of a checkout; an installed package has no records.
 RESULTS = Path("experiments/results")
-INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_arguments(argv)
+    accept_any_text()
     logging.getLogger("absl").setLevel(logging.ERROR)  # the libraries print a lot
     preemption.listen()
     try:
@@ -54,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(stopped.message, file=sys.stderr)
         return stopped.code
     except KeyboardInterrupt:
-        print(
-            "interrupted; what is complete is kept, and the same command goes on (exit "
-            f"code {INTERRUPTED})",
-            file=sys.stderr,
-        )
+        print(explain_interrupt(), file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,10 +81,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--seeds", type=_seeds, default=range(3), help="number of seeds, or from:to (3)"
     )
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder for checkpoints and indexes"
+        "--workdir",
+        required=True,
+        type=user_path,
+        help="folder for checkpoints and indexes",
     )
     parser.add_argument(
-        "--results", type=Path,
+        "--results", type=user_path,
         help="folder of records, which receives every finished cell (default: "
         f"{RESULTS} of the current folder)",
     )  # fmt: skip

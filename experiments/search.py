@@ -8,18 +8,26 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ehi.eval.answers import describe_hits, format_hits
 from ehi.index import Index, open_index
 from ehi.index.text.encoder import TextEncoder, TowerNotFoundError, load_text_encoder
+from experiments.command import (
+    INTERRUPTED,
+    accept_any_text,
+    clean,
+    close_pipe,
+    is_utf8,
+    user_path,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_arguments(argv)
+    accept_any_text()
     try:
         index = open_index(args.index)
         settings = {"k": args.k, "rerank": args.rerank} | chosen_search(index, args)
@@ -29,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.repl:
             converse(ask, index.num_documents)
         else:
-            print(ask(args.words))
-    except (ValueError, OSError) as error:
+            print(ask(args.words), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        close_pipe()
+        return 1
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        return 0 if args.repl else INTERRUPTED
     return 0
 
 
@@ -43,7 +55,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.search", description="Ask an index in words."
     )
-    parser.add_argument("--index", required=True, type=Path, help="folder of the index")
+    parser.add_argument(
+        "--index", required=True, type=user_path, help="folder of the index"
+    )
     parser.add_argument("words", nargs="*", help="the query")
     parser.add_argument(
         "--repl", action="store_true", help="read one query per line of the input"
@@ -144,13 +158,14 @@ def answer(
     Raises:
         ValueError: the query is empty.
     """
-    query = query.strip()
+    query = clean(query).strip()
     if not query:
         raise ValueError("the query is empty")
     hits = index.search(encode([query]), k, **settings)
     described = describe_hits(index, hits)
     if as_json:
-        return json.dumps({"query": query} | described, ensure_ascii=False)
+        ascii_only = not is_utf8(sys.stdout)
+        return json.dumps({"query": query} | described, ensure_ascii=ascii_only)
     return format_hits(query, described)
 
 

@@ -26,6 +26,7 @@ from ehi.eval.report import HEADER, markdown_table
 from ehi.eval.significance import compare
 from ehi.eval.tables import Table, latex, markdown, means_only, to_csv
 from ehi.files import atomic_write
+from experiments.command import accept_any_text, user_path
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, Results, fill, group, missing
@@ -54,6 +55,7 @@ DATASET_NOTES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_arguments(argv)
+    accept_any_text()
     try:
         if args.collect:
             for path in collect(args.collect, args.results):
@@ -91,13 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables")
-    parser.add_argument("--results", required=True, type=Path, help="folder of records")
-    parser.add_argument("--out", type=Path, help="folder for the full tables")
     parser.add_argument(
-        "--readme", nargs="+", type=Path, help="files whose tables are replaced"
+        "--results", required=True, type=user_path, help="folder of records"
+    )
+    parser.add_argument("--out", type=user_path, help="folder for the full tables")
+    parser.add_argument(
+        "--readme", nargs="+", type=user_path, help="files whose tables are replaced"
     )
     parser.add_argument(
-        "--figures", type=Path, help="folder for the figures of the README"
+        "--figures", type=user_path, help="folder for the figures of the README"
     )
     parser.add_argument("--split", default="test", help="split that T1-T5 show (test)")
     parser.add_argument(
@@ -108,7 +112,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--collect",
         nargs="+",
-        type=Path,
+        type=user_path,
         metavar="RUN_DIR",
         help="merge the records of finished runs into --results",
     )

@@ -4,11 +4,14 @@ An index stores a JSON object for each document that it can show; 'title' and 'l
 (the first line) are used here.
 """
 
+import json
 from typing import Any
 
 import numpy as np
 
 from ehi.index import Hits, Index
+
+MOST_CHARACTERS = 200  # of a title or line that is shown
 
 
 def describe_hits(
@@ -33,15 +36,15 @@ def describe_hits(
     for rank, row in enumerate(hits.rows[query_number][:k].tolist(), start=1):
         if row < 0:
             break
-        shown = index.document(row) if index.has_documents else {}
+        title, line = _shown(index.document(row)) if index.has_documents else ("", "")
         doc_id = hits.ids[query_number][rank - 1]
         found.append(
             {
                 "rank": rank,
                 "score": round(float(hits.scores[query_number][rank - 1]), 6),
                 "id": str(doc_id),
-                "title": shown.get("title") or str(doc_id),
-                "line": shown.get("line", ""),
+                "title": title or str(doc_id),
+                "line": line,
                 "leaf": _path(index, _leaf_of(index, row, leaves)),
             }
         )
@@ -59,7 +62,8 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
     visited, documents = described["documents_visited"], described["documents"]
     leaves = described["leaves"]
     head = f'"{query}"\n    visited {visited:,} of {documents:,} documents'
-    head += f" ({100 * visited / documents:.1f}%)"
+    if documents:
+        head += f" ({100 * visited / documents:.1f}%)"
     if described["num_leaves"] > 1:
         more = ", ..." if len(leaves) > show_leaves else ""
         head += f" in {len(leaves)} of {described['num_leaves']} leaves: "
@@ -74,6 +78,26 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
         if hit["line"] and hit["line"] != hit["title"]:
             lines.append(f"             {hit['line']}")
     return "\n".join(lines)
+
+
+def _shown(document: Any) -> tuple[str, str]:
+    """Return title and line of a stored document, which may be any JSON value.
+
+    Of a text, the line is the first one that is not blank, as `experiments` stores it.
+    """
+    if isinstance(document, dict):
+        title, line = document.get("title"), document.get("line")
+    else:
+        title, line = None, document
+    return _as_line(title), _as_line(line)
+
+
+def _as_line(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    first = text.strip().split("\n", 1)[0]
+    return first[:MOST_CHARACTERS]
 
 
 def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:

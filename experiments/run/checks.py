@@ -1,5 +1,10 @@
 """Refuse a config that cannot run, before data is loaded or a file is written."""
 
+import math
+import re
+
+from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
+from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
 from ehi.train.phase import Phase
@@ -16,7 +21,10 @@ LEAST = {
     "tower.document_length": 3,
     "pseudo.per_document": 0,
     "pseudo.synthetic": 0,
+    "sizes.documents": 0,
+    "sizes.train_queries": 0,
 }
+LARGEST_SEED = 2**32 - 1  # jax keeps 32 bits of a seed
 
 
 def check_config(config) -> None:
@@ -25,6 +33,9 @@ def check_config(config) -> None:
     Raises:
       ValueError: names the field, its value and the allowed values.
     """
+    for name in ("systems", "budgets"):
+        _strings(name, config[name])
+    _strings("pseudo.kinds", config.pseudo.kinds)
     _check_systems(config)
     if not config.dataset:
         raise ValueError(
@@ -53,11 +64,26 @@ def check_config(config) -> None:
         value = config[section][field]
         if value < least:
             raise ValueError(f"{name} is {value}; must be at least {least}")
+    for kind in config.pseudo.kinds:
+        _choice("pseudo.kinds", kind, PSEUDO_KINDS)
     for name in ("seed", "corpus_of_steps"):
         if config[name] < 0:
             raise ValueError(f"{name} is {config[name]}; must be at least 0")
-    if not config.tree.scale > 0:
-        raise ValueError(f"tree.scale is {config.tree.scale}; must be above 0")
+    if config.seed > LARGEST_SEED:
+        raise ValueError(f"seed is {config.seed}; must be at most {LARGEST_SEED}")
+    if not 0 < config.tree.scale < math.inf:
+        raise ValueError(
+            f"tree.scale is {config.tree.scale}; must be above 0 and finite"
+        )
+    if not 0 < config.dev_fraction < 1:
+        raise ValueError(
+            f"dev_fraction is {config.dev_fraction}; must be between 0 and 1"
+        )
+    if not re.fullmatch(r"[\w.-]*", config.variant) or config.variant[:1] == ".":
+        raise ValueError(
+            f"variant is {config.variant!r}; it names files, so only letters, digits, "
+            "'-', '_' and '.' are allowed"
+        )
     if config.tower.trainable != "head":
         _check_trained_tower(config)
         return
@@ -67,6 +93,20 @@ def check_config(config) -> None:
                 f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
                 "(tower.trainable='head'): all rows are cached; set it to 0"
             )
+
+
+def check_lengths(config, pretrained) -> None:
+    """Check that the tower has a position for every token, before anything is encoded.
+
+    Args:
+      config: the experiment.
+      pretrained: checkpoint of the tower, from `resolve`.
+
+    Raises:
+      ValueError: `tower.query_length` or `tower.document_length` exceeds the positions.
+    """
+    for field in ("query_length", "document_length"):
+        check_length(pretrained, f"tower.{field}", config.tower[field])
 
 
 def check_corpus(config, num_documents: int, tower_width: int) -> None:
@@ -176,6 +216,13 @@ def _check_trained_tower(config) -> None:
                     "queries are cached tower outputs, so a trained tower needs 0 here "
                     f"or {name}.encoded above 0"
                 )
+
+
+def _strings(field: str, value) -> None:
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(item, str) for item in value
+    ):
+        raise ValueError(f"{field} is {value!r}; must be a tuple of names")
 
 
 def _choice(field: str, value, allowed: tuple) -> None:

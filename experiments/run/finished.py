@@ -23,6 +23,7 @@ from ehi.model.params import has_tower, split_model
 from ehi.model.pretrained import resolve
 from ehi.progress import Progress
 from ehi.train import checkpoint
+from experiments.run.checks import check_lengths
 from experiments.run.evaluate import (
     drop_old_towers,
     identity_of,
@@ -88,6 +89,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
         num_synthetic=0, eval_rows=nothing,
     )  # fmt: skip
     check_tower(inputs.pretrained, source)
+    check_lengths(config, inputs.pretrained)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
     final = source / "checkpoints" / run / "final"
     if checkpoint.latest_step(final) is None:

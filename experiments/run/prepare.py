@@ -16,10 +16,11 @@ from ehi.encode.embed import embed
 from ehi.encode.encode import cached_encode
 from ehi.files import arrays_sha256, atomic_write_npz, cache_folder
 from ehi.model.params import has_tower
-from ehi.model.pretrained import Pretrained, check_length, load_tower, resolve
+from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
 from ehi.progress import track
 from ehi.train.batch import TrainingSet
+from experiments.run.checks import check_lengths
 
 LOG = logging.getLogger("ehi")
 
@@ -114,8 +115,7 @@ def load_inputs(config) -> Inputs:
         LOG.info("dev carved out of train by document")
     eval_rows, ignored = _evaluated(config, dataset)
     pretrained = resolve(config.tower.name)
-    for field in ("query_length", "document_length"):
-        check_length(pretrained, f"tower.{field}", config.tower[field])
+    check_lengths(config, pretrained)
     texts, pseudo_rows = [], np.zeros(0, np.int64)
     if config.pseudo.per_document:
         texts, pseudo_rows, _ = pseudo_queries(

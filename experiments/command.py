@@ -1,0 +1,67 @@
+"""What the commands share: paths, streams of any encoding, and Ctrl-C.
+
+Only the standard library, so that `experiments.search` starts at once.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path of the command line, with `~` expanded.
+
+    No shell expands `~` after `--workdir=`.
+    """
+    return Path(os.path.expanduser(text))
+
+
+def explain_interrupt() -> str:
+    """Return what Ctrl-C means for a run, in one sentence."""
+    return (
+        "interrupted; what is complete is kept, and the same command goes on (exit "
+        f"code {INTERRUPTED})"
+    )
+
+
+def accept_any_text() -> None:
+    """Let stdin and stdout pass text that their encodings cannot hold.
+
+    A character that stdout lacks is printed as an escape sequence, as Python does on
+    stderr. A byte that stdin cannot decode becomes a surrogate; see `clean`.
+    """
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+    ):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+
+
+def clean(text: str) -> str:
+    """Return text without surrogates.
+
+    Bytes that an ASCII terminal could not decode are read as UTF-8. What cannot be read
+    becomes U+FFFD, as in every decoder of the Unicode and WHATWG standards.
+
+    >>> clean("caf\\udcc3\\udca9"), clean("a\\udcff"), clean("b\\ud800")
+    ('café', 'a\ufffd', 'b\ufffd')
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def is_utf8(stream) -> bool:
+    """Whether a stream can hold every character."""
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
+    return encoding.replace("-", "").replace("_", "").startswith("utf")
+
+
+def close_pipe() -> None:
+    """Stop writing to a pipe that its reader has closed, without an error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
