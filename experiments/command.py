@@ -42,18 +42,19 @@ def accept_any_text() -> None:
 
 
 def clean(text: str) -> str:
-    """Return text without surrogates.
+    """Return text without surrogates and without a byte order mark in front.
 
     Bytes that an ASCII terminal could not decode are read as UTF-8. What cannot be read
-    becomes U+FFFD, as in every decoder of the Unicode and WHATWG standards.
+    becomes U+FFFD, as the Encoding Standard of the WHATWG has it.
 
     >>> clean("caf\\udcc3\\udca9"), clean("a\\udcff"), clean("b\\ud800")
     ('café', 'a\ufffd', 'b\ufffd')
     """
     try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return re.sub("[\ud800-\udfff]", "\ufffd", text)
+        text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return text.removeprefix("\ufeff")
 
 
 def is_utf8(stream) -> bool:

@@ -14,6 +14,8 @@ import json
 import math
 import types
 import typing
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,10 @@ class Cell(NamedTuple):
         return ".".join(str(part) for part in self if part != "")
 
 
+# What NumPy raises for a damaged `.npz`.
+_UNREADABLE = (
+    ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # Cell -> ids of its queries (N,), sorted, and their values (N,).
 Values = dict[Cell, tuple[np.ndarray, np.ndarray]]
 
@@ -226,9 +232,20 @@ def read_run_values(folder: str | Path, records: Iterable[Record]) -> Values:
 
 
 def read_values(path: str | Path) -> Values:
-    """Read an `.npz` of `write_values`; a missing file is an empty one."""
+    """Read an `.npz` of `write_values`; a missing file is an empty one.
+
+    Raises:
+        ValueError: the file is damaged, or of another format.
+    """
     if not Path(path).exists():
         return {}
+    try:
+        return _read_values(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} holds no values of records: {error}") from None
+
+
+def _read_values(path: str | Path) -> Values:
     found = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
