@@ -136,6 +136,6 @@ def encode_pq(vectors, codebooks):
 
 
 def half(name, vectors):
-    """Vectors as float16, refused if any of them overflows."""
-    with np.errstate(over="ignore"):
-        return check.finite_rows(f"{name} as float16", vectors.astype(np.float16))
+    """Vectors as float16, refused if one is too large or too small for that."""
+    vectors = np.asarray(vectors, np.float32)
+    return check.finite_rows(name, vectors, half=True).astype(np.float16)

@@ -1,13 +1,17 @@
-"""Refuses what does not fit, in one sentence, before any work is done."""
+"""Checks of arguments: a wrong one is refused in one sentence before any work."""
 
 import json
-import math
 import numbers
 import operator
 
 import numpy as np
 
-_PADDED = 2**20  # results that may always be asked for
+# Norms of documents and parameters, and of queries: a score, which is the sum of two
+# products at most, then stays below 2^127, and float32 ends at 2^128.
+_MOST_NORM, _MOST_QUERY_NORM = 2.0**40, 2.0**86
+# float16 rounds values from 65520 on to infinity; those below 2^-14 lose digits.
+_MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
+_PADDED = 2**20  # so many results may be asked for, however small the index
 
 
 def check_count(name, value, least=1):
@@ -23,7 +27,7 @@ def check_count(name, value, least=1):
 
 def check_share(name, value):
     """`value` as a float between 0 and 1."""
-    # An abstract class is asked last: that takes ten times as long.
+    # The abstract class comes last, since its check takes ten times as long.
     if isinstance(value, (float, int, numbers.Real)) and 0 <= value <= 1:
         return float(value)
     raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
@@ -37,9 +41,9 @@ def check_choice(name, value, allowed):
 
 
 def check_results(name, value, num_documents, least=1):
-    """`value`, how many results are wanted, as an int that memory can hold.
+    """`value`, a number of results, as an int that memory can hold.
 
-    A million may be asked for whatever there is: what is missing is padded.
+    A million may always be asked for: missing results are padded.
     """
     value, most = check_count(name, value, least), max(num_documents, _PADDED)
     if value > most:
@@ -62,62 +66,100 @@ def check_json(name, value):
 
 
 def check_same_encoder(expected, got):
-    """Refuses an encoder whose identity differs in an entry that both name.
+    """Refuses an encoder whose identity differs in an entry that both have.
 
-    One that names nothing the other does is refused as well: nothing was compared.
+    Without any common entry nothing could be compared, so that is refused too.
     """
     check_json("encoder", got)
     if not expected.keys() & got.keys():
         raise ValueError(
-            f"an encoder of {sorted(got)} cannot be compared with that of the index, "
-            f"of {sorted(expected)}"
+            f"an encoder with the entries {sorted(got)} cannot be compared with that "
+            f"of the index, which has {sorted(expected)}"
         )
     for key in expected.keys() & got.keys():
         if expected[key] != got[key]:
             raise ValueError(
-                f"these embeddings are of another encoder: its {key} is {got[key]!r}, "
-                f"the index was built with {expected[key]!r}"
+                f"these embeddings come from another encoder: its {key} is "
+                f"{got[key]!r}, the index was built with {expected[key]!r}"
             )
 
 
 def check_queries(queries, width):
     """Queries as float32 (N, D)."""
     queries = np.asarray(queries)
-    if queries.dtype.kind != "f":
+    if not is_float(queries):
         raise ValueError(f"queries must be floats, got dtype {queries.dtype}")
     if queries.ndim != 2 or queries.shape[1] != width:
         raise ValueError(
             f"queries must have shape (N, {width}), the width of the index, "
             f"got {queries.shape}"
         )
-    return finite_rows("queries", np.ascontiguousarray(queries, np.float32))
+    return finite_rows("queries", as_float32(queries), most=_MOST_QUERY_NORM)
 
 
 def check_embeddings(embeddings):
     """Document embeddings as float32 (N, D), at least one."""
     embeddings = np.asarray(embeddings)
-    if embeddings.dtype.kind != "f" or embeddings.ndim != 2:
+    if not is_float(embeddings) or embeddings.ndim != 2:
         raise ValueError(
             "embeddings must be floats of shape (N, D), "
             f"got {embeddings.dtype} of shape {embeddings.shape}"
         )
     if not embeddings.size:
         raise ValueError(f"an empty corpus: embeddings have shape {embeddings.shape}")
-    return finite_rows("embeddings", np.ascontiguousarray(embeddings, np.float32))
+    return finite_rows("embeddings", as_float32(embeddings))
 
 
-def finite_rows(name, rows):
-    """`rows` unchanged, if all values are finite."""
-    # A sum is finite unless a value is not (or it overflows): one pass, no temporary.
-    if rows.dtype == np.float32:  # BLAS: of one query a quarter of the time
-        total = np.vdot(rows, rows)
-    else:
-        with np.errstate(invalid="ignore"):
-            total = rows.sum(dtype=np.float64)
-    if not math.isfinite(total):
+def is_float(array):
+    """Whether an array holds floats; NumPy has no kind for JAX's bfloat16."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def as_float32(array):
+    """An array of floats as float32, C-ordered; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
+def finite_rows(name, rows, *, half=False, most=_MOST_NORM):
+    """`rows` unchanged, if their products are finite: see `misfits`."""
+    bad, what = misfits(rows, half, most)
+    if len(bad):
+        raise ValueError(
+            f"{name} hold {what} in {len(bad)} rows, first in row {bad[0]}"
+        )
+    return rows
+
+
+def misfits(rows, half=False, most=_MOST_NORM):
+    """The rows (N, D) float32 that an index cannot hold, and what is wrong with them.
+
+    Args:
+        rows: embeddings, queries or parameters.
+        half: whether they are stored as float16.
+        most: the largest norm allowed.
+
+    Returns:
+        Numbers of rows, none if all fit; and a few words.
+    """
+    # If the sum of squares is small, no value is NaN and no row is long: one pass, no
+    # temporary. Not true of NaN.
+    if not float(np.vdot(rows, rows)) <= most**2:
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            raise ValueError(
-                f"{name} hold NaN or infinity in {len(bad)} rows, first in row {bad[0]}"
-            )
-    return rows
+            return bad, "NaN or infinity"
+        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+        bad = np.flatnonzero(norms > most)
+        if len(bad):
+            found = f"{norms[bad[0]]:.3g}, beyond {most:.3g}"
+            return bad, f"a vector of norm {found}, where float32 products overflow,"
+    if half:
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        bad = np.flatnonzero(largest >= _MOST_HALF)
+        if len(bad):
+            return bad, "a value too large for float16"
+        bad = np.flatnonzero((largest < _LEAST_HALF) & (largest > 0))
+        if len(bad):
+            found = f"{largest[bad[0]]:.3g}, where {_LEAST_HALF:.3g} is needed,"
+            return bad, f"only values too small for float16, the largest {found}"
+    return (), ""

@@ -1,7 +1,7 @@
-"""Index folders written so that a crash at any moment leaves the old or the new one.
+"""How an index folder is written: a crash at any moment leaves the old or the new one.
 
-Files are written under names that no manifest mentions yet, and flushed. The manifest
-that names them is renamed over the old one, and only then are old files removed.
+New files get names that no manifest mentions yet, and are flushed. Then the manifest
+that names them is renamed over the old one. Only then are old files removed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from ehi.index.folder import (
 
 
 def write_folder(path, header, arrays, texts, replaces=None):
-    """Writes a whole index, new or in the place of an old one.
+    """Writes a whole index, into a new folder or over an old index.
 
     Args:
         path: the folder, made if needed.
@@ -35,14 +35,14 @@ def write_folder(path, header, arrays, texts, replaces=None):
         replaces: the Folder at `path` that the arrays were made from, or None.
 
     Raises:
-        ValueError: the folder is not `replaces` any more.
+        ValueError: the folder has changed since `replaces` was read.
         FileExistsError: `path` is there and is not an index of this version.
-        IndexLockedError: somebody else writes to it.
-        OSError: it cannot be written; what was there is as it was.
+        IndexLockedError: somebody else is writing to it.
+        OSError: it cannot be written; what was there is unchanged.
     """
     path = Path(path).resolve()  # a link to an empty folder stays a link
     if is_free(path):
-        if path == Path.cwd():  # what it is replaced with would not be the current one
+        if path == Path.cwd():  # the process would stay in the folder that is replaced
             raise FileExistsError(f"{path} is the current folder: name one in it")
         with new_folder(path) as building:
             outcome = f"{path} was not written"
@@ -60,12 +60,12 @@ def write_folder(path, header, arrays, texts, replaces=None):
 
 
 def is_free(path):
-    """Whether nothing stands where an index is to be written."""
+    """Whether a path does not exist or is an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def check_replaceable(path):
-    """Refuses to write an index over something else.
+    """Refuses a path at which something else than an index is.
 
     Raises:
         FileExistsError: as of `write_folder`.
@@ -86,14 +86,14 @@ def replace_files(old, header, arrays, texts, keep=()):
     Args:
         old: the Folder as it is now.
         header, arrays, texts: as of `write_folder`.
-        keep: names of files that go on as they are.
+        keep: names of files that stay as they are.
 
     Raises:
-        OSError: it cannot be written; the index is as it was.
+        OSError: it cannot be written; the index is unchanged.
     """
     kept = {name: old.files[name] for name in keep}
     gone = [entry["file"] for name, entry in old.files.items() if name not in kept]
-    # What an earlier writer was stopped from removing is removed now.
+    # An earlier writer may have been stopped before it removed its old files.
     used = {entry["file"] for entry in old.files.values()}
     left = [file for file in old.manifest.get("obsolete", []) if file not in used]
     _remove(old.path, left)
@@ -106,7 +106,7 @@ def replace_files(old, header, arrays, texts, keep=()):
 
 
 def _write(folder, generation, header, arrays, texts, kept, gone, outcome):
-    """Writes files and the manifest; `outcome` ends the message where that fails."""
+    """Writes files and the manifest; an error message ends with `outcome`."""
     files, written = dict(kept), []
     new = folder / f"{MANIFEST}.new"
 
@@ -115,7 +115,7 @@ def _write(folder, generation, header, arrays, texts, kept, gone, outcome):
         path = folder / file
         if path.parent != folder and not path.parent.exists():
             path.parent.mkdir()
-        if path.exists():  # and mapped into memory, perhaps: never to be written to
+        if path.exists():  # a reader may have mapped it: it must not be written to
             raise IndexCorruptError(
                 f"{path} is in use already, so generation {generation - 1} is not the "
                 f"newest, as {MANIFEST} says"
@@ -150,21 +150,21 @@ def _write(folder, generation, header, arrays, texts, kept, gone, outcome):
             message = f"{error.strerror or error}; {outcome}"
             raise OSError(error.errno, message) from error
         raise
-    # From here on the new files are the index: nothing may remove them.
+    # From here on the new files are the index and must stay.
     os.replace(new, folder / MANIFEST)
     sync_folder(folder)
 
 
 def _file_name(name, generation, suffix):
-    """Where an array of a generation is stored; no two generations share a name."""
-    if name.startswith("segments."):  # numbered by the generation they came with
+    """The file of an array. No two generations share a name."""
+    if name.startswith("segments."):  # the name contains the generation
         return f"segments/{name.removeprefix('segments.')}{suffix}"
     mark = "" if generation == 1 else f".g{generation}"
     return f"{name}{mark}{suffix}"
 
 
 def _strays(folder, generation):
-    """Files that a writer of this generation left when it was killed."""
+    """Files of a generation that a killed writer has left behind."""
     patterns = (f"*.g{generation}.npy", f"*.g{generation}.jsonl")
     patterns += (f"segments/{generation}.*.npy", f"segments/{generation}.*.jsonl")
     found = [path for pattern in patterns for path in folder.glob(pattern)]
@@ -174,5 +174,5 @@ def _strays(folder, generation):
 def _remove(folder, files):
     for file in files:
         (folder / file).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it holds files, or is not there
+    with contextlib.suppress(OSError):  # not empty, or missing
         (folder / "segments").rmdir()

@@ -1,4 +1,4 @@
-"""Segments merged into one, deleted documents left out, a block of leaves at a time."""
+"""Merges segments into one without deleted documents, a block of leaves at a time."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ _BLOCK_COPIES = 2**14  # copies of documents merged at once
 
 
 def merged_arrays(contents):
-    """The arrays of the one segment that holds what a search of `contents` can find.
+    """The arrays of one segment with all documents that are not deleted.
 
-    Copies stand leaf-major again, and documents in the order of their old rows, so that
-    ties are broken as before. Memory: a block of 2^14 copies, or the fullest leaf, 5
-    bytes a row, and while the leaves are counted 5 a copy.
+    Copies are sorted by leaf again. Documents keep the order of their rows, so ties are
+    broken as before. Memory: a block of 2^14 copies or the fullest leaf; 5 bytes a row;
+    5 bytes a copy while leaves are counted.
 
     Returns:
         name -> array or Stream.
@@ -49,14 +49,14 @@ def merged_arrays(contents):
 
 
 def merged_text(contents):
-    """The lines to show of the documents not deleted: parts of bytes, or None."""
+    """What to show of the documents that are not deleted: parts of bytes, or None."""
     if contents.segments[0].documents is None:
         return None
     return (s.documents.keep(mask) for s, mask in _masks(contents))
 
 
 def merged_segment(contents):
-    """The same as a Segment in memory."""
+    """The merged arrays as a Segment in memory."""
     arrays = {
         name: value.array() if isinstance(value, Stream) else value
         for name, value in merged_arrays(contents).items()
@@ -74,7 +74,7 @@ def _part_of(name):
 
 
 def _blocks(contents, live, part):
-    """What `part` gives of the live copies, leaf by leaf and then by row."""
+    """`part` of the copies that are not deleted, by leaf and then by row."""
     segments = contents.segments
     total = sum(segment.leaf_offsets for segment in segments)
     first, num_leaves = 0, len(total) - 1
@@ -88,7 +88,7 @@ def _blocks(contents, live, part):
             leaves.append(np.repeat(np.arange(first, last), np.diff(offsets)))
             rows.append(segment.rows(offsets[0], offsets[-1]))
             parts.append(part(segment, offsets[0], offsets[-1]))
-        # Rows ascend from segment to segment, so a stable sort keeps them in order.
+        # Rows ascend from segment to segment, so a stable sort keeps their order.
         order = np.argsort(np.concatenate(leaves), kind="stable")
         order = order[live[np.concatenate(rows)[order]]]
         yield np.concatenate(parts)[order]
@@ -96,7 +96,7 @@ def _blocks(contents, live, part):
 
 
 def _masks(contents):
-    """Each segment, and which of its documents are not deleted."""
+    """Each segment and a mask of its documents that are not deleted."""
     for segment in contents.segments:
         rows = slice(segment.first_row, segment.first_row + len(segment))
         if contents.deleted is None:
@@ -106,7 +106,7 @@ def _masks(contents):
 
 
 def _rows_of_all(contents, name):
-    """An array by row, of all segments, a block at a time."""
+    """An array by row of all segments, a block at a time."""
     for segment, mask in _masks(contents):
         array = getattr(segment, name)
         for start in range(0, len(segment), _BLOCK_COPIES):

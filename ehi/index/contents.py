@@ -34,7 +34,10 @@ class StringIds:
 
     @classmethod
     def of(cls, strings):
-        encoded = [string.encode() for string in strings]
+        try:
+            encoded = [string.encode() for string in strings]
+        except UnicodeEncodeError as error:
+            raise ValueError(f"an id is not valid Unicode: {error}") from None
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(string) for string in encoded], out=offsets[1:])
         return cls(offsets, np.frombuffer(b"".join(encoded), np.uint8))
@@ -83,7 +86,10 @@ class Documents:
 
     @classmethod
     def of(cls, values):
-        lines = [json.dumps(value).encode() + b"\n" for value in values]
+        try:
+            lines = [json.dumps(value).encode() + b"\n" for value in values]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"documents to show must be JSON: {error}") from None
         return cls(np.frombuffer(b"".join(lines), np.uint8))
 
     @functools.cached_property
@@ -343,7 +349,7 @@ class Contents:
         return rows if self.deleted is None else rows[~self.deleted[rows]]
 
     def external_ids(self, rows):
-        """External ids of rows of any shape; row -1 gives -1 or None."""
+        """External ids of rows of any shape that exist; row -1 gives -1 or None."""
         first = self.segments[0]
         strings = isinstance(first.ids, StringIds)
         if len(self.segments) == 1 and len(first):
@@ -408,7 +414,28 @@ class Contents:
         for segment in self.segments:
             if 0 <= row - segment.first_row < len(segment):
                 return segment.documents[row - segment.first_row]
-        raise IndexError(f"row {row} is outside the {self.num_rows} stored documents")
+        raise self._outside(row)
+
+    def check_rows(self, rows):
+        """Rows as an array of integers, -1 or those of documents.
+
+        Raises:
+            ValueError: something else than integers.
+            IndexError: no such row.
+        """
+        rows = np.asarray(rows)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise ValueError(f"rows must be integers, got {rows.dtype}")
+        bad = rows[(rows < -1) | (rows >= self.num_rows)]
+        if bad.size:
+            raise self._outside(bad[0])
+        return rows.astype(np.int64)
+
+    def _outside(self, row):
+        return IndexError(
+            f"row {row} is outside the {self.num_rows} rows of this index (deleted "
+            "documents included)"
+        )
 
     def check_addresses(self):
         """Checks that no array points outside another: see `Segment`."""

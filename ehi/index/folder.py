@@ -141,7 +141,7 @@ def open_folder(path, read, mmap=True):
         FileNotFoundError: no folder or no manifest there.
         IndexCorruptError: the files are not as they were written.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # it stays the same folder after `os.chdir`
     for opening in range(_OPENINGS):
         text = _manifest_text(path)
         try:

@@ -58,6 +58,16 @@ def build_index(
     Raises:
         ValueError: an argument that does not fit, an empty corpus, embeddings that are
             not finite, ids that repeat, more leaves than documents.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 8))
+    >>> x /= np.linalg.norm(x, axis=1, keepdims=True)
+    >>> nodes = [rng.standard_normal((1, 4, 8))]  # a tree of 4 leaves
+    >>> tree = {"kind": "per_node", "nodes": nodes, "scale": 1.0}
+    >>> index = build_index(x, [f"d{i}" for i in range(100)], tree=tree)
+    >>> index.search(x[:2], k=1, beam=1).ids.tolist()
+    [['d0'], ['d1']]
     """
     return Index(
         *build.build(
@@ -85,6 +95,12 @@ def open_index(path, *, mmap=True, verify=False):
     Raises:
         FileNotFoundError: no index there.
         IndexCorruptError: a file is missing, truncated, altered or does not fit.
+
+    >>> import tempfile, numpy as np
+    >>> path = f"{tempfile.mkdtemp()}/index"
+    >>> save_index(build_index(np.eye(3), [7, 8, 9], tree=None), path)
+    >>> open_index(path, verify=True).num_documents
+    3
     """
     return Index(*store.read_index(path, mmap, verify))
 
@@ -107,6 +123,13 @@ def save_index(index, path, documents=None):
         FileExistsError: `path` is there and is not an index.
         IndexLockedError: somebody else is writing to it.
         OSError: it cannot be written; what was there is unchanged.
+
+    >>> import tempfile, numpy as np
+    >>> path = f"{tempfile.mkdtemp()}/index"
+    >>> index = build_index(np.eye(3), [7, 8, 9], tree=None)
+    >>> save_index(index, path, documents=[{"title": t} for t in "abc"])
+    >>> open_index(path).document(1)
+    {'title': 'b'}
     """
     if store.write_index(path, index.parameters, index.contents, documents):
         index.refresh()
@@ -157,15 +180,16 @@ class Index:
             queries: (N, D) floats.
             k: results of a query; equal scores go to the smaller row.
             beam: leaves visited, 1 .. P; with `min_prob` the most of them.
-            min_prob: p(leaf | query) from which on a leaf is visited, 0 .. 1; the best
-                one always is. Queries that the tree is sure of visit less, so that the
-                others can visit more: `ehi.eval.measure` finds it for a mean.
+            min_prob: only leaves with p(leaf | query) >= min_prob are visited, 0 .. 1,
+                but always the best one. Queries that the tree is sure of visit fewer
+                leaves, so others can visit more. `ehi.eval.measure` finds the value
+                that gives a wanted mean.
             rerank: 0, or how many of the best by quantised score are scored again
                 with the stored float16 vectors.
             threads: Python threads over disjoint leaves, for batches.
-            allow: ids of the only documents to consider, or a bool mask by row; ids
-                that the index does not have are no error.
-            deny: ids, or a mask, of documents to leave out.
+            allow: ids of the only documents to consider, or a bool mask by row. Ids
+                that the index does not have are ignored.
+            deny: ids of documents to leave out, or a mask.
 
         Returns:
             Hits.
@@ -174,6 +198,12 @@ class Index:
             ValueError: queries of another width or dtype or not finite; k, beam,
                 min_prob, rerank or threads out of range; rerank without stored vectors;
                 a mask of another length or ids of another kind than those of the index.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> hits = index.search(np.array([[0.1, 0.9, 0.5]]), k=2, deny=["b"])
+        >>> hits.ids.tolist(), hits.scores.round(1).tolist(), hits.visited.tolist()
+        ([['c', 'a']], [[0.5, 0.10000000149011612]], [2])
         """
         contents = self.contents
         found = search.search(
@@ -185,15 +215,15 @@ class Index:
         return Hits(contents.external_ids(rows), *others, rows)
 
     def search_text(self, texts, k=10, *, threads=1, **search_arguments):
-        """`search` by words: needs tokenizers and safetensors, and no JAX.
+        """Searches with texts. Needs tokenizers and safetensors, but no JAX.
 
         Args:
             texts: N strings, or one.
             k, threads, search_arguments: as of `search`.
 
         Raises:
-            ValueError: something is not a str; the index was built from embeddings and
-                names no encoder, or another one than is found.
+            ValueError: something is not a str; the index names no encoder, since it was
+                built from embeddings; or the encoder found is another one.
             FileNotFoundError: the tower is not on this machine.
         """
         queries = self.text_encoder(texts, threads=threads)
@@ -205,88 +235,147 @@ class Index:
         return load_text_encoder(self)
 
     def count_visited(self, queries, beam, min_prob=0.0):
-        """Copies of documents each query would visit, by routing only: (N,) int64."""
+        """Copies of documents that each query would visit: (N,) int64.
+
+        Queries are routed; nothing is scored.
+        """
         return search.count_visited(
             self.parameters, self.contents, queries, beam, min_prob
         )
 
     def add(self, embeddings, ids, *, documents=None, encoder=None):
-        """Adds documents: routes and encodes them as the trained parameters say.
+        """Adds documents, routed and encoded by the trained parameters.
 
-        Each call makes a segment, which every search reads: add many at once, and
-        `compact` from time to time.
+        Each call makes a segment, and every search reads all segments: add many
+        documents at once, and `compact` from time to time.
 
         Args:
             embeddings: (N, D) floats.
             ids: N ids that the index does not have, of the kind it has.
-            documents: N JSON values to show, where the index stores them.
+            documents: N JSON values to show; needed if the index stores them.
             encoder: identity of what made the embeddings, compared with the index's.
 
         Raises:
-            ValueError: what does not fit the index, or ids that are there already.
+            ValueError: an argument does not fit the index, or an id is there already.
             IndexLockedError: somebody else is writing to the folder.
-            OSError: the folder cannot be written; the index is as it was.
+            OSError: the folder cannot be written; the index is unchanged.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
+        >>> index.add(np.eye(3)[2:], ["c"])
+        >>> index.search(np.eye(3)[2:], k=1).ids.tolist(), index.num_documents
+        ([['c']], 3)
         """
         updates.add(self, embeddings, ids, documents=documents, encoder=encoder)
 
     def delete(self, ids, *, missing="raise"):
-        """Deletes documents; returns how many there were.
+        """Deletes documents and returns how many were deleted.
 
         Args:
             ids: external ids.
             missing: 'raise', or 'ignore' ids that are not there.
 
         Raises:
-            LookupError: ids that are not there.
+            LookupError: an id is not there.
             IndexLockedError, OSError: as in `add`.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> index.delete(["a", "z"], missing="ignore"), index.num_documents
+        (1, 2)
         """
         return updates.delete(self, ids, missing=missing)
 
     def update(self, embeddings, ids, *, documents=None, encoder=None, missing="raise"):
-        """Replaces documents, all of them or none; returns how many were replaced.
+        """Replaces documents, all or none, and returns how many were replaced.
 
         Args:
             embeddings, ids, documents, encoder: as in `add`.
             missing: 'raise', or 'add' documents that are not there.
 
         Raises:
-            LookupError: ids that are not there.
+            LookupError: an id is not there.
             ValueError, IndexLockedError, OSError: as in `add`.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> index.update(2 * np.eye(3)[:1], ["a"])
+        1
+        >>> index.search(np.eye(3)[:1], k=1).scores.tolist()
+        [[2.0]]
         """
         return updates.update(
             self, embeddings, ids, documents=documents, encoder=encoder, missing=missing
         )
 
     def compact(self):
-        """Merges all segments leaf-major and drops deleted documents.
+        """Merges all segments into one and drops deleted documents.
 
-        Results stay the same; documents of equal codes may trade places, where their
-        scores differ by rounding. Rows are numbered anew. Memory: `ehi.index.compact`.
+        Results stay the same, but for scores that differ by rounding. Rows get new
+        numbers. Memory: see `ehi.index.compact`.
 
         Raises:
             IndexLockedError, OSError: as in `add`.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
+        >>> index.add(np.eye(3)[2:], ["c"])
+        >>> index.compact()
+        >>> len(index.segments), index.num_documents
+        (1, 3)
         """
         updates.compact(self)
 
     def refresh(self):
-        """Sees what others wrote to the folder since; returns whether they did.
+        """Reads what others have written to the folder; returns whether they have.
 
         Raises:
             ValueError: the folder holds an index of other parameters now.
             IndexCorruptError: as `open_index`.
+
+        >>> import tempfile, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/index"
+        >>> save_index(build_index(np.eye(3), ["a", "b", "c"], tree=None), path)
+        >>> reader, writer = open_index(path), open_index(path)
+        >>> writer.delete(["a"])
+        1
+        >>> reader.num_documents, reader.refresh(), reader.num_documents
+        (3, True, 2)
         """
         return updates.refresh(self)
 
     def external_ids(self, rows):
-        """External ids of document rows, of any shape; row -1 gives -1 or None."""
-        return self.contents.external_ids(rows)
+        """External ids of document rows of any shape; row -1 gives -1 or None.
+
+        Raises:
+            IndexError: no such row.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> index.external_ids(np.array([2, -1])).tolist()
+        ['c', None]
+        """
+        contents = self.contents
+        return contents.external_ids(contents.check_rows(rows))
 
     def document(self, row):
-        """What was stored to show of a document: see `Contents.document`."""
+        """What was stored to show of the document in a row.
+
+        Raises:
+            ValueError: the index was saved without documents.
+            IndexError: no such row.
+        """
         return self.contents.document(row)
 
     def leaf_path(self, leaf):
-        """The child numbers from the root to a leaf: a tuple of H ints."""
+        """The child numbers from the root to a leaf: a tuple of H ints.
+
+        >>> import numpy as np
+        >>> nodes = [np.ones((1, 3, 2)), np.ones((3, 3, 2))]  # H = 2, B = 3
+        >>> tree = {"kind": "per_node", "nodes": nodes, "scale": 1.0}
+        >>> build_index(np.ones((9, 2)), range(9), tree=tree).leaf_path(5)
+        (1, 2)
+        """
         if not 0 <= leaf < self.num_leaves:
             raise ValueError(f"leaf {leaf} is outside the {self.num_leaves} leaves")
         height, branching = tree_shape(self.tree)
@@ -301,7 +390,7 @@ class Index:
 
     @property
     def folder(self):
-        """Where it was opened from, or None."""
+        """The Folder that it was opened from, or None."""
         return self.contents.folder
 
     @property
@@ -331,16 +420,16 @@ class Index:
 
     @property
     def bytes_per_doc(self):
-        """Bytes of codes or vectors, every copy, and re-rank vectors, per document.
+        """Bytes per document of codes or vectors, every copy, and re-rank vectors.
 
-        Those of deleted documents count until `compact`; 0 in an empty index.
+        Deleted documents count until `compact`. An empty index has 0.
         """
         total = sum(segment.leaf_bytes for segment in self.segments)
         return total / self.num_documents if self.num_documents else 0.0
 
     @property
     def index_bytes(self):
-        """Bytes of the whole folder, or of all arrays where none was opened."""
+        """Bytes of the whole folder, or of all arrays if the index has no folder."""
         if self.folder is not None:
             return self.folder.num_bytes
         arrays = [self.parameter_arrays(), *(s.arrays() for s in self.segments)]
@@ -355,8 +444,8 @@ class Index:
 
         Raises:
             IndexCorruptError: naming what was altered.
-            ValueError: somebody wrote to the folder since it was opened, and removed
-                files of this snapshot: `refresh` first.
+            ValueError: somebody has written to the folder since it was opened, and
+                files of this snapshot are gone: `refresh` first.
         """
         if self.folder is not None:
             try:
@@ -365,7 +454,7 @@ class Index:
                 if not self.folder.is_newest():
                     raise ValueError(
                         f"{self.folder.path} was written to since this index was "
-                        "opened, and files of then are gone: refresh() first"
+                        "opened, and files that it needs are gone: refresh() first"
                     ) from None
                 raise
         self.check_addresses()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.index.check import check_count, check_json, finite_rows
+from ehi.index.check import as_float32, check_count, check_json, finite_rows, is_float
 from ehi.index.search.codes import byte_codebooks, codeword_columns
 from ehi.index.search.topk import MAX_NUMBER
 
@@ -359,9 +359,9 @@ def _per_level(tree, width, name):
 
 def _array(name, value, shape):
     value = np.asarray(value)
-    if value.shape != shape or value.dtype.kind != "f":
+    if value.shape != shape or not is_float(value):
         raise ValueError(
             f"{name} must be floats of shape {shape}, "
             f"got {value.dtype} of shape {value.shape}"
         )
-    return np.ascontiguousarray(value, np.float32)
+    return as_float32(value)

@@ -1,8 +1,9 @@
-"""Documents added to an index, deleted from it and replaced; segments merged.
+"""Adds, deletes and replaces documents of an index, and merges its segments.
 
-Each function makes new Contents and swaps them in as one object: a search that runs
-meanwhile goes on with the old ones. An index that was opened from a folder writes
-there first, under the writer's lock; what a call has returned from survives a crash.
+Each function makes new Contents and gives them to the index as one object; a search
+that runs meanwhile continues with the old ones. An index that was opened from a folder
+writes there first, under the writer's lock. When a call returns, its work survives a
+crash.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ def compact(index):
 
 
 def refresh(index):
-    """Reads what others wrote since: see `Index.refresh`."""
+    """Reads what others wrote since then: see `Index.refresh`."""
     old = index.contents
     if old.folder is None:
         return False
@@ -77,10 +78,13 @@ def refresh(index):
 
 
 def _incoming(index, embeddings, ids, documents, encoder):
-    """Checked ids, and a function that makes their segment, before anything is locked.
+    """Checks new documents before anything is locked.
+
+    Returns:
+        Their ids, and a function that makes their segment.
 
     Raises:
-        ValueError: what does not fit the index.
+        ValueError: they do not fit the index.
     """
     embeddings = check.check_embeddings(embeddings)
     if embeddings.shape[1] != index.width:
@@ -100,7 +104,7 @@ def _incoming(index, embeddings, ids, documents, encoder):
             raise ValueError(
                 f"{len(documents)} documents to show for {len(embeddings)} embeddings"
             )
-        Documents.of(documents)  # refuses what is not JSON
+        Documents.of(documents)  # refuses values that are not JSON
 
     def make():
         return make_segment(
@@ -114,7 +118,7 @@ def _incoming(index, embeddings, ids, documents, encoder):
 
 @contextlib.contextmanager
 def _writing(index):
-    """The newest contents, while nobody else may change them."""
+    """Locks the index and yields its newest contents."""
     if index.contents.folder is None:
         with _IN_MEMORY:
             yield index.contents

@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from ehi.eval.records import (
     write_records,
     write_values,
 )
-from ehi.files import atomic_write
 
 
 def test_round_trip_rounds_floats_to_six_digits(tmp_path, make_record):
@@ -95,19 +93,6 @@ def test_a_damaged_file_is_not_overwritten(tmp_path, make_record):
 def test_what_a_library_does_not_count_may_be_none(make_record):
     record = make_record(docs_visited=None, beam=None, leaf_load_max=None)
     assert Record.from_json(record.to_json()) == record
-
-
-def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    atomic_write(tmp_path / "x", b"old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(tmp_path / "x", b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_bytes() == b"old"
 
 
 def test_run_values_are_those_of_evaluate(tmp_path, make_record):

@@ -2,11 +2,13 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
 
 import ehi.index
+from ehi.index import Index, index
 
 MODULES = [
     module.name for module in pkgutil.walk_packages(ehi.index.__path__, "ehi.index.")
@@ -23,3 +25,13 @@ def test_examples(name):
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in examples:
         assert runner.run(test).failed == 0, test.name
+
+
+def test_every_public_function_of_the_index_has_an_example():
+    few_users = {"search_text", "count_visited", "verify", "check_addresses"}
+    few_users |= {"document", "parameter_arrays"}
+    methods = inspect.getmembers(Index, inspect.isfunction)
+    public = {name for name, _ in methods if not name.startswith("_")} - few_users
+    public |= {"build_index", "open_index", "save_index"}
+    examples = doctest.DocTestFinder().find(index)
+    assert public <= {t.name.rpartition(".")[2] for t in examples if t.examples}

@@ -101,7 +101,10 @@ BAD = {
     "an empty corpus": {"embeddings": X[:0], "doc_ids": []},
     "embeddings must be floats": {"embeddings": np.ones((20, WIDTH), int)},
     r"NaN or infinity in 1 rows, first in row 3": {"embeddings": NAN_ROW},
-    "float16 hold NaN or infinity": {"embeddings": X * 1e6, "leaf_dtype": "float16"},
+    "embeddings hold a value too large for float16": {
+        "embeddings": X * 1e6,
+        "leaf_dtype": "float16",
+    },
     "19 doc_ids for 20 embeddings": {"doc_ids": range(19)},
     "doc_ids repeat: 5 stands twice": {"doc_ids": [*range(19), 5]},
     "all strings or all integers .* got 'a' among 20": {"doc_ids": [*range(19), "a"]},
@@ -120,7 +123,7 @@ BAD = {
     },
     "spill 10 is larger than the 9 leaves": {"spill": 10},
     "spill must be at least 1": {"spill": 0},
-    "leaf_dtype must be one of ('float32', 'float16'), got 'int8'": {
+    "leaf_dtype must be one of .*'float32', 'float16'.*, got 'int8'": {
         "leaf_dtype": "int8"
     },
     "rotation needs codebooks": {"rotation": np.eye(WIDTH)},

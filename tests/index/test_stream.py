@@ -104,7 +104,7 @@ def test_documents_to_show_are_stored(tmp_path):
     no_json = [*shards[:4], replace(shards[4], documents=[{1}] * 100)]
     for bad, words in (
         (short, "shard 4 has 99 documents to show for 100 ids"),
-        (no_json, "documents to show of shard 4 must be JSON"),
+        (no_json, "shard 4: documents to show must be JSON"),
         ([*shards[:4], make_shards()[4]], "first shard has some documents .* shard 4"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -147,7 +147,7 @@ def test_documents_to_show_follow_their_documents(tmp_path):
         (
             lambda i: i.add(X[:1], [99], encoder={"name": "this"}),
             ValueError,
-            r"of \['name'\] cannot be compared with .* of \['tower'\]",
+            r"\['name'\] cannot be compared with .* has \['tower'\]",
         ),
         (
             lambda i: i.add(X[:1], [99], encoder={"tower": "other"}),

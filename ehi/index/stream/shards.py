@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.index.check import as_float32, misfits
+
 _BLOCK_ROWS, _BLOCK_VALUES = 2**13, 2**22  # documents handled at once
 
 
@@ -205,16 +207,10 @@ def readings(build, again=False):
 
 def finite_block(build, source, start, raw):
     """A block as float32, if it is finite, also as float16 where that is stored."""
-    # float16 rounds values from 65520 on to infinity.
-    most = np.float32(65520 if build.half else np.inf)
-    with np.errstate(over="ignore"):
-        block = np.ascontiguousarray(raw, np.float32)
-    good = np.abs(block) < most  # not true of NaN
-    if not good.all():
-        row = int(np.flatnonzero(~good.all(axis=1))[0])
-        finite = np.isfinite(block[row]).all()
-        what = "a value too large for float16" if finite else "NaN or infinity"
-        raise ValueError(f"{source.label} holds {what} in row {start + row}")
+    block = as_float32(raw)
+    bad, what = misfits(block, build.half)
+    if len(bad):
+        raise ValueError(f"{source.label} holds {what} in row {start + bad[0]}")
     return block
 
 

@@ -229,10 +229,8 @@ def _lines(sources):
             num += len(some)
             try:
                 yield Documents.of(some).text
-            except TypeError as error:
-                raise ValueError(
-                    f"documents to show of {source.label} must be JSON: {error}"
-                ) from None
+            except ValueError as error:
+                raise ValueError(f"{source.label}: {error}") from None
         if num != len(source):
             raise ValueError(
                 f"{source.label} has {num} documents to show for {len(source)} ids"
