@@ -123,7 +123,7 @@ def test_no_leaf_may_hold_a_document_that_queries_find_first(
     )
     queries = np.eye(4, dtype=np.float32)[[2, 3]]
     inputs = SimpleNamespace(
-        eval_rows=np.arange(2), eval_ids=["q", "r"],
+        eval_rows=np.arange(2), eval_ids=["q", "r"], identical_ids=frozenset(),
         dataset=SimpleNamespace(qrels={"test": {"q": {"a": 1}, "r": {"b": 1}}}),
     )  # fmt: skip
     points = visited_curve(
