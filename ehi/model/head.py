@@ -21,35 +21,20 @@ class Head(nnx.Module):
         in_width: T.
         out_width: D <= T.
         hidden: width of the residual part; 0 = none, only P.
-        projection: start of P (T, D); None = the first D columns of the identity.
-        rngs: source of the random start of W_in.
+        rngs: source of the random start of W_in. P starts as the first D columns of the
+            identity.
 
     Raises:
-        ValueError: D > T, or a projection of another shape.
+        ValueError: D > T.
     """
 
-    def __init__(
-        self,
-        in_width: int,
-        out_width: int,
-        *,
-        hidden: int,
-        projection: jax.Array | None = None,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, in_width: int, out_width: int, *, hidden: int, rngs: nnx.Rngs):
         if out_width > in_width:
             raise ValueError(
                 f"head width {out_width} exceeds the tower width {in_width}"
             )
-        if projection is None:
-            projection = jnp.eye(in_width, out_width)
-        if projection.shape != (in_width, out_width):
-            raise ValueError(
-                f"projection has shape {projection.shape}, expected "
-                f"{(in_width, out_width)}"
-            )
         self.hidden = hidden
-        self.projection = nnx.Param(jnp.asarray(projection, jnp.float32))  # (T, D)
+        self.projection = nnx.Param(jnp.eye(in_width, out_width))  # (T, D)
         if hidden:
             start = nnx.initializers.lecun_normal()
             self.w_in = nnx.Param(start(rngs.params(), (in_width, hidden)))

@@ -78,8 +78,8 @@ def fetch(
     return folder
 
 
-def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
-    """Whether the hub answers for `name` within `timeout` seconds."""
+def hub_reachable(name: str) -> bool:
+    """Whether the hub answers for `name` within `HUB_TIMEOUT` seconds."""
     if constants.HF_HUB_OFFLINE:
         return False
     url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
@@ -88,7 +88,7 @@ def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
     def ask():
         try:
             request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=timeout).close()
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
             answered.set()
         except urllib.error.HTTPError as error:
             # The hub knows no such model, or it is gated; the download explains that.
@@ -100,7 +100,7 @@ def hub_reachable(name: str, timeout: float = HUB_TIMEOUT) -> bool:
     # In a thread, because the timeout of urlopen does not cover the name look-up.
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
-    asker.join(timeout)
+    asker.join(HUB_TIMEOUT)
     return answered.is_set()
 
 

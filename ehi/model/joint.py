@@ -145,7 +145,7 @@ class JointIndex(nnx.Module):
         """
         centroids, c = self.centroids(), 0.0
         if centroids is not None:
-            c = centroids[assign(jax.lax.stop_gradient(log_p))[:, 0]]  # (N, D)
+            c = centroids[assign(jax.lax.stop_gradient(log_p))]  # (N, D)
         rotation = None if self.rotation is None else self.rotation.matrix()  # (D, D)
         z = d - c
         return (z if rotation is None else z @ rotation), c, rotation

@@ -86,22 +86,18 @@ cayley.defvjp(_cayley_forward, _cayley_backward)
 class Rotation(nnx.Module):
     """An orthogonal matrix ``R = R_0 cayley(U - U')`` in which U is learned.
 
-    The start R_0, for instance from `fit_opq`, never changes: Cayley alone cannot reach
-    every rotation. U is 0 at first, so that R = R_0. Convention: ``z = x @ R`` and back
-    ``x = z @ R.T``.
+    R_0 is the identity, or set by `start_from`; training never changes it. It is needed
+    because Cayley alone cannot reach every rotation. U is 0 at first, so that R = R_0.
+    Convention: ``z = x @ R`` and back ``x = z @ R.T``.
 
     Args:
       width: D.
-      start: R_0 (D, D), orthogonal to 1e-4; None for the identity.
       learned: whether there is a U; otherwise R stays R_0.
     """
 
-    def __init__(
-        self, width: int, *, start: jax.Array | None = None, learned: bool = True
-    ):
-        start = jnp.eye(width) if start is None else _orthogonal(start, width)
-        self.start = nnx.Param(start)
-        self.skew = nnx.Param(jnp.zeros_like(start)) if learned else None
+    def __init__(self, width: int, *, learned: bool = True):
+        self.start = nnx.Param(jnp.eye(width))
+        self.skew = nnx.Param(jnp.zeros((width, width))) if learned else None
 
     def matrix(self) -> jax.Array:
         """R (D, D), by a few products: call it once a step. R_0 gets no gradient."""
@@ -112,7 +108,11 @@ class Rotation(nnx.Module):
         return jnp.dot(start, cayley(skew - skew.T), precision=_EXACT)
 
     def start_from(self, start: jax.Array) -> None:
-        """Set R_0, in place: part of building the model, never of a step."""
+        """Set R_0, in place: part of building the model, never of a step.
+
+        Args:
+          start: (D, D), orthogonal to 1e-4; from `fit_opq`, for instance.
+        """
         self.start[...] = _orthogonal(start, self.start.shape[0])
 
 

@@ -338,15 +338,12 @@ def make_router(kind: str, width: int, **kwargs) -> Router:
     return router_class(kind)(width, **kwargs)
 
 
-def assign(leaf_log_probs: jax.Array, spill: int = 1) -> jax.Array:
-    """The s = ``spill`` best leaves (N, s) int32 of (N, P) log-probabilities.
+def assign(leaf_log_probs: jax.Array) -> jax.Array:
+    """The best leaf (N,) int32 of (N, P) log-probabilities.
 
-    Best first; of equally probable leaves the smaller number, as in the NumPy index.
+    Among equally probable leaves it is the smallest number, as in the NumPy index.
     """
-    leaves = leaf_log_probs.shape[-1]
-    if not 1 <= spill <= leaves:
-        raise ValueError(f"spill={spill} must be from 1 to the {leaves} leaves")
-    return jax.lax.top_k(leaf_log_probs, spill)[1].astype(jnp.int32)
+    return jax.lax.top_k(leaf_log_probs, 1)[1][:, 0].astype(jnp.int32)
 
 
 def _prefixes(levels: int, branching: int) -> np.ndarray:

@@ -130,7 +130,7 @@ def path_terms(weights, phase: Phase, batch, model, q, d, log_pq, log_pd) -> dic
     if "path" in weights:
         terms["path"] = tree_losses.path_agreement(log_pq, log_pd[target], **rows)
     if "leaf_likelihood" in weights:
-        home = assign(jax.lax.stop_gradient(log_pd))[:, 0]  # (C,)
+        home = assign(jax.lax.stop_gradient(log_pd))  # (C,)
         terms["leaf_likelihood"] = tree_losses.leaf_likelihood(
             log_pq, home[target], **rows
         )

@@ -67,7 +67,7 @@ def test_rotation_learns_and_stays_orthogonal_through_training():
     target = orthogonal(seed=4)
     target = target * jnp.sign(jnp.linalg.det(target))  # no reflection
     x = vectors(64)
-    rotation = Rotation(D, start=jnp.eye(D), learned=True)
+    rotation = Rotation(D, learned=True)
     graphdef, params = nnx.split(rotation, nnx.Param)
     optimizer = optax.adam(0.05)
 
@@ -94,12 +94,14 @@ def test_rotation_learns_and_stays_orthogonal_through_training():
 
 def test_fixed_rotation_is_its_start_and_has_no_gradient():
     start = orthogonal()
-    rotation = Rotation(D, start=start, learned=False)
+    rotation = Rotation(D, learned=False)
+    rotation.start_from(start)
     np.testing.assert_allclose(rotation.matrix(), start)
     graphdef, params = nnx.split(rotation, nnx.Param)
     gradients = jax.grad(lambda p: nnx.merge(graphdef, p).matrix().sum())(params)
     assert all(not g.any() for g in jax.tree.leaves(gradients))
-    learned = Rotation(D, start=start, learned=True)
+    learned = Rotation(D, learned=True)
+    learned.start_from(start)
     np.testing.assert_allclose(learned.matrix(), start, atol=1e-6)
 
 
@@ -118,9 +120,9 @@ def test_every_kind_is_made_and_starts_at_the_identity():
 
 def test_bad_rotations_are_refused():
     with pytest.raises(ValueError, match=r"width 12 .*\(3, 3\)"):
-        Rotation(D, start=jnp.eye(3))
+        Rotation(D).start_from(jnp.eye(3))
     for bad in (2 * jnp.eye(D), jnp.full((D, D), jnp.nan)):
         with pytest.raises(ValueError, match="orthogonal"):
-            Rotation(D, start=bad)
+            Rotation(D).start_from(bad)
     with pytest.raises(ValueError, match="rotation='turned' .*'none', .*'givens'"):
         make_rotation("turned", D)
