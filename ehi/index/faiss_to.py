@@ -23,6 +23,7 @@ from ehi.index.search.blas import one_blas_thread
 from ehi.index.search.codes import decode
 from ehi.index.search.routing import route, rows_at_once
 from ehi.index.search.search import check_beam
+from ehi.index.search.ties import score_again
 from ehi.index.search.topk import EMPTY, drop_duplicates, pack, smallest, unpack
 
 _VALUES = 2**22  # of the largest temporary array of a search
@@ -247,15 +248,6 @@ class FaissIndex:
             return faiss.downcast_index(self.index.index)
         return self.index
 
-    @functools.cached_property
-    def _copies(self):
-        """For each segment, the copies of every document: (N, s)."""
-        spill = self.source.spill
-        return [
-            np.argsort(segment.leaf_rows, kind="stable").reshape(-1, spill)
-            for segment in self.source.segments
-        ]
-
     def _search_part(self, queries, k, beam, rerank):
         """(N, k) ascending keys: see `ehi.index.search.topk`."""
         source = self.source
@@ -272,7 +264,9 @@ class FaissIndex:
         keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
         if rerank:
             rows = unpack(keys)[1]
-            scores = self._exact(queries, rotated, leaves, rows)
+            scores = score_again(
+                source.parameters, source.contents, queries, leaves, rows
+            )
             keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
         return smallest(keys, k)
 
@@ -292,27 +286,6 @@ class FaissIndex:
         )  # fmt: skip
         return scores, rows
 
-    def _exact(self, queries, rotated, leaves, rows):
-        """Scores (N, r) of documents by their best copy in the leaves (N, b)."""
-        source = self.source
-        scores = np.full((*rows.shape, source.spill), -np.inf, np.float32)
-        for segment, copies_of in zip(source.segments, self._copies, strict=True):
-            here = rows - segment.first_row
-            inside = (rows >= 0) & (here >= 0) & (here < len(segment))
-            query, place = np.nonzero(inside)
-            copies = copies_of[here[inside]]  # (m, s)
-            found = np.searchsorted(segment.leaf_offsets, copies, side="right") - 1
-            visited = (found[:, :, None] == leaves[query][:, None]).any(axis=2)
-            item, twin = np.nonzero(visited)
-            query, place, found = query[item], place[item], found[visited]
-            vectors = _vectors(source, segment, copies[visited])
-            exact = np.einsum("md,md->m", rotated[query], vectors)
-            if source.leaf_centroids is not None:
-                centroids = source.leaf_centroids[found]
-                exact += np.einsum("md,md->m", queries[query], centroids)
-            scores[query, place, twin] = exact
-        return scores.max(axis=2)
-
 
 def list_ids(faiss, invlists, number):
     """The ids in one inverted list, a copy: (m,) int64."""
@@ -320,13 +293,6 @@ def list_ids(faiss, invlists, number):
     ids = faiss.rev_swig_ptr(pointer, invlists.list_size(number)).copy()
     invlists.release_ids(number, pointer)
     return ids
-
-
-def _vectors(index, segment, copies):
-    """Vectors of copies of documents, or their decoded codes: (m, D)."""
-    if segment.codes is None:
-        return segment.vectors[copies].astype(np.float32)
-    return decode(segment.codes[copies], index.byte_codebooks)
 
 
 def import_faiss():

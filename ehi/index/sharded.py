@@ -33,6 +33,7 @@ from ehi.index.search.search import (
     row_mask,
     search,
 )
+from ehi.index.search.ties import score_again
 from ehi.index.search.topk import EMPTY, pack, unpack
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
@@ -310,12 +311,12 @@ def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **sett
     # A search of no queries refuses what an index refuses, `rerank` < k included.
     search(parameters, contents, queries[:0], k, rerank=rerank, **settings)
     hits = search(parameters, contents, queries, rerank or k, leaves=leaves, **settings)
-    names = ("scores", "rows", "visited")
-    found = {name: getattr(hits, name) for name in names}
-    found["ids"] = index.external_ids(hits.rows)
+    queries, rows = check_queries(queries, index.width), hits.rows
+    found = {"rows": rows, "ids": index.external_ids(rows), "visited": hits.visited}
+    # Equal documents of other shards must have equal scores.
+    found["scores"] = score_again(parameters, contents, queries, leaves, rows)
     if rerank:
-        queries = check_queries(queries, index.width)
-        found["rescored"] = rerank_scores(contents, queries, hits.rows)
+        found["rescored"] = rerank_scores(contents, queries, rows)
     return found
 
 

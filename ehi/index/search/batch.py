@@ -61,7 +61,7 @@ def search_by_leaf(request, queries, rotated, leaves):
     map_threads(run, range(request.threads), request.threads)
     keys = best.result()
     if request.parameters.spill > 1:
-        keys = drop_duplicates(keys, request.candidates)
+        keys = drop_duplicates(keys, request.found)
     return *unpack(keys), visited
 
 

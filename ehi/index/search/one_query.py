@@ -39,10 +39,10 @@ def search_by_query(request, queries, rotated, leaves):
         leaves: (N, b) leaf numbers, padded with -1.
 
     Returns:
-        (N, r) float32 scores and (N, r) int64 rows, r = request.candidates, best first,
+        (N, r) float32 scores and (N, r) int64 rows, r = request.found, best first,
         padded with -inf and -1; (N,) int64 copies that were scored.
     """
-    k = request.candidates
+    k = request.found
     scores = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
     visited = np.empty(len(queries), np.int64)
@@ -59,25 +59,41 @@ def search_by_query(request, queries, rotated, leaves):
 
 def _search_one(request, query, rotated, leaves):
     """`search_by_query` of one query (D,) in its leaves (b,), without padding."""
-    if request.min_prob:
-        leaves = leaves[leaves >= 0]
-    parameters = request.parameters
-    scores, rows = score_leaves(parameters, request.contents, query, rotated, leaves)
-    if request.mask is not None:
-        rows = rows()
-        allowed = np.flatnonzero(request.mask[rows])
-        scores, rows = scores[allowed], rows[allowed]
+    scores, rows = score_allowed(request, query, rotated, leaves)
     visited = len(scores)
     scores, rows = best_of(scores, rows, request.copies)
-    if parameters.spill > 1:  # each document once, at its best score
+    if request.parameters.spill > 1:  # each document once, at its best score
         first = np.unique(rows, return_index=True)[1]
         first.sort()
-        first = first[: request.candidates]
+        first = first[: request.found]
         scores, rows = scores[first], rows[first]
     return scores, rows, visited
 
 
-def score_leaves(parameters, contents, query, rotated, leaves):
+def score_allowed(request, query, rotated, leaves):
+    """Scores of one query and the documents that may be found in its leaves.
+
+    Args:
+        request: the Request.
+        query, rotated: (D,) float32, before and after the rotation.
+        leaves: (b,) leaf numbers, padded with -1.
+
+    Returns:
+        (m,) float32 scores, and rows (m,), or a function that returns some of them: see
+        `_score_leaves`.
+    """
+    if request.min_prob:
+        leaves = leaves[leaves >= 0]
+    parameters, contents = request.parameters, request.contents
+    scores, rows = _score_leaves(parameters, contents, query, rotated, leaves)
+    if request.mask is not None:
+        rows = rows()
+        allowed = np.flatnonzero(request.mask[rows])
+        scores, rows = scores[allowed], rows[allowed]
+    return scores, rows
+
+
+def _score_leaves(parameters, contents, query, rotated, leaves):
     """Scores of one query against whole leaves, segment by segment, leaf by leaf.
 
     Args:

@@ -284,13 +284,13 @@ def _per_node(x, tree, level, nodes):
         logits = logits if biases is None else logits + biases
         return logits if scale == 1 else logits * scale
     logits = np.empty((num * frontier, branching), np.float32)
-    for node, members in zip(*_group_by(nodes.ravel()), strict=True):
+    for node, members in zip(*group_by(nodes.ravel()), strict=True):
         logits[members] = x[members // frontier] @ vectors[node].T
     logits = logits.reshape(num, frontier, branching)
     return (logits if biases is None else logits + biases[nodes]) * scale
 
 
-def _group_by(values):
+def group_by(values):
     """Distinct values of a 1-D array, and the positions of each."""
     if not len(values):
         return values, []

@@ -17,6 +17,7 @@ from ehi.index.search.batch import scores_order, search_by_leaf
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.one_query import search_by_query
 from ehi.index.search.routing import Routes, route, rows_at_once
+from ehi.index.search.ties import settle
 from ehi.index.search.topk import EMPTY, pack, smallest, unpack
 
 _RERANK_VALUES = 2**22  # of stored vectors that are read at once
@@ -90,14 +91,14 @@ class Request(NamedTuple):
     threads: int
 
     @property
-    def candidates(self):
-        """Documents to find for each query."""
-        return self.rerank or self.k
+    def found(self):
+        """Documents to find for each query: one more than needed, see `settle`."""
+        return (self.rerank or self.k) + 1
 
     @property
     def copies(self):
         """Copies that contain as many documents: each has `spill` copies at most."""
-        return self.candidates * self.parameters.spill
+        return self.found * self.parameters.spill
 
 
 def search(
@@ -195,6 +196,7 @@ def _search_part(request, queries, leaves):
         raise IndexCorruptError(
             f"leaf_rows points at row {rows.max()} of {num_rows} documents"
         )
+    scores, rows = settle(request, queries, rotated, leaves, scores, rows)
     if request.rerank:
         scores = rerank_scores(request.contents, queries, rows, request.threads)
         keys = np.where(rows < 0, EMPTY, pack(scores, rows))
@@ -245,7 +247,8 @@ def rerank_scores(contents, queries, rows, threads=1):
     def score(start):
         part = slice(start, start + step)
         vectors = contents.rerank_vectors(np.maximum(rows[part], 0))  # (n, r, D)
-        scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
+        # It rounds equal vectors alike, which a matrix product does not.
+        scores[part] = np.vecdot(vectors, queries[part, None])
 
     map_threads(score, range(0, len(rows), step), threads)
     return scores
