@@ -17,6 +17,12 @@ from ehi.index.parameters import (
 )
 
 _KINDS = ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
+_UNIT = 1e-4  # from 1, the norms of vectors that Faiss normalised
+_L2 = (
+    "this {} ranks by L2 distance, but an Index by inner product. The orders differ "
+    "unless all norms are equal: normalise the embeddings and build the Faiss index "
+    "with METRIC_INNER_PRODUCT, or with an L2norm transform before it"
+)
 
 
 def from_faiss(faiss_index, ids=None):
@@ -29,7 +35,9 @@ def from_faiss(faiss_index, ids=None):
     Args:
         faiss_index: IndexFlatIP, IndexIVFFlat, or IndexIVFPQ of 4 or 8 bits. Its coarse
             quantiser is IndexFlatIP or IndexFlatL2. Orthonormal LinearTransforms (OPQ)
-            may come before it.
+            may come before it, and an L2norm if all queries and new documents have unit
+            norm; flat vectors may then have the L2 metric. An IDMap or IDMap2 around
+            any of these keeps its ids.
         ids: the external id of Faiss id i is ids[i]; None takes the Faiss ids. An id in
             several lists is one spilled document; all ids must be in the same number of
             lists. For an export of `to_faiss`, i is the row, and rows of deleted
@@ -52,14 +60,15 @@ def from_faiss(faiss_index, ids=None):
         [['b', 'c']]
     """
     faiss = import_faiss()
-    core, rotation = _core(faiss, faiss_index)
+    core, steps, id_map = _unwrapped(faiss, faiss_index)
+    _check_core(faiss, core, steps)
+    rotation = _rotation(faiss, steps, core.d)
     width, tree, centroids = core.d, None, None
     if isinstance(core, faiss.IndexIVF):
         tree, centroids = _coarse(faiss, core, rotation)
-        offsets, numbers, stored = _lists(faiss, core)
+        offsets, numbers, stored = _lists(faiss, core, id_map)
     else:
-        offsets, numbers = np.array([0, core.ntotal]), np.arange(core.ntotal)
-        stored = core.reconstruct_n(0, core.ntotal) if core.ntotal else None
+        offsets, numbers, stored = _one_list(core, id_map)
     if not len(numbers):
         raise ValueError("this Faiss index is empty")
     quantiser, leaves = {}, {}
@@ -71,9 +80,11 @@ def from_faiss(faiss_index, ids=None):
         )  # fmt: skip
         leaves["codes"] = stored
     else:
-        vectors = stored.view(np.float32)
+        vectors = finite_rows("vectors", stored.view(np.float32))
+        if core.metric_type == faiss.METRIC_L2:
+            _check_norms(core, vectors)
         vectors = vectors if rotation is None else vectors @ rotation.T
-        leaves["vectors"] = finite_rows("vectors", vectors)
+        leaves["vectors"] = vectors
     distinct, rows = np.unique(numbers, return_inverse=True)
     parameters = Parameters(
         width=width,
@@ -90,38 +101,70 @@ def from_faiss(faiss_index, ids=None):
     return Index(parameters, Contents((segment,)))
 
 
-def _core(faiss, index):
-    """The index after all transforms, and the product of these (D, D) or None.
+def _unwrapped(faiss, index):
+    """The index inside IDMaps and IndexPreTransforms.
 
-    Raises:
-        ValueError: a kind, metric or transform that an Index cannot represent.
+    Returns:
+        The index; the transforms before it, in order; the id of each of its documents,
+        or None if these are their numbers.
     """
-    chained = isinstance(index, faiss.IndexPreTransform)
-    core = faiss.downcast_index(index.index) if chained else index
+    steps, id_map = [], None
+    while isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
+        if isinstance(index, faiss.IndexIDMap):
+            inner = faiss.vector_to_array(index.id_map)
+            id_map = inner if id_map is None else id_map[inner]
+        else:
+            numbers = range(index.chain.size())
+            chain = [index.chain.at(number) for number in numbers]
+            steps += [faiss.downcast_VectorTransform(step) for step in chain]
+        index = faiss.downcast_index(index.index)
+    return index, steps, id_map
+
+
+def _check_core(faiss, core, steps):
+    """Refuses a kind or a metric that an Index cannot represent."""
     kind = type(core).__name__
-    if isinstance(core, faiss.Index) and core.metric_type == faiss.METRIC_L2:
-        raise ValueError(
-            f"this {kind} ranks by L2 distance, but an Index by inner product. The "
-            "orders differ unless all norms are equal: normalise the embeddings and "
-            "build the Faiss index with METRIC_INNER_PRODUCT"
-        )
+    raw = kind in ("IndexFlat", "IndexFlatL2", "IndexIVFFlat")
     # A subclass holds something else beside its lists, or in them.
-    if kind not in (*_KINDS, "IndexFlat"):
+    if kind not in _KINDS and not raw:
         raise ValueError(
             f"cannot take {kind}; allowed are {', '.join(_KINDS)}, also in an "
-            "IndexPreTransform"
+            "IndexPreTransform or an IndexIDMap"
         )
-    if core.metric_type != faiss.METRIC_INNER_PRODUCT:
+    if core.metric_type == faiss.METRIC_L2:
+        if not (raw and any(_is_l2norm(faiss, step) for step in steps)):
+            raise ValueError(_L2.format(kind))
+    elif core.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(
             f"the metric must be METRIC_INNER_PRODUCT, got number {core.metric_type}"
         )
-    if not chained:
-        return core, None
-    rotation = np.eye(index.d, dtype=np.float32)
-    for number in range(index.chain.size()):
-        step = faiss.downcast_VectorTransform(index.chain.at(number))
-        rotation = rotation @ _matrix(faiss, step)
-    return core, check_rotation(rotation, index.d)
+
+
+def _check_norms(core, vectors):
+    """Refuses vectors (N, D) that an L2 distance orders unlike an inner product."""
+    norms = np.linalg.norm(vectors, axis=1)
+    if np.abs(norms - 1).max() > _UNIT:
+        raise ValueError(_L2.format(type(core).__name__))
+
+
+def _is_l2norm(faiss, step):
+    return isinstance(step, faiss.NormalizationTransform) and step.norm == 2
+
+
+def _rotation(faiss, steps, width):
+    """The product (D, D) of orthonormal transforms, or None if there are none.
+
+    Raises:
+        ValueError: a transform that an Index cannot represent.
+    """
+    # An L2norm has no matrix, and a rotation before or after it keeps the norm.
+    matrices = [_matrix(faiss, step) for step in steps if not _is_l2norm(faiss, step)]
+    if not matrices:
+        return None
+    rotation = np.eye(width, dtype=np.float32)
+    for matrix in matrices:
+        rotation = rotation @ matrix
+    return check_rotation(rotation, width)
 
 
 def _matrix(faiss, step):
@@ -130,7 +173,7 @@ def _matrix(faiss, step):
     if not isinstance(step, faiss.LinearTransform):
         raise ValueError(
             f"cannot take {kind}; allowed before an index are orthonormal "
-            "LinearTransforms: apply other transforms to the embeddings"
+            "LinearTransforms and L2norm: apply other transforms to the embeddings"
         )
     if step.d_in != step.d_out:
         raise ValueError(f"this {kind} changes the width: {step.d_in} to {step.d_out}")
@@ -166,7 +209,15 @@ def _coarse(faiss, core, rotation):
     return tree, centroids
 
 
-def _lists(faiss, core):
+def _one_list(core, id_map):
+    """`_lists` of a flat index."""
+    numbers = _mapped(np.arange(core.ntotal), id_map)
+    order = np.argsort(numbers, kind="stable")
+    stored = core.reconstruct_n(0, core.ntotal)[order] if core.ntotal else None
+    return np.array([0, core.ntotal]), numbers[order], stored
+
+
+def _lists(faiss, core, id_map):
     """Where each list starts (P + 1,); the id (C,) and the bytes (C, m) of each copy.
 
     Within a list, copies are in the order of their ids.
@@ -179,7 +230,7 @@ def _lists(faiss, core):
     stored = np.empty((offsets[-1], core.code_size), np.uint8)
     for number in np.flatnonzero(sizes).tolist():
         part = slice(*offsets[number : number + 2])
-        found = list_ids(faiss, lists, number)
+        found = _mapped(list_ids(faiss, lists, number), id_map)
         order = np.argsort(found, kind="stable")
         pointer = lists.get_codes(number)
         codes = faiss.rev_swig_ptr(pointer, sizes[number] * core.code_size)
@@ -187,6 +238,17 @@ def _lists(faiss, core):
         stored[part] = codes.reshape(-1, core.code_size)[order]
         lists.release_codes(number, pointer)
     return offsets, ids, stored
+
+
+def _mapped(numbers, id_map):
+    """The ids that an IDMap gives to documents by their numbers (n,)."""
+    if id_map is None:
+        return numbers
+    if numbers.max(initial=-1) >= len(id_map):
+        raise ValueError(
+            f"the IDMap has {len(id_map)} ids, none for document {numbers.max()}"
+        )
+    return id_map[numbers]
 
 
 def _codebooks(faiss, quantiser):

@@ -47,7 +47,6 @@ def biased():
         (lambda: trained("IVF2,PQ8x6np"), "4 or 8 bits, got 6"),
         (lambda: trained("PCA8,IVF2,Flat"), "changes the width: 16 to 8"),
         (biased, "PCAMatrix has a bias"),
-        (lambda: trained("L2norm,IVF2,Flat"), "cannot take NormalizationTransform"),
         (lambda: trained("IVF2,Flat", add=False), "this Faiss index is empty"),
         (lambda: faiss.IndexFlatIP(WIDTH), "this Faiss index is empty"),
         (
