@@ -4,6 +4,7 @@ The id of a case ends in `failed` if it failed before this file was written, els
 `passed`. The comment above a case names the source of what is expected.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -422,6 +423,37 @@ def test_the_query_itself_is_dropped_before_the_cut_failed(tmp_path, kind):
     settings = [{"beam": 1}]
     ((_, exact),) = curve(index, queries, names, qrels, settings, **dropped)
     assert exact == pytest.approx(fields["ndcg_at_10"])
+
+
+# The same of a whole run: every row drops the query itself, and the report says so.
+def test_a_run_on_a_collection_like_arguana_failed(tmp_path, monkeypatch, caplog):
+    from topics import tiny, write_corpus
+
+    from experiments import main
+
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path / "cache"))
+    folder = write_corpus(tmp_path / "arguana")
+    documents = (folder / "corpus.jsonl").read_text().splitlines()
+    text = json.loads(documents[5])["text"]
+    add_line(folder / "corpus.jsonl", json.dumps({"_id": "empty", "text": ""}))
+    add_line(folder / "queries.jsonl", json.dumps({"_id": "d5", "text": text}))
+    add_line(folder / "qrels" / "test.tsv", "d5\td13\t1\nd5\tgone\t1")
+    systems = ["dense-zero-shot", "kmeans-tree"]
+    with contextlib.suppress(ImportError):
+        import faiss  # noqa: F401
+
+        systems.append("faiss-flat")
+    config = tiny(folder, systems=tuple(systems), budgets=("flat", "visit-50"))
+    main.run(config, tmp_path / "run")
+    assert "1 of 17 queries have the id of a document" in caplog.text
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "- 1 of 17 queries have the id of a document" in report
+    assert "- 1 document without title and text, such as 'empty'" in report
+    runs = sorted((tmp_path / "run" / "trec").glob("*.run.gz"))
+    assert len(runs) == len(systems)
+    for path in runs:
+        run = read_run(path)
+        assert run["d5"] and "d5" not in run["d5"] and "d5" in run["q32"]
 
 
 def test_configs_hash_as_before_where_nothing_is_dropped(opened):
