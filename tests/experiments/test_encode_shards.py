@@ -107,7 +107,7 @@ def test_another_length_is_said(finished, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(encode.LOG, "propagate", True)
     with caplog.at_level("WARNING", logger="ehi"):
         encode.run(config, workdir, tmp_path, shards=2)
-    assert "tower.document_length is 12, the run in" in caplog.text
+    assert "tower.document_length is 12, but the run in" in caplog.text
     with pytest.raises(ValueError, match=r"\(other document_length\)"):
         encode.run(finished[0], workdir, tmp_path, shards=2)
 

@@ -21,6 +21,9 @@ def start(job: dict, devices: int = 1) -> subprocess.Popen:
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
+        # Threads of XLA's pool, by default one for each core. Two collectives of four
+        # devices that wait at once block more threads than two cores have.
+        "NPROC": "16",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     return subprocess.Popen(
