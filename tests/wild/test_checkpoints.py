@@ -246,18 +246,27 @@ def test_lower_case_of_sentence_transformers(copy, vectors, kind, settings, lowe
     np.testing.assert_array_equal(found[0], before[1] if lower else before[0])
 
 
-def test_lower_case_has_token_arrays_of_its_own_failed(copy, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "settings", "other"),
+    [
+        failed("sentence_bert_config.json", {"do_lower_case": True}, True),
+        passed("sentence_bert_config.json", {"do_lower_case": False}, False),
+        failed("tokenizer_config.json", {"truncation_side": "left"}, True),
+        passed("tokenizer_config.json", {"truncation_side": "right"}, False),
+    ],
+)
+def test_other_tokens_have_token_arrays_of_their_own(copy, file, settings, other):
     folder = copy()
 
     def key():
         return tokenise(
             ["A"], tokenizer_file=folder / "tokenizer.json", max_length=8,
-            cache_dir=tmp_path / "cache", name="texts",
+            cache_dir=None, name="texts",
         ).key  # fmt: skip
 
     first = key()
-    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
-    assert key() != first
+    edit_json(folder / file, **settings)
+    assert (key() != first) == other
 
 
 # The text encoder of an index, which is what users ask.
@@ -282,6 +291,7 @@ def test_lower_case_reaches_the_queries_of_an_index_failed(copy):
         failed("Left", None, "cdef"),
         failed(None, "left", "cdef"),
         passed("Left", "right", "abcd"),
+        passed("Right", "right", "abcd"),
     ],
 )
 def test_the_side_that_a_long_text_loses(copy, truncation, side, expected):

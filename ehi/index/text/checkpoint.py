@@ -1,8 +1,8 @@
-"""A checkpoint folder of the BERT family: its files, what they say, and its tensors.
+"""A checkpoint folder of the BERT family: its files, settings and tensors.
 
-`read_checkpoint` says what a folder holds, `open_tensors` reads its weights under the
-names of our modules. The NumPy tower, `ehi.model` and `ehi.data` all read folders
-through this file, so they take and refuse the same ones.
+`read_checkpoint` returns what the settings say. `open_tensors` reads the weights by the
+names of our modules. The NumPy tower and `ehi.model` read folders only through this
+file, so both accept the same ones.
 
 MiniLM is a BERT, XLM-R a RoBERTa; ANCE and STAR are a RoBERTa with a projection on top.
 """
@@ -21,7 +21,7 @@ from ehi.files import file_sha256
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
-# What RoBERTa had before there was a tokenizer.json: vocabulary first.
+# The tokeniser of a RoBERTa that has no tokenizer.json: vocabulary, then merges.
 BPE_FILES = ("vocab.json", "merges.txt")
 MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
 # What to do if a required file is missing, and another file is there instead.
@@ -41,7 +41,6 @@ JOIN = (
     "for n, t in load_file(f).items()}; "
     "save_file(tensors, 'model.safetensors', {'format': 'pt'})"
 )
-
 FAST = (
     "make it once from vocab.txt, in that folder, where transformers is installed: "
     "from transformers import AutoTokenizer; "
@@ -62,7 +61,7 @@ def check_files(folder):
     """Refuse a folder that lacks a file we need.
 
     Raises:
-        FileNotFoundError: names the files, and says how to convert other weights.
+        FileNotFoundError: names the files, and says how to make them from others.
     """
     missing = missing_files(folder)
     if not missing:
@@ -110,15 +109,15 @@ def read_optional(path):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What one `model_type` calls its sizes and its tensors.
+    """The names that one `model_type` gives to its sizes and tensors.
 
     Attributes:
         prefix: of tensor names; a checkpoint may have it or not.
         sizes: our name of a size -> its key in config.json.
         modules: our name of a module -> its names in the checkpoint, whose tensors are
             stacked along the outputs.
-        layers: what the names of a layer's modules start with, before its number.
-        layer: as `modules`, of each layer.
+        layers: start of the names in a layer; the number of the layer follows.
+        layer: as `modules`, for each layer.
         eps: key of the number that layer norms add to the variance; None for 1e-12.
         first_position: of a text's first token. Rows before it are cut off the table of
             positions, so that towers need not know.
@@ -222,7 +221,7 @@ def plain_name(name, model_type):
 
 
 def module_names(model_type, num_layers, *, projection=False):
-    """Path of each of our modules, as ('layers', 0, 'qkv'), -> its plain names."""
+    """Path of a module of ours, like ('layers', 0, 'qkv') -> its plain names."""
     architecture = ARCHITECTURES[model_type]
     modules = {(key,): names for key, names in architecture.modules.items()}
     for number in range(num_layers):
@@ -261,7 +260,7 @@ class Checkpoint:
 
 
 def read_checkpoint(folder):
-    """The `Checkpoint` of a folder; of its weights only the names are read.
+    """The `Checkpoint` of a folder; reads only the names of the weights.
 
     Raises:
         FileNotFoundError: names the files that the folder lacks.

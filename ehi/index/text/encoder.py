@@ -37,7 +37,7 @@ KNOWN_SHA256 = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),
 }
-# The settings of sentence-transformers, by its file names of today and of old.
+# Files with settings of sentence-transformers; older releases used the later names.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in (
@@ -52,10 +52,10 @@ HEAD_ARRAYS = ("projection", "w_in", "b_in", "w_out")  # the first alone, or all
 
 
 class TextTokenizer:
-    """Texts -> token ids, as the library that a checkpoint was made with does it.
+    """Texts -> token ids, the same as transformers makes for a checkpoint.
 
-    `ehi.data` tokenises through this class too: a query must be cut into the tokens
-    that the encoder was trained with.
+    `ehi.data` uses this class too, because a query must have the tokens that the
+    encoder was trained with.
 
     >>> tokenizer = TextTokenizer("tests/fixtures/bert_tiny/tokenizer.json")
     >>> tokenizer.cut_to(4)
@@ -63,10 +63,10 @@ class TextTokenizer:
     [[2, 4, 5, 3], [2, 3]]
 
     Args:
-        path: tokenizer.json; or vocab.json with merges.txt beside it, which make the
-            tokeniser of RoBERTa. Files beside it are read too: `do_lower_case` of
-            sentence_bert_config.json, `truncation_side` of tokenizer_config.json, and
-            `vocab_size` of config.json, the rows of the word table.
+        path: tokenizer.json, or vocab.json with merges.txt beside it (RoBERTa). Files
+            beside it give `do_lower_case` (sentence_bert_config.json),
+            `truncation_side` (tokenizer_config.json) and `vocab_size`, the rows of the
+            word table (config.json).
 
     Attributes:
         library: the `tokenizers.Tokenizer`.
@@ -84,12 +84,15 @@ class TextTokenizer:
         self.lower_case = bool(sentence_config(folder).get("do_lower_case"))
         rows = read_optional(folder / CONFIG).get("vocab_size")
         self.rows = rows if type(rows) is int else None
-        # As in transformers: the side in tokenizer_config.json, else in tokenizer.json.
-        stored = (self.library.truncation or {}).get("direction", "right")
-        self.stated_side = read_optional(folder / TOKENIZER_CONFIG).get(
-            "truncation_side"
-        )
-        self.side = self.stated_side or stored
+        # As in transformers, tokenizer_config.json overrides tokenizer.json.
+        self.own_side = (self.library.truncation or {}).get("direction", "right")
+        config = read_optional(folder / TOKENIZER_CONFIG)
+        self.side = config.get("truncation_side") or self.own_side
+        if self.side not in ("left", "right"):
+            raise ValueError(
+                f"truncation_side {self.side!r} in {folder / TOKENIZER_CONFIG} is not "
+                "'left' or 'right'"
+            )
         self.library.no_padding()
 
     def cut_to(self, length):
@@ -119,13 +122,13 @@ class TextTokenizer:
         return rows
 
     def content(self):
-        """Bytes that differ from those of a tokeniser that makes other tokens."""
+        """Bytes that identify the tokeniser: others make other tokens."""
         several = self.path.name == BPE_FILES[0]
         content = self.library.to_str().encode() if several else self.path.read_bytes()
         if self.lower_case:
             content += b"lower case"
-        if self.stated_side:
-            content += self.stated_side.encode()
+        if self.side != self.own_side:
+            content += self.side.encode()
         return content
 
 
@@ -285,7 +288,7 @@ class TextEncoder:
         tokenizer: `TextTokenizer`, whose texts this cuts to `length`.
         tower: a `Tower`.
         head: arrays as in `apply_head`.
-        length: tokens of a text that are read, special ones included.
+        length: number of tokens of a text that are read, special ones included.
     """
 
     def __init__(self, tokenizer, tower, head, length):

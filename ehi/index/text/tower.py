@@ -93,7 +93,7 @@ class Tower:
         norm_eps: added to the variance in layer norms.
         pooling: 'mean' over the tokens, or 'cls', the first token.
         normalise: scale the pooled vector to length one.
-        projection: what the pooled vector passes before that; None for nothing.
+        projection: applied to the pooled vector before that, or None.
 
     Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
     """
@@ -116,10 +116,10 @@ class Tower:
         """Encode N texts.
 
         Args:
-            token_rows: N lists of token ids; one without tokens gives a zero row.
-            threads: Python threads over parts of a batch, for many texts. BLAS itself
-                is held to one: for one query a second BLAS thread halves the time on
-                idle cores, and multiplies it by three on busy ones.
+            token_rows: N lists of token ids; an empty list gives a zero row.
+            threads: Python threads that share a batch of many texts. BLAS itself has
+                one: for one query a second BLAS thread halves the time on idle cores,
+                but triples it on busy ones.
 
         Returns:
             float32 array (N, T).
@@ -154,7 +154,7 @@ class Tower:
         return unit_rows(pooled) if self.normalise else pooled
 
     def forward(self, ids, lengths):
-        """Pooled, projected vectors of m texts sorted by length, a token each at least.
+        """Pooled and projected vectors of m texts, each of at least one token.
 
         Args:
             ids: (n,) token ids, text after text.
@@ -181,7 +181,7 @@ class Tower:
             np.matmul(layer.qkv, x, out=qkv)
             qkv += layer.qkv_bias
             attend(qkv, runs, self.num_heads, out=scratch)
-            # The queries have been used: their third of the buffer is free.
+            # The queries are no longer needed: reuse their third of the buffer.
             update = np.matmul(layer.out, scratch, out=qkv[:width])
             update += layer.out_bias
             x += update
@@ -209,7 +209,7 @@ class Tower:
         x += bias
 
     def pool(self, x, runs):
-        """One vector a text of token vectors x (T, n): (m, T)."""
+        """Pool token vectors x (T, n) to one vector for each text (m, T)."""
         pooled = []
         for start, stop, length in runs:
             texts = x[:, start:stop].reshape(len(x), -1, length)
@@ -252,7 +252,7 @@ def _tower_arrays(tensors, config):
         parts = [linear("layers", number, name) for name in names]
         weights = _side_by_side([weight for weight, _ in parts])
         biases = [bias for _, bias in parts]
-        # Queries are divided by the root of the head width once, here.
+        # Queries are divided by the root of the head width here, once and for all.
         width = config["width"]
         root = np.float32((width // config["num_heads"]) ** -0.5)
         weights[0][:width] *= root
@@ -280,10 +280,10 @@ def _tower_arrays(tensors, config):
 
 
 def _side_by_side(arrays):
-    """Copies of float32 arrays in one block of memory, each from a new cache line on.
+    """Copy float32 arrays into one block of memory, each at the start of a cache line.
 
-    NumPy asks for large pages for blocks above 4 MB. A query reads every weight once,
-    and its products are a tenth faster where fewer pages have to be looked up.
+    NumPy requests large pages for blocks above 4 MB. A query reads every weight once,
+    and fewer pages to look up make its products a tenth faster.
     """
     line = 16  # float32 numbers in a cache line
     sizes = [-(-array.size // line) * line for array in arrays]
@@ -357,7 +357,7 @@ def unit_rows(x):
 
 
 def split_by_tokens(order, lengths):
-    """Consecutive parts of `order` of at most `CHUNK_TOKENS` tokens, or of one text."""
+    """Split `order` into parts of at most `CHUNK_TOKENS` tokens, or of one text."""
     start, tokens = 0, 0
     for place, row in enumerate(order):
         if place > start and tokens + lengths[row] > CHUNK_TOKENS:
@@ -369,8 +369,8 @@ def split_by_tokens(order, lengths):
 
 
 def equal_runs(lengths):
-    """Texts of equal length: (first token, token after the last, tokens of a text)."""
-    sizes, counts = np.unique(lengths, return_counts=True)  # ascending, as the texts
+    """Groups of equally long texts: (first token, end, tokens of each text)."""
+    sizes, counts = np.unique(lengths, return_counts=True)  # ascending, like the texts
     stops = np.cumsum(sizes * counts)
     starts = stops - sizes * counts
     return list(zip(starts.tolist(), stops.tolist(), sizes.tolist(), strict=True))
