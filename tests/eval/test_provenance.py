@@ -15,7 +15,7 @@ def test_versions_name_python_and_installed_packages_only():
 
 def test_evaluation_needs_no_jax():
     code = (
-        "import sys; from ehi.eval import measure, per_query, provenance, report; "
+        "import sys; from ehi.eval import measure, provenance, records, report; "
         "provenance.versions(); provenance.hardware(); "
         'sys.exit("jax" in sys.modules)'
     )
