@@ -135,7 +135,7 @@ def cache_folder(chosen: str | os.PathLike | None = None) -> Path:
     """`chosen`, else the environment variable EHI_CACHE, else ~/.cache/ehi.
 
     Raises:
-        FileNotFoundError: the home folder is needed and this user has none.
+        FileNotFoundError: it is in a home folder that does not exist.
         NotADirectoryError: it is a file.
     """
     folder = Path(chosen or os.environ.get("EHI_CACHE") or "~/.cache/ehi")
@@ -143,8 +143,8 @@ def cache_folder(chosen: str | os.PathLike | None = None) -> Path:
         folder = folder.expanduser().absolute()  # a later chdir does not matter
     except RuntimeError:
         raise FileNotFoundError(
-            f"{folder} cannot be found, as this user has no home folder: "
-            "set the environment variable EHI_CACHE to a folder for downloads"
+            f"{folder} names a home folder that does not exist: set the environment "
+            "variable EHI_CACHE to a folder for downloads"
         ) from None
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(

@@ -55,14 +55,13 @@ def check_results(name, value, num_documents, least=1):
 
 
 def check_json(name, value):
-    """`value`, if it is a dict of plain JSON or None."""
+    """`value`, a dict of plain JSON or None, as it will be read from a file."""
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a dict of JSON values or None, got {value!r}")
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be plain JSON: {error}") from None
-    return value
 
 
 def check_same_encoder(expected, got):

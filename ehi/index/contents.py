@@ -87,7 +87,9 @@ class Documents:
     @classmethod
     def of(cls, values):
         try:
-            lines = [json.dumps(value).encode() + b"\n" for value in values]
+            lines = [
+                json.dumps(value, allow_nan=False).encode() + b"\n" for value in values
+            ]
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"documents to show must be JSON: {error}") from None
         return cls(np.frombuffer(b"".join(lines), np.uint8))

@@ -6,6 +6,7 @@ at a time holds the lock, readers need none. `ehi.index.commit` writes whole ind
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -34,6 +35,9 @@ _HEADER = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _FILE = re.compile(rf"(segments/)?{_NAME.pattern}")
+# Files up to this size are read even if the folder is mapped: a mapped file holds a
+# descriptor, and an index of many small additions has many files.
+_READ_BYTES = 2**16
 _OPENINGS = 100  # attempts; no writer replaces the manifest that often meanwhile
 
 
@@ -92,17 +96,19 @@ class Folder:
             )
         if not math.prod(shape):  # nothing to map
             return np.empty(shape, dtype)
-        array = np.memmap(path, dtype, "r", header.end(), shape)
+        array = _mapped(path, dtype, header.end(), shape)
         # A plain view: indexing a np.memmap costs several times more.
         mmap = self.mmap if mmap is None else mmap
-        return np.asarray(array) if mmap else aligned(array)
+        large = entry["bytes"] > _READ_BYTES
+        return np.asarray(array) if mmap and large else aligned(array)
 
     def text(self, name):
         """The bytes of a file: (bytes,) uint8."""
         if not self.files[name]["bytes"]:
             return np.empty(0, np.uint8)
-        text = np.memmap(self.file(name), np.uint8, mode="r")
-        return np.asarray(text) if self.mmap else np.array(text)
+        text = _mapped(self.file(name), np.uint8, 0, (self.files[name]["bytes"],))
+        large = len(text) > _READ_BYTES
+        return np.asarray(text) if self.mmap and large else np.array(text)
 
     def is_newest(self):
         """Whether the folder still has the manifest that was read."""
@@ -162,6 +168,16 @@ def read_folder(path):
         IndexCorruptError: the files are not as they were written.
     """
     return open_folder(path, lambda folder: folder)
+
+
+def _mapped(path, dtype, offset, shape):
+    try:
+        return np.memmap(path, dtype, "r", offset, shape)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        message = "too many open files: compact() the index, or raise `ulimit -n`"
+        raise OSError(error.errno, message, str(path)) from None
 
 
 def _manifest_text(path):
