@@ -92,6 +92,8 @@ def from_faiss(faiss_index, ids=None):
         tree=check_tree(tree, width),
         **quantiser,
     )
+    for name, array in parameters.arrays().items():
+        finite_rows(name, array.reshape(len(array), -1))
     segment = Segment(
         leaf_offsets=offsets,
         leaf_rows=rows.astype(np.uint32),

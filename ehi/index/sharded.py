@@ -59,6 +59,7 @@ def split_index(path, out_dir, shards):
         FileExistsError, OSError: as of `save_index`.
     """
     index, shards = open_index(path), check_count("shards", shards)
+    out_dir = Path(out_dir).absolute()  # the folders stay right after `os.chdir`
     contents = index.contents
     live = np.arange(contents.num_rows)
     if contents.deleted is not None:
@@ -75,7 +76,7 @@ def split_index(path, out_dir, shards):
         config = (index.config or {}) | {SHARD: shard}
         parameters = dataclasses.replace(index.parameters, config=config)
         part = Index(parameters, contents.without(others))
-        folder = Path(out_dir) / f"shard-{number:05d}-of-{shards:05d}"
+        folder = out_dir / f"shard-{number:05d}-of-{shards:05d}"
         save_index(part, folder)
         folders.append(folder)
     return folders
@@ -245,7 +246,7 @@ class ShardedIndex:
 def _in_order(folders):
     """Folders of all shards of one index, by their number."""
     found, first = {}, None
-    for folder in folders:
+    for folder in (Path(folder).absolute() for folder in folders):
         part = (read_folder(folder).manifest["config"] or {}).get(SHARD)
         if part is None:
             raise ValueError(f"{folder} is no shard of an index: see split_index")

@@ -50,7 +50,7 @@ def settle(request, queries, rotated, leaves, scores, rows):
     # Scores that are exactly equal are in the order of their rows already.
     uneven = (near & (gaps > 0)).any(axis=1) & ~cut
     if uneven.any():
-        near &= uneven[:, None]
+        near = near & uneven[:, None]
         again = near.copy()
         again[:, 1:] |= near[:, :-1]
         query, place = again.nonzero()

@@ -103,7 +103,7 @@ def build_folder(
         >>> index.search(np.array([[0.0, -1.0]]), k=1).ids.tolist()
         [['y']]
     """
-    path = Path(path)
+    path = Path(path).absolute()  # a shard may change the current folder
     sources = open_shards(shards)
     num = sum(len(source) for source in sources)
     width, dtype = width_and_dtype(sources)

@@ -75,7 +75,7 @@ class _Rows:
     """Rows of a .npy file. It is mapped only while it is read, so no page stays."""
 
     def __init__(self, label, path):
-        self.label, self.path = label, Path(path)
+        self.label, self.path = label, Path(path).absolute()
         rows = self._open()
         self.shape, self.dtype = rows.shape, rows.dtype
 
