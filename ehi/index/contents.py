@@ -46,7 +46,7 @@ class StringIds:
         return len(self.offsets) - 1
 
     def take(self, rows):
-        """Object array of the ids of `rows`, None where a row is negative."""
+        """Object array of the ids of `rows`; None for negative rows."""
         ids = np.full(rows.shape, None, object)
         starts = self.offsets[np.maximum(rows, 0)].ravel()
         stops = self.offsets[np.maximum(rows, 0) + 1].ravel()
@@ -126,7 +126,7 @@ def check_ids(doc_ids, num):
     if len(set(ids)) < num:
         seen = set()
         twice = next(value for value in ids if value in seen or seen.add(value))
-        raise ValueError(f"doc_ids repeat: {twice!r} stands twice")
+        raise ValueError(f"doc_ids repeat: {twice!r} is there twice")
     return kept
 
 
@@ -202,7 +202,7 @@ class Segment:
         leaf_rows: (C,) uint32 rows of documents, counted from the segment's first.
         ids: external ids by row, (N,) int64 or StringIds.
         vectors: (C, D) float32 or float16 in raw leaves, else None.
-        codes: (C, M) uint8 in PQ leaves, (C, M / 2) where K = 16, else None.
+        codes: (C, M) uint8 in PQ leaves, (C, M / 2) if K = 16, else None.
         rerank_vectors: (N, D) float16 by row, or None.
         documents: what to show of each document, or None.
         first_row: row of its first document in the index.

@@ -106,7 +106,7 @@ BAD = {
         "leaf_dtype": "float16",
     },
     "19 doc_ids for 20 embeddings": {"doc_ids": range(19)},
-    "doc_ids repeat: 5 stands twice": {"doc_ids": [*range(19), 5]},
+    "doc_ids repeat: 5 is there twice": {"doc_ids": [*range(19), 5]},
     "all strings or all integers .* got 'a' among 20": {"doc_ids": [*range(19), "a"]},
     "integers from 0 .* got -1 among": {"doc_ids": range(-1, 19)},
     "got True among 20": {"doc_ids": [True, *range(2, 21)]},

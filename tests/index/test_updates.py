@@ -129,7 +129,7 @@ def test_documents_to_show_follow_their_documents(tmp_path):
         (lambda i: i.add(X[:0], []), ValueError, "empty corpus"),
         (lambda i: i.add(X[:1].astype(int), [99]), ValueError, "must be floats"),
         (lambda i: i.add(X[:2], [98]), ValueError, "1 doc_ids for 2"),
-        (lambda i: i.add(X[:2], [98, 98]), ValueError, "98 stands twice"),
+        (lambda i: i.add(X[:2], [98, 98]), ValueError, "98 is there twice"),
         (lambda i: i.add(X[:2], [99, 5]), ValueError, "1 ids are in .*, first 5"),
         (lambda i: i.add(X[:1], ["d1"]), ValueError, "are integers, got strings"),
         (lambda i: i.add(X[:1], [-1]), ValueError, "from 0 to .* got -1"),

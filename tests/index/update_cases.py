@@ -1,4 +1,4 @@
-"""Kinds of index to update, and what it takes for two to answer the same."""
+"""Kinds of index to update, and a comparison of what two of them answer."""
 
 import index_reference as reference
 import numpy as np
@@ -10,8 +10,8 @@ RNG = np.random.default_rng(3)
 X = RNG.standard_normal((400, WIDTH)).astype(np.float32)
 QUERIES = RNG.standard_normal((6, WIDTH)).astype(np.float32)
 TREE = reference.make_tree("per_node", 2, BRANCHING, WIDTH, RNG)
-# With 256 codewords no two documents have one code: the scores of equal codes may
-# differ in their last bit between products of other shapes, and then their order.
+# With 256 codewords no two documents have the same code. Scores of equal codes may
+# differ in the last bit if products have other shapes, and so may their order.
 QUANTISED = {
     "codebooks": RNG.standard_normal((4, 256, 2)).astype(np.float32) / 2,
     "rotation": reference.make_rotation(WIDTH, RNG),
