@@ -1,4 +1,4 @@
-"""The tower: a transformer of the BERT family, from token ids to one vector a text.
+"""The tower: a transformer of the BERT family, from token ids to one vector per text.
 
 Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of the MLP,
 G texts that share a row.
@@ -212,8 +212,8 @@ class TransformerLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         """Transform token vectors x (N, L, T); logits get `bias` (N, 1, 1 or L, L)."""
-        # All arrays are rows of tokens: XLA:CPU computes what is used in two shapes
-        # twice.
+        # Every array has one row per token: XLA:CPU computes an array twice if it is
+        # used in two shapes.
         rows = x.reshape(-1, x.shape[-1])  # (N L, T)
         mixed = attention(self.qkv(rows), bias, self.num_heads)
         rows = normed(self.attention_norm, rows + self.out(mixed))
