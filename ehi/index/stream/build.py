@@ -193,7 +193,7 @@ def _route_and_count(build, pool):
         leaves = assign_leaves(
             block, parameters.tree, parameters.spill, beam=build.beam
         )
-        return leaves.astype(np.uint32), zlib.crc32(raw)
+        return leaves.astype(np.uint32), _checksum(raw)
 
     counts = np.zeros(parameters.num_leaves, np.int64)
     sums = array("L")
@@ -211,7 +211,7 @@ def _encode_and_scatter(build, pool, offsets, sums):
     parameters = build.parameters
 
     def encode(source, start, raw, expected, leaves):
-        if zlib.crc32(raw) != expected:
+        if _checksum(raw) != expected:
             raise ValueError(changed(source, start, len(raw)))
         block = np.ascontiguousarray(raw, np.float32)
         order = np.argsort(leaves, kind="stable")
@@ -241,6 +241,11 @@ def _encode_and_scatter(build, pool, offsets, sums):
     copies.flush()
     (build.scratch / "leaves").unlink()
     return copies
+
+
+def _checksum(block):
+    """A checksum of a block's bytes; bfloat16 has no buffer of its own."""
+    return zlib.crc32(block.view(np.uint8))
 
 
 def _in_order(pool, threads, work, items):

@@ -2,12 +2,14 @@
 
 import collections
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
-from ehi.index.check import as_float32, misfits
+from ehi.index.check import as_float32, is_float, misfits
 
 _BLOCK_ROWS, _BLOCK_VALUES = 2**13, 2**22  # documents handled at once
 
@@ -60,7 +62,13 @@ class Source:
         """Embeddings in their own dtype, at most `rows` of them at once."""
         wholes = [self.embeddings]
         if callable(self.embeddings):
-            wholes = map(np.asarray, self.embeddings())
+            wholes = self.embeddings()
+            if not isinstance(wholes, Iterable):
+                raise ValueError(
+                    f"the function of {self.label} must return an iterable of blocks, "
+                    f"got {type(wholes).__name__}"
+                )
+            wholes = map(np.asarray, wholes)
         for whole in wholes:
             if len(whole.shape) != 2:
                 raise ValueError(
@@ -108,13 +116,7 @@ def open_shards(shards):
     """The shards as _Sources, in the order of their names."""
     sources, first_row = [], 0
     for label, shard in _named(list(shards)):
-        embeddings, ids = shard.embeddings, shard.ids
-        if isinstance(embeddings, str | os.PathLike):
-            embeddings = _Rows(label, embeddings)
-        elif not callable(embeddings):
-            embeddings = np.asarray(embeddings)
-        if isinstance(ids, str | os.PathLike):
-            ids = _Rows(label, ids)
+        embeddings, ids = _embeddings(label, shard.embeddings), _ids(label, shard.ids)
         source = Source(label, embeddings, ids, shard.documents, first_row)
         counts = {"embeddings": embeddings, "documents to show": shard.documents}
         for what, values in counts.items():
@@ -130,12 +132,44 @@ def open_shards(shards):
     return sources
 
 
+def _embeddings(label, embeddings):
+    """Embeddings of a Shard as an array, _Rows of a file, or the function."""
+    if isinstance(embeddings, str | os.PathLike):
+        return _Rows(label, embeddings)
+    if callable(embeddings):
+        return embeddings
+    array = np.asarray(embeddings)
+    if not array.ndim:
+        raise ValueError(
+            f"{label}: embeddings must be an array, the path of a .npy file, or a "
+            f"function that returns blocks, got {type(embeddings).__name__}"
+        )
+    return array
+
+
+def _ids(label, ids):
+    """Ids of a Shard as a sequence that can be sliced."""
+    if isinstance(ids, str | os.PathLike):
+        return _Rows(label, ids)
+    try:
+        ids[0:0], len(ids)
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"{label}: ids must be an array, a sequence that can be sliced, or the "
+            f"path of a .npy file, got {type(ids).__name__}"
+        ) from None
+    return ids
+
+
 def _named(shards):
     """(label, shard) of every shard, in the order of the names."""
+    for shard in shards:
+        if not isinstance(shard, Shard):
+            raise ValueError(f"shards must be Shards, got {type(shard).__name__}")
     names = [shard.name for shard in shards]
     if all(name is None for name in names):
         return [(f"shard {i}", shard) for i, shard in enumerate(shards)]
-    numbers = all(isinstance(name, int) for name in names)
+    numbers = all(isinstance(name, Integral) for name in names)
     if not numbers and not all(isinstance(name, str) for name in names):
         raise ValueError(
             "names of shards must be all strings or all numbers, or all None, "
@@ -164,7 +198,7 @@ def width_and_dtype(sources):
         like = source.embeddings
         if callable(like):
             like = next(iter(source.blocks(1)), np.zeros(0))
-        if len(like.shape) != 2 or not like.shape[1] or like.dtype.kind != "f":
+        if len(like.shape) != 2 or not like.shape[1] or not is_float(like):
             raise ValueError(
                 f"{source.label} must hold floats of shape (n, D), "
                 f"got {like.dtype} of shape {tuple(like.shape)}"
