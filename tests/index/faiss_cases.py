@@ -55,7 +55,7 @@ def make(leaf, kind="per_node", height=2, spill=1, strings=False, own=True, seed
 
 
 def update(index, more, names):
-    """Two more segments; some documents of each deleted."""
+    """Adds two segments and deletes some documents of each."""
     index.add(more[:35], names[40:75])
     index.add(more[35:], names[75:])
     index.delete([names[row] for row in (0, 3, 39, 40, 70, 99)])
@@ -71,7 +71,7 @@ def assert_same(hits, ids, scores, tolerance=1e-4):
 
 
 def one_level(leaf, x, rng):
-    """An Index of 8 leaves whose centroids, where there are some, are the nodes."""
+    """An Index of 8 leaves; if it has centroids, they are the nodes."""
     nodes = x[:8]
     parts = {}
     if "bit" in leaf:

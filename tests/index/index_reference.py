@@ -37,7 +37,7 @@ def make_rotation(width, rng):
 
 
 def child_log_probs(x, tree, path):
-    """log p(child | path, x), one number a child."""
+    """log p(child | path, x), one number for each child."""
     x = np.asarray(x, np.float64)
     if tree["kind"] == "per_node":
         if "w_in" in tree:
@@ -94,7 +94,7 @@ def beam_search(x, tree, beam):
 
 
 def reconstruct(x, leaf, rotation=None, codebooks=None, leaf_centroids=None):
-    """What the index can still know of a document stored in a leaf."""
+    """The vector that the index reconstructs of a document in a leaf."""
     if codebooks is None:
         return x
     width = len(x)

@@ -1,4 +1,4 @@
-"""Shards of one corpus, and kinds of index to build of them."""
+"""Shards of one corpus, and the kinds of index that they are built into."""
 
 import itertools
 from pathlib import Path
@@ -40,7 +40,7 @@ KINDS = {
 
 
 def make_blocks_small(monkeypatch):
-    """Every limit so low that it is met."""
+    """Lowers every limit so far that it is reached."""
     limits = {
         "shards._BLOCK_ROWS": 37,
         "sorting._BAND_BYTES": 256,

@@ -1,4 +1,4 @@
-"""What to_faiss and from_faiss refuse, and what is said where Faiss is missing."""
+"""What to_faiss and from_faiss refuse, and the message if Faiss is missing."""
 
 import subprocess
 import sys

@@ -43,10 +43,10 @@ def assert_same_as_faiss(index, source, k=15):
         np.testing.assert_allclose(
             hits.scores[finite], scores[finite], rtol=1e-5, atol=1e-4
         )
-        # Equal codes have equal scores; Faiss orders them otherwise.
+        # Faiss orders documents of equal codes, and so of equal scores, differently.
         apart = np.diff(np.maximum(scores, -1e6), axis=1) < -1e-4
         clear = np.pad(apart, ((0, 0), (1, 0)), constant_values=True)
-        clear &= np.pad(apart, ((0, 0), (0, 1)))  # the one after the last is not seen
+        clear &= np.pad(apart, ((0, 0), (0, 1)))  # its next neighbour is unknown
         assert (hits.ids == ids)[clear].all() and clear.mean() > 0.5
 
 

@@ -1,4 +1,4 @@
-"""BLAS has one thread while anything searches, and then what it had before."""
+"""BLAS has one thread during any search, and its old number afterwards."""
 
 import threading
 
@@ -11,7 +11,7 @@ from ehi.index.search.blas import map_threads, one_blas_thread
 
 def test_blas_threads_are_restored_after_overlapping_searches():
     def blas_threads():
-        # Of NumPy; SciPy and Faiss, if a test before has loaded them, have their own.
+        # NumPy's BLAS; an earlier test may have loaded those of SciPy and Faiss.
         return {library.get_num_threads() for library in blas._blas()}
 
     entered, leave = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""Leaves visited by their probability: fewer for queries that the tree is sure of."""
+"""Leaves visited by probability: the surer the tree, the fewer leaves."""
 
 import index_reference as reference
 import numpy as np
@@ -37,10 +37,10 @@ def test_routes_are_all_leaves_above_the_probability(kind, height, min_prob):
         kept = found.leaves[query] >= 0
         expected = expected_leaves(exact[query], min_prob, leaves)
         assert found.leaves[query][kept].tolist() == expected
-        assert not kept[len(expected) :].any()  # padding stands behind
+        assert not kept[len(expected) :].any()  # padding comes last
         assert np.isneginf(found.log_probs[query][~kept]).all()
         counts.add(len(expected))
-    assert len(counts) > 1 or min_prob == 0.9  # not as many for every query
+    assert len(counts) > 1 or min_prob == 0.9  # the number differs between queries
     if height > 1 and min_prob == 0.2:  # nodes below others are not scored
         everything = route(queries, index.tree, leaves).nodes_scored
         assert found.nodes_scored.mean() < everything.mean()
@@ -69,7 +69,7 @@ def test_batches_threads_and_single_queries_agree(spill, deleted, monkeypatch):
     threads = index.search(queries, 7, threads=2, **setting)
     assert (threads.ids == batch.ids).all() and (threads.leaves == batch.leaves).all()
     monkeypatch.setattr("ehi.index.search.search.rows_at_once", lambda *_: 3)
-    parts = index.search(queries, 7, **setting)  # of which each may be narrower
+    parts = index.search(queries, 7, **setting)  # each part may be narrower
     assert (parts.ids == batch.ids).all() and (parts.visited == batch.visited).all()
     for query in range(len(queries)):
         single = index.search(queries[query : query + 1], 7, **setting)
@@ -77,7 +77,7 @@ def test_batches_threads_and_single_queries_agree(spill, deleted, monkeypatch):
         assert single.visited[0] == batch.visited[query]
         found = single.leaves[0][single.leaves[0] >= 0].tolist()
         assert batch.leaves[query][: len(found)].tolist() == found
-        # Nothing else was searched: the rows of these leaves, and no others.
+        # Only the rows of these leaves were searched.
         rows = [index.contents.rows_in_leaf(leaf) for leaf in found]
         assert set(single.rows[0]) <= {-1, *np.concatenate(rows).tolist()}
 

@@ -112,11 +112,11 @@ def test_no_queries_have_no_routes(tree):
 
 @pytest.mark.parametrize("beam", [1, 3, 4])
 def test_equally_probable_leaves_come_in_their_order(beam):
-    """Few enough have the score of the last one kept: they are sorted unpacked."""
+    """Few nodes tie with the last one kept, so they are sorted without keys."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((16, 5)).astype(np.float32)
     x = rng.standard_normal((7, 5)).astype(np.float32)
-    twins = np.repeat(vectors, 2, axis=0)  # leaves 2 i and 2 i + 1 are alike
+    twins = np.repeat(vectors, 2, axis=0)  # leaves 2 i and 2 i + 1 are equal
     tree = {"kind": "per_node", "nodes": [twins[None]], "scale": 3.0}
     best = np.argsort(-(x @ vectors.T), axis=1)
     expected = np.stack([2 * best, 2 * best + 1], axis=2).reshape(7, 32)[:, :beam]

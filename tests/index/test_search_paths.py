@@ -75,11 +75,11 @@ def all_scores(index, query, leaves, left_out):
 def test_every_path_is_the_sort_of_all_scores(
     leaf, spill, mapped, product, tmp_path, monkeypatch
 ):
-    if product == "vecdot":  # as over many wide vectors
+    if product == "vecdot":  # which many wide vectors use
         for name in ("_STREAMED_WIDTH", "_STREAMED_BYTES"):
             monkeypatch.setattr(f"ehi.index.search.one_query.{name}", 0)
     index, queries = make(leaf, spill, tmp_path / "index" if mapped else None)
-    assert len(index.segments) == 2  # and neither has documents in every leaf
+    assert len(index.segments) == 2  # neither has documents in every leaf
     assert all((np.diff(part.leaf_offsets) == 0).any() for part in index.segments)
     many = np.repeat(queries, 20, axis=0)  # so that leaves are shared
     denied = [0, 5, 60, 84]

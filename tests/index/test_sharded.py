@@ -1,4 +1,4 @@
-"""An index divided by document answers as the whole one does, also over Ray."""
+"""Shards of an index, also over Ray, answer as the whole index does."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ TREE = reference.make_tree("per_node", 2, 3, WIDTH, RNG, hidden=3)
 
 
 def whole(*shape):
-    """Small whole numbers: products of them are exact in any order, and often tie."""
+    """Small whole numbers; sums of their products are exact and often tie."""
     return RNG.integers(-2, 3, shape).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ IDS = {"raw": range(1000, 1000 + NUM), "pq": [f"dök/{i}" for i in range(NUM)]}
 
 
 def make(path, kind, deleted=0):
-    """An index of every kind; with `deleted`, one of segments and deleted documents."""
+    """An index of a kind; with `deleted`, it has segments and deleted documents."""
     ids = list(IDS.get(kind, range(NUM)))
     index = build_index(X[:150], ids[:150], **KINDS[kind])
     save_index(index, path, [{"n": n} for n in range(150)])
@@ -56,7 +56,7 @@ def make(path, kind, deleted=0):
 
 
 def search(parts, queries, k, rerank=0, *, beam, min_prob=0.0):
-    """What the router makes of indexes of all parts."""
+    """What the router returns for the indexes of all parts."""
     sizes = [part.contents.num_rows for part in parts]
     leaves, scored = route_queries(parts[-1], queries, beam, min_prob)
     settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
@@ -110,7 +110,7 @@ def test_deleted_documents_stay_behind(tmp_path):
     parts = [open_index(folder) for folder in folders]
     assert sum(part.contents.num_rows for part in parts) == index.num_documents < NUM
     hits = index.search(QUERIES, K, beam=4)
-    # Rows are numbered anew, as `compact` does.
+    # `split_index` numbers rows anew, as `compact` does.
     same = ("ids", "scores", "visited", "leaves")
     assert_same(search(parts, QUERIES, K, beam=4), hits, same)
 
@@ -237,7 +237,7 @@ def test_a_closed_router_says_so(tmp_path, served):
 
     make(tmp_path / "index", "raw")
     folders = split_index(tmp_path / "index", tmp_path / "parts", 2)
-    sharded = ShardedIndex.start(folders)  # Ray runs already: it is shared
+    sharded = ShardedIndex.start(folders)  # it shares the Ray that runs already
     assert sharded.search(QUERIES, K, beam=2).answered == 1
     sharded.close()
     sharded.close()

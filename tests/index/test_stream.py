@@ -1,4 +1,4 @@
-"""An index built of shards, in a folder, is the one that is built in memory."""
+"""An index folder from shards is the one that `build_index` makes in memory."""
 
 import itertools
 import os
@@ -117,7 +117,7 @@ def test_an_index_is_replaced_and_other_folders_are_not(tmp_path):
     old = open_index(tmp_path / "index")
     build_folder(tmp_path / "index", make_shards(), **KINDS["pq"])
     assert open_index(tmp_path / "index", verify=True).num_documents == NUM
-    assert old.search(X[:1], 1).ids[0, 0] is not None  # what was mapped stays
+    assert old.search(X[:1], 1).ids[0, 0] is not None  # mapped files stay
     before = bytes_of(tmp_path)
     with writer_lock(tmp_path / "index"), pytest.raises(IndexLockedError):
         build_folder(tmp_path / "index", make_shards(), **KINDS["pq"])

@@ -1,4 +1,4 @@
-"""Building of shards in a child: little memory, and a disk that gets full."""
+"""Building from shards in a child process: little memory, and a full disk."""
 
 import errno
 import os

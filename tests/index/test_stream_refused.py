@@ -1,4 +1,4 @@
-"""Shards, names and ids that cannot be built of are refused, and leave nothing."""
+"""Wrong shards, names and ids are refused, and no file stays behind."""
 
 import os
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_a_shard_that_changes_between_the_readings_is_named(tmp_path, again):
         "fewer": part[:-1],
         "more": np.concatenate([part, part]),
     }[again]
-    # Only the first shard is read once more, to find its width.
+    # Only the first shard is read a third time, to find its width.
     readings = iter([part, second])
     shards = make_shards(embeddings=lambda: [next(readings)])
     with pytest.raises(ValueError, match="shard 3 changed while the index was built"):

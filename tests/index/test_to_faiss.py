@@ -58,11 +58,11 @@ def test_any_index_is_exported(data):
     finite = np.isfinite(hits.scores)
     np.testing.assert_allclose(scores[finite], hits.scores[finite], atol=1e-4)
     assert (np.isfinite(scores) == finite).all()
-    differ = ids != hits.ids  # where neighbours have one score, to rounding
+    differ = ids != hits.ids  # if neighbours have the same score up to rounding
     close = np.isclose(hits.scores[:, 1:], hits.scores[:, :-1], atol=1e-5)
     close |= ~finite[:, 1:]
     tied = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
-    tied[:, -1] = True  # the one after the last is not seen
+    tied[:, -1] = True  # its next neighbour is unknown
     assert not (differ & ~tied).any()
 
 

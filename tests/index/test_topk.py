@@ -17,7 +17,7 @@ from ehi.index.search.topk import (
 
 
 def offer(top, queries, scores, rows, leaves=1, order="C"):
-    """Scores (n, m) as Blocks, the documents dealt to some leaves."""
+    """Offers scores (n, m) as Blocks, with the documents divided into leaves."""
     cuts = np.array_split(np.arange(len(rows)), leaves)
     workspace = Workspace(
         np.empty(scores.size, np.float32), np.empty(scores.size, bool)
@@ -75,7 +75,7 @@ def test_drop_duplicates_keeps_each_number_at_its_best_score(scores, numbers):
 def test_top_k_of_blocks_is_the_top_k_of_all(data, k, compact, order):
     """Blocks of few distinct scores, in any order, with ties at every cut."""
     top = TopK(4, k)
-    if compact:  # as if memory had run out after every block
+    if compact:  # as if too many hits were stored after every block
         top._pending = 2**40
     seen = {query: [] for query in range(4)}
     row = 0
@@ -103,10 +103,10 @@ def test_the_bound_is_below_the_kth_best_and_above_most(data, k):
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
     scores = rng.standard_normal(m, np.float32)
     if data.draw(st.booleans()):
-        scores = np.sort(scores)  # the best side by side
+        scores = np.sort(scores)  # the best are neighbours
     bound = kth_bound(scores, k)
     assert bound <= np.sort(scores)[m - k]
-    groups = max(128, 4 * k)  # as many of the last are left out
+    groups = max(128, 4 * k)  # the rest of the last run is left out
     assert (scores >= bound).sum() <= 2 * k + 20 + groups
 
 
@@ -126,11 +126,11 @@ def test_bounds_of_blocks_are_below_the_kth_best(order):
             continue
         assert (bound <= np.sort(scores, axis=1)[:, -k]).all()
         assert ((scores >= bound[:, None]).sum(axis=1) <= 2 * k + 20).all()
-    assert (blocks.bounds(10**9) == -np.inf).all()  # in no memory
+    assert (blocks.bounds(10**9) == -np.inf).all()  # without memory for so many
 
 
 def test_many_hits_raise_the_floor_and_stay_bounded():
-    """Blocks of ever better scores pass every floor set before them."""
+    """The scores of each block are above all floors so far."""
     top, k = TopK(50, 5), 5
     for block in range(400):
         scores = np.arange(40, dtype=np.float32) + np.zeros((50, 1), np.float32)

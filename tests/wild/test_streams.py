@@ -131,15 +131,12 @@ def test_floats_of_every_kind(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("embeddings", "words"),
     [
-        (
-            iter(X),
-            "embeddings must be an array, .* got generator|got array_iter|got it",
-        ),
+        ((x for x in X), "embeddings must be an array.* got generator"),
         (None, "embeddings must be an array.* got NoneType"),  # failed before
         (b"x.npy", "embeddings must be an array.* got bytes"),  # failed before
         (lambda: None, "must return an iterable of blocks, got NoneType"),  # failed
         (lambda: X, r"must hold blocks \(any number, D\).* got the shape \(4,\)"),
-        (lambda: [], "must hold floats of shape|has 0 embeddings for 6 ids"),
+        (lambda: [], r"must hold floats of shape .* of shape \(0,\)"),
         (X.astype(int), "must hold floats of shape .* got int64"),
         (X > 0, "must hold floats of shape .* got bool"),
         (X[:, :0], r"must hold floats of shape .* of shape \(6, 0\)"),
