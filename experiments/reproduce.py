@@ -277,6 +277,9 @@ class _Progress:
             visited = record.docs_visited
             outcome = f"nDCG@10 {record.ndcg_at_10:.4f}, {record.bytes_per_doc:g} bytes"
             outcome += "" if visited is None else f", {100 * visited:.1f}% visited"
+            if (most := record.docs_visited_max) is not None and budget.visit:
+                outcome += f" (p95 {100 * record.docs_visited_p95:.1f}%, most "
+                outcome += f"{100 * most:.1f}%, set on {record.budget_queries})"
         print(
             f"[{self._done}/{self._total}] {Path(config.dataset).name} seed "
             f"{config.seed} {name} {budget.name}: {outcome}; {left:.0f} min left",

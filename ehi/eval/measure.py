@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ehi.eval.baselines.base import Baseline, BaselineHits
+from ehi.eval.costs import LARGE, total_bytes_per_doc, work
 from ehi.eval.metrics import (
     Qrels,
     Run,
@@ -177,6 +178,7 @@ def measure(
     latency_queries: int = 200,
     run_path: str | Path | None = None,
     ignore_identical_ids: bool | Collection[str] = False,
+    unlabelled: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Search a split and return the fields of its record that depend on the index.
 
@@ -200,6 +202,8 @@ def measure(
         run_path: path of the TREC run (`NAME.run` or `NAME.run.gz`); the values of each
             query go to `NAME.npy` beside it. None writes neither.
         ignore_identical_ids: as in `evaluate`.
+        unlabelled: queries that are also scored apart: see `unlabelled_queries`; None
+            if nothing is known of labels.
 
     Returns:
         Keyword arguments of `Record`: its fields from `ndcg_at_10` to `threads`.
@@ -213,6 +217,7 @@ def measure(
         index, queries, query_ids, qrels, depth, threads=threads,
         ignore_identical_ids=ignore_identical_ids, **settings,
     )  # fmt: skip
+    visited = hits.visited / index.num_documents  # (N,)
     per_query = evaluate(run, qrels)
     if run_path is not None:
         write_run(run_path, run)
@@ -223,9 +228,15 @@ def measure(
 
     return {
         **{name.replace("@", "_at_"): v for name, v in means(per_query).items()},
-        "docs_visited": float(hits.visited.mean() / index.num_documents),
+        **_unlabelled(per_query, unlabelled),
+        "docs_visited": float(visited.mean()),
+        "docs_visited_p95": float(np.percentile(visited, 95)),
+        "docs_visited_max": float(visited.max()),
         "nodes_scored": float(hits.nodes_scored.mean() / index.num_documents),
+        "work": float(work(index, hits, rerank).mean()),
         "bytes_per_doc": float(index.bytes_per_doc),
+        "total_bytes_per_doc": total_bytes_per_doc(index),
+        "total_bytes_per_doc_1m": total_bytes_per_doc(index, LARGE),
         "compression": float(4 * tower_width / index.bytes_per_doc),
         "index_bytes": int(index.index_bytes),
         "beam": beam,
@@ -237,6 +248,18 @@ def measure(
         "qps_batch": _queries_per_second(lambda rows: search(rows, threads), queries),
         "threads": threads,
     }
+
+
+def _unlabelled(per_query: np.ndarray, ids: Collection[str] | None) -> dict[str, Any]:
+    """Fields of `Record` on the queries of some ids; empty if `ids` is None."""
+    if ids is None:
+        return {}
+    chosen = per_query[np.isin(per_query["query_id"], list(ids))]
+    fields = {"unlabelled_queries": len(chosen)}
+    if len(chosen):
+        fields["ndcg_at_10_unlabelled"] = float(chosen["ndcg@10"].mean())
+        fields["recall_at_100_unlabelled"] = float(chosen["recall@100"].mean())
+    return fields
 
 
 def per_query_path(run_path: str | Path) -> Path:

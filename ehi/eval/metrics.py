@@ -213,6 +213,31 @@ def evaluate(
     return values
 
 
+def unlabelled_queries(qrels: Qrels, train: Qrels) -> set[str]:
+    """Queries none of whose relevant documents is relevant to a training query.
+
+    Documents that are answers in train too are easier to find: training has drawn them
+    to their queries.
+
+    Args:
+        qrels: grades of the evaluated split.
+        train: grades that were trained on.
+
+    Example:
+        >>> qrels = {"q1": {"d1": 1, "d2": 0}, "q2": {"d3": 1, "d4": 1}}
+        >>> sorted(unlabelled_queries(qrels, {"t1": {"d2": 1, "d3": 1}}))
+        ['q1']
+    """
+    labelled = {
+        doc for docs in train.values() for doc, grade in docs.items() if grade > 0
+    }
+    return {
+        query_id
+        for query_id, docs in qrels.items()
+        if not any(grade > 0 and doc in labelled for doc, grade in docs.items())
+    }
+
+
 def means(per_query: np.ndarray) -> dict[str, float]:
     """Mean of each measure over the queries of `evaluate`."""
     return {name: float(per_query[name].mean()) for name in MEASURES}

@@ -72,14 +72,27 @@ class Record:
     recall_at_10: float
     recall_at_100: float
     recall_at_1000: float
-    # Work of a query: documents and tree nodes scored / documents in the corpus.
+    # Queries whose relevant documents are no answers in train, and means over them.
+    unlabelled_queries: int | None = None
+    ndcg_at_10_unlabelled: float | None = None
+    recall_at_100_unlabelled: float | None = None
+    # Work of a query: documents and tree nodes scored / documents in the corpus; `work`
+    # has both, and everything else that a query multiplies: see `ehi.eval.costs`.
     docs_visited: float | None
+    docs_visited_p95: float | None = None
+    docs_visited_max: float | None = None
     nodes_scored: float | None
-    # Size: `compression` is 4 x tower width / bytes_per_doc.
+    work: float | None = None
+    # Size: `compression` is 4 x tower width / bytes_per_doc. The totals also have what
+    # codes need to be searched, shared by this corpus or by a million documents.
     bytes_per_doc: float
+    total_bytes_per_doc: float | None = None
+    total_bytes_per_doc_1m: float | None = None
     compression: float
     index_bytes: int
-    # How it was searched, and how fast (milliseconds; queries a second).
+    # How it was searched, and how fast (milliseconds; queries a second). The queries
+    # that set beam and min_prob to meet the budget: 'train', 'dev', ... or None.
+    budget_queries: str | None = None
     beam: int | None
     min_prob: float | None = None  # of visited leaves; None if the beam alone limits
     rerank: int
@@ -143,7 +156,19 @@ class Record:
 
 
 # Records of earlier commits lack these fields.
-_ADDED_LATER = {"examples_per_second", "min_prob"}
+_ADDED_LATER = {
+    "examples_per_second",
+    "min_prob",
+    "unlabelled_queries",
+    "ndcg@10_unlabelled",
+    "recall@100_unlabelled",
+    "docs_visited_p95",
+    "docs_visited_max",
+    "work",
+    "total_bytes_per_doc",
+    "total_bytes_per_doc_1m",
+    "budget_queries",
+}
 
 
 def _key(field_name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from ehi.eval import provenance
 from ehi.eval.baselines.build import WITH_LISTS, build_baseline
 from ehi.eval.measure import beam_for_budget, curve, measure, min_prob_for_budget
+from ehi.eval.metrics import unlabelled_queries
 from ehi.eval.records import Cell, Record
 from ehi.index import Index, build_index, open_index, save_index
 from ehi.model.export import index_arrays, query_head_arrays
@@ -26,7 +27,7 @@ LOG = logging.getLogger("ehi")
 
 # A search visits this percentage of the documents, or leaves, by default.
 DEFAULT_PERCENT = 10
-# At most about this many queries set the default `min_prob`. They are evenly spaced, so
+# At most about this many queries set the search of a budget. They are evenly spaced, so
 # that all kinds of queries are among them.
 CALIBRATION_QUERIES = 2000
 
@@ -76,29 +77,33 @@ def evaluate_budget(
 ) -> Record | None:  # fmt: skip
     """Return the record of one cell; None if the smallest search is over the budget."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
-    setting = {"beam": index.num_leaves}
+    setting, setters = {"beam": index.num_leaves}, None
     if budget.visit is not None:
-        setting = _setting(config, index, queries, budget.visit)
+        setters, rows = budget_queries(inputs, config.split)
+        setting = _setting(config, index, trained.queries[rows], budget.visit)
         if None in setting.values():
             LOG.warning(
                 "%s %s: the smallest search visits %.2f%% of the documents",
                 run_name(name, budget.compression), budget.name,
-                100 * smallest_visited(index, queries),
+                100 * smallest_visited(index, trained.queries[rows]),
             )  # fmt: skip
             return None
     cell = Cell(
         name, config.variant, inputs.dataset.name, config.split, config.seed,
         budget.name,
     )  # fmt: skip
+    qrels = inputs.dataset.qrels
     fields = measure(
-        index, queries, inputs.eval_ids, inputs.dataset.qrels[config.split],
+        index, queries, inputs.eval_ids, qrels[config.split],
         **setting, tower_width=inputs.tower_width,
         run_path=folder / f"{cell.stem}.run.gz",
         ignore_identical_ids=inputs.identical_ids,
+        unlabelled=unlabelled_queries(qrels[config.split], qrels.get("train", {})),
     )  # fmt: skip
     return Record(
         **cell._asdict(),
         **fields,
+        budget_queries=setters,
         examples_per_second=trained.examples_per_second,
         train_seconds=trained.seconds,
         build_seconds=built.seconds,
@@ -109,6 +114,28 @@ def evaluate_budget(
         hardware=provenance.hardware(),
         corpus_sha256=inputs.dataset.corpus_sha256,
     )
+
+
+def budget_queries(inputs: Inputs, split: str) -> tuple[str, np.ndarray]:
+    """Return the name and the rows of the queries that set the search of a budget.
+
+    They are those of train; without train those of dev, of the pseudo-queries, or the
+    documents themselves, but never those of the evaluated split.
+    """
+    dataset = inputs.dataset
+    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
+    for other in ("train", "dev"):
+        if other != split and dataset.qrels.get(other):
+            rows = np.array([row_of[name] for name in dataset.qrels[other]], np.int64)
+            return other, _spaced(rows)
+    pseudo = inputs.training.pairs["pseudo"][0]
+    if len(pseudo):
+        return "pseudo", _spaced(pseudo)
+    return "documents", _spaced(inputs.training.pairs["documents"][0])
+
+
+def _spaced(rows: np.ndarray) -> np.ndarray:
+    return rows[:: -(-len(rows) // CALIBRATION_QUERIES)]
 
 
 def _config_hash(config, inputs: Inputs) -> str:
@@ -141,10 +168,11 @@ def smallest_visited(index, queries) -> float:
 def visited_curve(config, built: Built, trained: Trained, inputs: Inputs, split: str):
     """nDCG@10 against documents visited, from one leaf per query to all documents."""
     index, queries = built.index, trained.queries[inputs.eval_rows]
+    setters = trained.queries[budget_queries(inputs, split)[1]]
     # The best leaf of every query may be empty.
-    least = max(smallest_visited(index, queries), 1 / index.num_documents)
+    least = max(smallest_visited(index, setters), 1 / index.num_documents)
     settings = [{"beam": 1}] + [
-        _setting(config, index, queries, percent)
+        _setting(config, index, setters, percent)
         for percent in np.geomspace(100 * least, 100, 12)[1:]
     ]
     return curve(
@@ -158,8 +186,7 @@ def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:
     if not config.tree.adaptive or index.num_leaves == 1:
         leaves = index.num_leaves * DEFAULT_PERCENT / 100
         return {"default_beam": max(1, round(leaves))}
-    rows = np.unique(known_pairs(inputs.training.pairs)[0])
-    rows = rows[:: -(-len(rows) // CALIBRATION_QUERIES)]
+    rows = _spaced(np.unique(known_pairs(inputs.training.pairs)[0]))
     min_prob = min_prob_for_budget(index, trained.queries[rows], DEFAULT_PERCENT)
     # If one leaf already exceeds the percentage, a search visits one leaf.
     min_prob = 1.0 if min_prob is None else min_prob

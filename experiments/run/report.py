@@ -11,6 +11,7 @@ from ehi.eval.report import print_table, write_report
 from ehi.eval.significance import compare
 from experiments.run.evaluate import (
     DEFAULT_PERCENT,
+    budget_queries,
     smallest_visited,
     visited_curve,
 )
@@ -61,7 +62,8 @@ def why_nothing_is_scored(experiment: Experiment) -> str:
         )
     smallest = []
     for run, built in experiment.built.items():
-        queries = experiment.trained[run].queries[inputs.eval_rows]
+        rows = budget_queries(inputs, config.split)[1]
+        queries = experiment.trained[run].queries[rows]
         percent = 100 * smallest_visited(built.index, queries)
         smallest.append(f"{run} visits at least {percent:.2f}% of the documents")
     return (

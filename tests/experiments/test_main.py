@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ehi.index.text.encoder import apply_head
 from experiments import main, search
 from experiments.configs import own, pydocs, scifact
 from experiments.run import experiment, prepare, workdir
+from experiments.run.evaluate import budget_queries
 
 
 def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch):
@@ -25,9 +27,17 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
         assert 0 <= record.ndcg_at_10 <= 1
         assert record.dataset == "topics"
         if record.budget.startswith("visit"):
-            assert 0 < record.docs_visited <= 0.5
+            # Half of the documents for the train queries; these are others.
+            assert record.budget_queries == "train" and 0 < record.docs_visited < 0.6
+            assert record.docs_visited <= record.docs_visited_p95
+            assert record.docs_visited_p95 <= record.docs_visited_max
         else:
-            assert record.docs_visited == 1
+            assert record.budget_queries is None and record.docs_visited == 1
+        assert record.work > record.docs_visited - 1e-9
+        assert record.total_bytes_per_doc >= record.total_bytes_per_doc_1m
+        # No test query has a document that is an answer in train.
+        assert record.unlabelled_queries == 16
+        assert record.ndcg_at_10_unlabelled == record.ndcg_at_10
         assert record.compression == (8 if "8x" in record.budget else 1)
         stem = tmp_path / "trec" / record.cell.stem
         assert stem.with_name(stem.name + ".npy").exists()
@@ -53,6 +63,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     main.run(other, tmp_path / "other", checkpoint=tmp_path)
     (record,) = read_records(tmp_path / "other" / "results.jsonl")
     assert record.split == "train" and record.system == "ehi-pq"
+    assert record.budget_queries == "pseudo"  # neither train nor test
     assert record.beam == 8 and 0 <= record.min_prob < 1
 
     # The same parameters, as many leaves for every query.
@@ -211,3 +222,39 @@ def test_a_typo_on_the_command_line_gets_a_hint(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = "error: no such field of the config: 'heigth' Did you mean \"height\""
     assert done.stderr.strip().splitlines()[-1].startswith(said)
+
+
+def test_a_budget_is_set_on_queries_that_are_not_evaluated(corpus, tmp_path):
+    config = tiny(corpus, systems=("kmeans-tree",), budgets=("visit-50",))
+    run = experiment.open_experiment(config, tmp_path)
+    ((_, record),) = experiment.run_cells(
+        run, "kmeans-tree", experiment.default_budgets(run.config, "kmeans-tree")
+    )
+    index, trained = run.built["kmeans-tree"].index, run.trained["kmeans-tree"]
+
+    def visited(queries):
+        return index.count_visited(queries, record.beam, record.min_prob).mean() / 320
+
+    train = trained.queries[:32]  # in the order of the data set
+    assert 0.4 < visited(train) <= 0.5
+    realised = visited(trained.queries[run.inputs.eval_rows])
+    assert record.docs_visited == pytest.approx(realised) != visited(train)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "split", "expected"),
+    [((), "test", "train"), ((), "dev", "train"), (("train",), "test", "dev"),
+     (("train",), "dev", "pseudo"), (("train", "dev"), "test", "pseudo")],
+)  # fmt: skip
+def test_queries_of_budgets_are_train_else_dev_else_no_real_ones(
+    left_out, split, expected
+):
+    qrels = {"train": {"q0": {}}, "dev": {"q1": {}}, "test": {"q2": {}}}
+    qrels = {name: found for name, found in qrels.items() if name not in left_out}
+    dataset = SimpleNamespace(query_ids=["q0", "q1", "q2"], qrels=qrels)
+    pairs = {"pseudo": (np.arange(3, 10_003), None)}
+    inputs = SimpleNamespace(dataset=dataset, training=SimpleNamespace(pairs=pairs))
+    name, rows = budget_queries(inputs, split)
+    assert name == expected
+    known = {"train": [0], "dev": [1]}
+    assert rows.tolist() == known.get(name, list(range(3, 10_003, 5)))

@@ -57,6 +57,10 @@ class Baseline:
         leaf_sizes: (P,) documents in each list; None for a graph.
         bytes_per_doc: bytes stored per document, without its id.
         index_bytes: size of the serialised index.
+        query_multiply_adds: multiply-adds of a query for its rotation and its look-up
+            table; those with centroids are apart.
+        fixed_bytes: bytes that do not grow with the documents: rotation, centroids and
+            codebooks.
     """
 
     num_leaves: int
@@ -64,6 +68,8 @@ class Baseline:
     leaf_sizes: np.ndarray | None
     bytes_per_doc: float
     index_bytes: int
+    query_multiply_adds: int = 0
+    fixed_bytes: int = 0
 
     def __init__(
         self, shape: tuple[int, int], doc_ids: Sequence[str] | None, reranks: bool

@@ -171,6 +171,24 @@ class FaissBaseline(Baseline):
         per_document = (self._code_bytes() + rerank_bytes) / self.num_documents
         self.bytes_per_doc = per_document
         self.index_bytes = faiss.serialize_index(index).nbytes + rerank_bytes
+        self.query_multiply_adds = self._rotation_size() + self._codebooks_size()
+        floats = self.query_multiply_adds + self.num_centroids * self._core.d
+        self.fixed_bytes = 4 * floats
+
+    def _rotation_size(self) -> int:
+        """Entries of the matrix that a query is multiplied by before the search."""
+        if self._transform is not None:
+            # ITQ applies its mean, axes and rotation as one matrix.
+            linear = getattr(self._transform, "pca_then_itq", self._transform)
+            return linear.A.size()
+        if self._is_hash and self._core.rotate_data:
+            return self._core.rrot.A.size()
+        return 0
+
+    def _codebooks_size(self) -> int:
+        """K D floats of codebooks; a look-up table takes as many multiply-adds."""
+        quantiser = getattr(self._core, "pq", None)
+        return 0 if quantiser is None else quantiser.ksub * quantiser.d
 
     def _code_bytes(self) -> int:
         """Bytes of codes or vectors; a graph also has levels, offsets and links."""

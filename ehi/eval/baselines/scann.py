@@ -67,9 +67,13 @@ def build_scann(
     # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte.
     stored = 4 * width if code_bytes is None else code_bytes
     stored += 2 * width * rerank_vectors
-    return ScannBaseline(
+    found = ScannBaseline(
         searcher, documents.shape, doc_ids, rerank_vectors, num_leaves, stored
     )
+    # 16 codewords in each subspace.
+    found.query_multiply_adds = 0 if code_bytes is None else 16 * width
+    found.fixed_bytes = 4 * (found.query_multiply_adds + width * found.num_centroids)
+    return found
 
 
 class ScannBaseline(Baseline):
