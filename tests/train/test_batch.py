@@ -79,9 +79,7 @@ def test_tokens_come_with_a_trained_tower(tiny):
 
 
 def test_of_a_batch_some_rows_are_encoded_and_the_others_are_cached(tiny):
-    data = dataclasses.replace(
-        tiny[0], query_tokens=Tokens(40, 1)
-    )  # documents have none
+    data = dataclasses.replace(tiny[0], query_tokens=Tokens(40, 1))  # not documents
     for step, pool in ((0, 20), (1, 20), (2, 1000)):
         options = {"step": step, "pool": pool, "lengths": (6, 10)}
         some, plain = batch_of(data, encoded=4, **options), batch_of(tiny[0], **options)

@@ -60,9 +60,7 @@ def test_tree_rows_take_the_best_child_at_each_level(height, branching):
         np.testing.assert_allclose(np.linalg.norm(level, axis=-1), 1.0, rtol=1e-5)
         similarity = np.einsum("nd,nbd->nb", X, level[node])
         node = branching * node + similarity.argmax(1)
-    assert (
-        node == np.asarray(leaves)
-    ).mean() > 0.99  # the others are ties up to rounding
+    assert (node == np.asarray(leaves)).mean() > 0.99  # others are ties by rounding
     assert len(np.unique(leaves)) > 0.8 * branching**height
 
 
