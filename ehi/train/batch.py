@@ -23,6 +23,9 @@ class TrainingSet:
       num_documents: rows of the document table.
       pairs: source, as 'labelled' or 'pseudo', -> query rows and document rows.
       query_tokens, document_tokens: `TokenArray`s, when the tower is trained.
+
+    Raises:
+      ValueError: a pair names a row that does not exist.
     """
 
     num_queries: int
@@ -33,12 +36,32 @@ class TrainingSet:
     _positives: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self):
+        # Rows of small integer types would overflow below.
+        pairs = {
+            name: tuple(np.asarray(rows, np.int64) for rows in both)
+            for name, both in self.pairs.items()
+        }
+        for name, both in pairs.items():
+            self._check_rows(name, *both)
+        object.__setattr__(self, "pairs", pairs)
         queries = np.concatenate([q for q, _ in self.pairs.values()])
         documents = np.concatenate([d for _, d in self.pairs.values()])
         order = np.lexsort((documents, queries))
         counts = np.bincount(queries, minlength=self.num_queries)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         object.__setattr__(self, "_positives", (offsets, documents[order]))
+
+    def _check_rows(self, name: str, queries: np.ndarray, documents: np.ndarray):
+        for what, rows, number in (
+            ("query", queries, self.num_queries),
+            ("document", documents, self.num_documents),
+        ):
+            bad = rows[(rows < 0) | (rows >= number)]
+            if len(bad):
+                raise ValueError(
+                    f"a pair of {name!r} names {what} row {bad[0]}; allowed: 0 to "
+                    f"{number - 1}"
+                )
 
     @functools.cached_property
     def most_positives(self) -> int:
@@ -47,11 +70,25 @@ class TrainingSet:
 
     def positives(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All known positives of queries: positions in `queries`, document rows."""
-        offsets, documents = self._positives
+        (offsets, documents), queries = self._positives, np.asarray(queries, np.int64)
         counts = offsets[queries + 1] - offsets[queries]
         position = np.repeat(np.arange(len(queries)), counts)
         first = np.repeat(offsets[queries] - np.cumsum(counts) + counts, counts)
         return position, documents[first + np.arange(len(position))]
+
+
+def checked_seed(seed: int) -> int:
+    """The seed as a Python integer, which does not overflow as NumPy's do.
+
+    Raises:
+      ValueError: it is not a whole number from 0 to 2^63 - 1, the largest of jax.
+    """
+    whole = isinstance(seed, int | np.integer)
+    if not whole or not 0 <= int(seed) < 2**63:
+        raise ValueError(
+            f"seed is {seed!r}; allowed: whole numbers from 0 to {2**63 - 1}"
+        )
+    return int(seed)
 
 
 def make_batch(
@@ -135,6 +172,7 @@ def _sample(data: TrainingSet, phase: Phase, seed: int, step: int):
             f"no training pairs: shares {dict(phase.sources)} over sources "
             f"{ {n: len(q) for n, (q, _) in data.pairs.items()} }"
         )
+    seed = checked_seed(seed)
     queries, documents, weight = [], [], []
     sizes = split_batch(phase.batch_size, wanted)
     for number, (name, size) in enumerate(sizes.items()):

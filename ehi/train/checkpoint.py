@@ -5,6 +5,7 @@ the folder that process 0 names; the others may have other workdirs.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Writer:
 
     def __init__(self, directory: Path):
         self._directory = _of_first(directory)
+        _is_there(self._directory)
         self._checkpointer = _checkpointer(self._directory)
 
     def __enter__(self) -> "Writer":
@@ -34,7 +36,7 @@ class Writer:
         """Save a state under its step, unless that or a later step is saved."""
         latest = self._checkpointer.latest
         if latest is None or latest.step < step:
-            with self._explained():
+            with self._explained(), _directories_first():
                 # Without force, orbax skips a save while another is under way.
                 self._checkpointer.save_async(step, _savable(state), force=True)
 
@@ -60,9 +62,14 @@ class Writer:
 
 
 def latest_step(directory: Path) -> int | None:
-    """The last step saved in a folder, or None."""
+    """The last step saved in a folder, or None.
+
+    Raises:
+      NotADirectoryError: the path is a file, or a link to nothing.
+      ValueError: the path has a backslash, or is not UTF-8.
+    """
     directory = _of_first(directory)
-    if not said_by_first("there" if directory.is_dir() else ""):
+    if not _is_there(directory):
         return None
     with _checkpointer(directory) as checkpointer:
         latest = checkpointer.latest
@@ -146,6 +153,41 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 def _checkpointer(directory: Path):
     keep = ocp.training.preservation_policies.LatestN(1)
     return ocp.training.Checkpointer(directory, preservation_policy=keep)
+
+
+def _is_there(directory: Path) -> bool:
+    """Whether the folder exists; what cannot be a folder is refused."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:  # tensorstore takes paths in UTF-8
+        raise ValueError(
+            f"the checkpoint folder {str(directory)!r} is not UTF-8 to this process; "
+            "rename it, or set PYTHONUTF8=1"
+        ) from error
+    if "\\" in str(directory):  # it would write to, and read from, another folder
+        raise ValueError(
+            f"the checkpoint folder {str(directory)!r} has a backslash, which "
+            "tensorstore takes as a slash; rename it"
+        )
+    kind = "folder" if directory.is_dir() else "other" * os.path.lexists(directory)
+    kind = said_by_first(kind)
+    if kind == "other":
+        raise NotADirectoryError(
+            f"{directory} is a file or a link to nothing; allowed: a folder, or a path "
+            "where nothing is"
+        )
+    return kind == "folder"
+
+
+def _directories_first() -> ocp.Context:
+    """Create the folders of a save before its threads start.
+
+    Created in the background, a folder that fails leaves threads behind that wait for
+    it, and the process does not end for 20 minutes.
+    """
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _of_first(directory: Path) -> Path:

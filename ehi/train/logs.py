@@ -19,7 +19,8 @@ class MetricLog:
     def __init__(
         self, path: Path, tensorboard: Path | None = None, *, writes: bool = True
     ):
-        self._path, self._writes = Path(path), writes
+        # A later change of the working directory must not move the log.
+        self._path, self._writes = Path(path).absolute(), writes
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = None
         if tensorboard is not None and writes:
@@ -56,12 +57,15 @@ class MetricLog:
 
     def seconds(self, run: str, phase: str) -> float:
         """Training time of a phase, summed over all sessions."""
-        return sum(row["seconds"] for row in self._rows(run, phase))
+        return sum(row.get("seconds", 0.0) for row in self._rows(run, phase))
 
     def examples_per_second(self, run: str, phase: str) -> float | None:
         """Queries per second of a phase; None if it has not run."""
         rows = self._rows(run, phase)
-        examples = sum(row["examples_per_second"] * row["seconds"] for row in rows)
+        examples = sum(
+            row.get("examples_per_second", 0.0) * row.get("seconds", 0.0)
+            for row in rows
+        )
         seconds = self.seconds(run, phase)
         return examples / seconds if seconds else None
 
@@ -70,10 +74,19 @@ class MetricLog:
         return [row for row in rows if (row["run"], row["phase"]) == (run, phase)]
 
     def _lines(self) -> list[tuple[str, dict]]:
-        """Lines and their objects, without a line that a killed run half wrote."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        """Lines of metrics and their objects, without torn, empty or foreign lines."""
+        if not self._path.exists():
+            return []
+        text = self._path.read_text(encoding="utf-8-sig", errors="replace")
         found = []
-        for line in lines:
+        for line in text.splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                found.append((line, json.loads(line)))
-        return [(line, row) for line, row in found if isinstance(row, dict)]
+                row = json.loads(line)
+                if isinstance(row, dict) and _is_metrics(row):
+                    found.append((line, row))
+        return found
+
+
+def _is_metrics(row: dict) -> bool:
+    named = isinstance(row.get("run"), str) and isinstance(row.get("phase"), str)
+    return named and isinstance(row.get("step"), int)

@@ -25,7 +25,7 @@ from ehi.parallel.mesh import (
 )
 from ehi.progress import Progress
 from ehi.train import checkpoint
-from ehi.train.batch import TrainingSet, make_batch
+from ehi.train.batch import TrainingSet, checked_seed, make_batch
 from ehi.train.logs import MetricLog
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
@@ -81,6 +81,7 @@ def run_phase(
       ValueError: the processes have different parameters or tables, or cannot share the
         batch.
     """
+    seed = checked_seed(seed)
     mesh, interval = make_mesh(), phase.mining_interval if mine is not None else 0
     _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
     train_step, state, sharding = make_phase_step(

@@ -3,8 +3,11 @@
 This file is the only one that states the default of an option of training.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+
+import numpy as np
 
 from ehi.model.joint import GROUPS
 
@@ -155,9 +158,9 @@ class Phase:
         for name, weight in self.losses.items():
             if name not in TERMS:
                 raise ValueError(f"unknown loss {name!r}; allowed: {', '.join(TERMS)}")
-            if not weight >= 0:
+            if not 0 <= weight < math.inf:
                 raise ValueError(
-                    f"the weight of loss {name!r} is {weight}; must be >= 0"
+                    f"the weight of loss {name!r} is {weight}; must be >= 0, and finite"
                 )
         for name in (*self.sources, *self.source_weights):
             if name not in SOURCES:
@@ -171,8 +174,10 @@ class Phase:
                 )
         for section in ("rates", "sources", "source_weights"):
             for name, value in getattr(self, section).items():
-                if not value >= 0:
-                    raise ValueError(f"{section}.{name} is {value}; must be at least 0")
+                if not 0 <= value < math.inf:
+                    raise ValueError(
+                        f"{section}.{name} is {value}; must be at least 0, and finite"
+                    )
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -181,6 +186,12 @@ class Phase:
                 )
 
     def _check_values(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type is int and not isinstance(value, int | np.integer):
+                raise ValueError(f"{item.name} is {value!r}; must be a whole number")
+            if item.type is float and not math.isfinite(value):
+                raise ValueError(f"{item.name} is {value!r}; must be finite")
         for least, names in LEAST.items():
             for name in names:
                 if not getattr(self, name) >= least:

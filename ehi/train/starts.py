@@ -4,6 +4,8 @@ Without training on top, this start *is* the separate pipeline.
 """
 
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from ehi.files import atomic_write_npz
 from ehi.model.joint import JointIndex
+from ehi.train.batch import checked_seed
 from ehi.train.kmeans import kmeans, kmeans_tree
 from ehi.train.opq import fit_opq, fit_pq
 
@@ -72,6 +75,7 @@ def fit_starts(
     Returns:
       the seconds that the fits took when they were made.
     """
+    seed = checked_seed(seed)
     key = jax.random.key(seed)
     targets, of_tree, seconds = documents, "", 0.0
     if model.router is not None and not random_tree:
@@ -149,11 +153,20 @@ def _fit_leaves(targets, m, k, rotated, key) -> dict:
 
 def _cached(path: Path, fit) -> tuple[dict, float]:
     """A fit and the seconds that it took, from disk if it was made before."""
-    if not path.exists():
+    arrays = _read(path)
+    if arrays is None:
         started = time.monotonic()
         arrays = fit()
         arrays["seconds"] = np.float64(time.monotonic() - started)
         atomic_write_npz(path, arrays)
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
     return arrays, float(arrays.pop("seconds"))
+
+
+def _read(path: Path) -> dict | None:
+    """The arrays of a cached fit; None if there is none, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+    return arrays if "seconds" in arrays else None
