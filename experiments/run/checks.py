@@ -180,7 +180,7 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
             if width % subspaces:
                 raise ValueError(
                     f"budget {budget.name!r} gives {subspaces} codes per document, "
-                    f"which do not divide the embedding's width {width}"
+                    f"which do not divide the width {width} of an embedding"
                 )
 
 
