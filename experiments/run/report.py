@@ -80,7 +80,8 @@ def _report(experiment: Experiment, console: Console) -> None:
     config, workdir = experiment.config, experiment.workdir
     order = {name: number for number, name in enumerate(SYSTEMS)}
     records = sorted(
-        read_records(workdir / "results.jsonl"), key=lambda r: order[r.system]
+        read_records(workdir / "results.jsonl"),
+        key=lambda r: order.get(r.system, len(order)),  # it may have been removed
     )
     values = aligned(read_run_values(workdir / "trec", records))
     comparisons = compare(records, values, separate_counterparts())
