@@ -24,7 +24,7 @@ from ehi.index.search.codes import decode
 from ehi.index.search.routing import route, rows_at_once
 from ehi.index.search.search import check_beam
 from ehi.index.search.ties import score_again
-from ehi.index.search.topk import EMPTY, drop_duplicates, pack, smallest, unpack
+from ehi.index.search.topk import drop_duplicates, keys_of, smallest, unpack
 
 _VALUES = 2**22  # of the largest temporary array of a search
 
@@ -260,14 +260,14 @@ class FaissIndex:
                 offsets = np.matmul(centroids, queries[:, :, None])[:, :, 0]
         wanted = (rerank or k) * source.spill
         scores, rows = self._search_leaves(rotated, wanted, leaves, offsets)
-        keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+        keys = keys_of(scores, rows)
         keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
         if rerank:
             rows = unpack(keys)[1]
             scores = score_again(
                 source.parameters, source.contents, queries, leaves, rows
             )
-            keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+            keys = keys_of(scores, rows)
         return smallest(keys, k)
 
     def _search_leaves(self, rotated, wanted, leaves, offsets):

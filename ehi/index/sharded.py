@@ -34,7 +34,7 @@ from ehi.index.search.search import (
     search,
 )
 from ehi.index.search.ties import score_again
-from ehi.index.search.topk import EMPTY, pack, unpack
+from ehi.index.search.topk import keys_of, unpack
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
 _START_SECONDS = 300  # for all shards to open
@@ -347,7 +347,7 @@ def merge_answers(answers, first_rows, k):
 def _best(columns, scores, k):
     """The k best columns of every array (N, c) by score, then by row."""
     rows = columns["rows"]
-    keys = np.where(rows < 0, EMPTY, pack(scores, np.maximum(rows, 0)))
+    keys = keys_of(scores, rows)
     order = np.argsort(keys, axis=1)[:, :k]
     best = {
         name: np.take_along_axis(values, order, axis=1)

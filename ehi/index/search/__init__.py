@@ -7,6 +7,7 @@ One query goes through these files, in this order:
     one_query.py    scores of one query in its leaves
     batch.py        scores of many queries that share leaves
     topk.py         the best scores, ties broken by the smaller number
+    ties.py         equal documents in the order of their rows, whatever the rounding
 
 codes.py decodes PQ codes and blas.py controls the threads and the memory of products.
 """

@@ -18,7 +18,7 @@ from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.one_query import search_by_query
 from ehi.index.search.routing import Routes, route, rows_at_once
 from ehi.index.search.ties import settle
-from ehi.index.search.topk import EMPTY, pack, smallest, unpack
+from ehi.index.search.topk import keys_of, smallest, unpack
 
 _RERANK_VALUES = 2**22  # of stored vectors that are read at once
 _ROUTED_QUERIES = 64  # per thread; a thread that routes fewer does not pay
@@ -199,7 +199,7 @@ def _search_part(request, queries, leaves):
     scores, rows = settle(request, queries, rotated, leaves, scores, rows)
     if request.rerank:
         scores = rerank_scores(request.contents, queries, rows, request.threads)
-        keys = np.where(rows < 0, EMPTY, pack(scores, rows))
+        keys = keys_of(scores, rows)
         scores, rows = unpack(smallest(keys, request.k))
     return Found(rows, scores, visited, nodes_scored, leaves)
 

@@ -56,8 +56,8 @@ def settle(request, queries, rotated, leaves, scores, rows):
         query, place = again.nonzero()
         chosen = rows[query, place]
         exact = _exact_scores(
-            request.parameters, request.contents, queries, rotated, leaves[query],
-            query, chosen,
+            request.parameters, request.contents, queries, rotated, leaves, query,
+            chosen,
         )  # fmt: skip
         run = np.cumsum(~near[query, place - 1] | (place == 0))  # of close scores
         order = np.lexsort((chosen, -exact, run))
@@ -86,7 +86,7 @@ def _all_from(request, query, rotated, leaves, floor):
     rows = np.unique(rows(kept) if callable(rows) else rows[kept]).astype(np.int64)
     queries = np.zeros(len(rows), np.int64)
     scores = _exact_scores(
-        request.parameters, request.contents, query, rotated, leaves[queries], queries,
+        request.parameters, request.contents, query, rotated, leaves, queries,
         rows,
     )  # fmt: skip
     order = np.lexsort((rows, -scores))
@@ -113,8 +113,7 @@ def score_again(parameters, contents, queries, leaves, rows):
         query, place = (rows[start : start + step] >= 0).nonzero()
         query += start
         scores[query, place] = _exact_scores(
-            parameters, contents, queries, rotated, leaves[query], query,
-            rows[query, place],
+            parameters, contents, queries, rotated, leaves, query, rows[query, place],
         )  # fmt: skip
     return scores
 
@@ -125,7 +124,7 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
     Args:
         parameters, contents: those of the index.
         queries, rotated: (N, D) float32, before and after the rotation.
-        leaves: (J, b) leaves whose copies count, padded with -1.
+        leaves: (N, b) leaves whose copies count, padded with -1.
         query: (J,) which of the queries.
         rows: (J,) which document.
 
@@ -137,7 +136,7 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
     asked = rotated if coded else queries
     step = max(1, _VALUES // parameters.width)
     for segment in contents.segments if leaves.size else ():
-        item, leaf, copy = _copies_of(segment, rows, leaves)
+        item, leaf, copy = _copies_of(segment, rows, query, leaves)
         for start in range(0, len(item), step):
             part = slice(start, start + step)
             which = query[item[part]]
@@ -152,8 +151,8 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
     return scores
 
 
-def _copies_of(segment, rows, leaves):
-    """Where a segment holds documents `rows` (J,) in `leaves` (J, b).
+def _copies_of(segment, rows, query, leaves):
+    """Where a segment holds documents `rows` (J,) in the leaves (N, b) of `query` (J,).
 
     Returns:
         item (c,) in 0 .. J - 1, leaf (c,) and copy (c,) of each copy found.
@@ -161,17 +160,22 @@ def _copies_of(segment, rows, leaves):
     offsets, leaf_rows = segment.leaf_offsets, segment.leaf_rows
     # Rows of other segments become numbers that are no row of this one.
     wanted = (rows - segment.first_row).astype(np.uint32)
-    distinct, visits = group_by(leaves.ravel())
+    if len(leaves) == 1:  # every item may be in every leaf
+        distinct, visits = leaves[0], [np.arange(len(rows))] * leaves.shape[1]
+    else:
+        distinct, visits = group_by(leaves[query].ravel())
+        visits = [visit // leaves.shape[1] for visit in visits]
     starts, stops = offsets[distinct].tolist(), offsets[distinct + 1].tolist()
     items, copies, counts = [], [], []
-    for visit, start, stop in zip(visits, starts, stops, strict=True):
-        item, copy = visit[:0], visit[:0]
-        if start < stop:  # not so for the padding of leaves, -1
-            here, item = leaf_rows[start:stop], visit // leaves.shape[1]
+    for item, start, stop in zip(visits, starts, stops, strict=True):
+        if start < stop:
+            here = leaf_rows[start:stop]
             place = here.searchsorted(wanted[item])  # rows ascend within a leaf
             np.minimum(place, len(here) - 1, out=place)
             hit = here[place] == wanted[item]
             item, copy = item[hit], place[hit] + start
+        else:  # an empty leaf, or the padding of leaves, -1
+            item = copy = item[:0]
         items.append(item)
         copies.append(copy)
         counts.append(len(item))

@@ -42,6 +42,11 @@ def unpack(keys):
     )
 
 
+def keys_of(scores, rows):
+    """Keys (...) of documents found, EMPTY where the row is -1."""
+    return np.where(rows < 0, EMPTY, pack(scores, rows))
+
+
 def smallest(keys, k):
     """The k smallest keys of each row in ascending order, padded with EMPTY."""
     if keys.shape[1] > k:
