@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # the libraries print a lot
     preemption.listen()
     try:
+        split = split_of(args.table, args.split)
         wanted = wanted_cells(args.table, args.systems, args.variants)
         results = results_folder(args.results)
         reproduce(
             args.dataset, wanted, args.seeds, args.workdir, results,
-            split=args.split, rerun=args.rerun,
+            split=split, rerun=args.rerun,
         )  # fmt: skip
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
@@ -98,7 +99,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--variants", nargs="+", help="run only these variants; '' is the default"
     )
     parser.add_argument(
-        "--split", default="test", help="split to evaluate: 'test', or 'dev' to choose"
+        "--split",
+        help="split to evaluate: 'test', or 'dev' to choose (default: that of the "
+        "tables)",
     )
     parser.add_argument(
         "--rerun", action="store_true",
@@ -134,6 +137,26 @@ def _seeds(text: str) -> range:
             f"{text!r} is neither a number of seeds nor from:to"
         )
     return seeds
+
+
+def split_of(tables, given: str | None) -> str:
+    """Return the split of tables: the given one, or that of their definition.
+
+    Raises:
+      ValueError: a table of choices would look at test, or the tables are of two
+        splits.
+    """
+    splits = {name: TABLES[name].split for name in tables}
+    chosen = [name for name, split in splits.items() if split == "dev"]
+    if chosen and given == "test":
+        raise ValueError(
+            f"{', '.join(chosen)} shows choices, which are made on dev: leave out "
+            "--split=test"
+        )
+    if given is None and len(set(splits.values())) > 1:
+        named = ", ".join(f"{name} on {split}" for name, split in splits.items())
+        raise ValueError(f"tables of one split at a time, not {named}")
+    return given or next(iter(splits.values()))
 
 
 def wanted_cells(tables, systems=None, variants=None) -> list[tuple[str, str, str]]:

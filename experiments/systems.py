@@ -37,7 +37,7 @@ class System:
     overrides: Mapping[str, object] = field(default_factory=dict)
     counterpart: str | None = None
     library: bool = False
-    recipe: int = 2
+    recipe: int = 4
 
 
 _SEPARATE = {
@@ -78,7 +78,6 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED | _FLAT,
         counterpart="opq",
-        recipe=3,
     ),
     "ehi-pq": System(
         "dense",
@@ -87,7 +86,6 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED,
         counterpart="kmeans-tree-opq",
-        recipe=3,
     ),
     # Published methods.
     "jpq": System(
@@ -102,7 +100,6 @@ SYSTEMS = {
             "leaves.frozen_codes": True,
         },
         counterpart="opq",
-        recipe=3,
     ),
     "poeem": System(
         "dense",
@@ -126,7 +123,6 @@ SYSTEMS = {
             "leaves.rotation": "fixed",
         },
         counterpart="kmeans-tree-opq",
-        recipe=3,
     ),
     "jtr": System(
         "dense",

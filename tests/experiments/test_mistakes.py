@@ -12,6 +12,7 @@ from topics import FIXTURES, tiny
 from ehi.data.datasets import open_dataset
 from ehi.eval.records import read_records
 from experiments import main, reproduce
+from experiments.configs import own
 from experiments.run import workdir
 
 CHEAP = {"systems": ("dense",), "budgets": ("flat",)}
@@ -124,7 +125,10 @@ def test_no_leaf_may_hold_a_document_that_queries_find_first(
     queries = np.eye(4, dtype=np.float32)[[2, 3]]
     inputs = SimpleNamespace(
         eval_rows=np.arange(2), eval_ids=["q", "r"], identical_ids=frozenset(),
-        dataset=SimpleNamespace(qrels={"test": {"q": {"a": 1}, "r": {"b": 1}}}),
+        dataset=SimpleNamespace(
+            query_ids=["q", "r"], qrels={"test": {"q": {"a": 1}, "r": {"b": 1}}}
+        ),
+        training=SimpleNamespace(pairs={"pseudo": (np.arange(2), np.arange(2))}),
     )  # fmt: skip
     points = visited_curve(
         tiny(corpus), SimpleNamespace(index=index), SimpleNamespace(queries=queries),
@@ -152,7 +156,10 @@ def test_committed_cells_are_not_run_again():
     """The command under a table makes what is missing in it, and nothing else."""
     results = Path(reproduce.__file__).parent / "results"
     for name in ("pydocs", "scifact"):
-        for record in read_records(results / f"{name}.jsonl"):
+        records = read_records(results / f"{name}.jsonl")
+        if all(record.recipe < own.get_config().recipe for record in records):
+            continue  # all are to be made again
+        for record in records:
             if not record.variant:
                 recipe = reproduce.get_system(record.system).recipe
                 assert record.recipe >= recipe, record.cell

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import signal
 
@@ -100,7 +101,8 @@ def test_a_line_a_cell_and_none_for_what_is_there(resumed, tmp_path, capsys):
     resumed(wanted)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("[4/4] topics seed 0 kmeans-tree visit-50: nDCG@10 0.")
-    assert line.endswith("% visited; 0 min left")
+    realised = r"% visited \(p95 [\d.]+%, most [\d.]+%, set on train\); 0 min left$"
+    assert re.search(realised, line)
     assert len(found(tmp_path / "results")) == 4
 
 
@@ -251,3 +253,22 @@ def test_sigterm_ends_with_the_code_that_says_try_again(monkeypatch, capsys):
         preemption._asked.clear()
     assert status == preemption.EXIT_CODE
     assert "what was complete is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tables", "given", "expected"),
+    [(["T1", "T3"], None, "test"), (["T4"], None, "dev"), (["T2"], "dev", "dev"),
+     (["T1", "T4"], "dev", "dev")],
+)  # fmt: skip
+def test_choices_are_made_on_dev(tables, given, expected):
+    assert reproduce.split_of(tables, given) == expected
+
+
+def test_choices_never_look_at_test(capsys):
+    arguments = ["--dataset=pydocs", "--workdir=unused"]
+    assert reproduce.main(["--table=T4", "--split=test", *arguments]) == 1
+    said = "error: T4 shows choices, which are made on dev: leave out --split=test\n"
+    assert capsys.readouterr().err == said
+    assert reproduce.main(["--table", "T1", "T4", *arguments]) == 1
+    said = "error: tables of one split at a time, not T1 on test, T4 on dev\n"
+    assert capsys.readouterr().err == said
