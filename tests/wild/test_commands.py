@@ -25,6 +25,7 @@ from ehi.data import download
 from ehi.eval.answers import describe_hits, format_hits
 from ehi.eval.records import write_records
 from ehi.index import build_index, open_index, save_index
+from ehi.model.pretrained import resolve
 from experiments import main, reproduce, search, tables
 from experiments.command import clean, user_path
 from experiments.configs import pydocs
@@ -341,7 +342,14 @@ search.load_query_encoder = stop
 sys.exit(search.main())
 """,
 }
+START["benchmark"] = f"""
+from experiments import benchmark
+def stop(*_): {INTERRUPT}
+benchmark.main = stop
+benchmark.command()
+"""
 ARGUMENTS = {
+    "benchmark": [],
     "main": ["--config=experiments/configs/pydocs.py", "--workdir=/no/such"],
     "encode": [
         "--config=experiments/configs/pydocs.py",
@@ -353,10 +361,7 @@ ARGUMENTS = {
 
 
 # Row 23; 128 + SIGINT is what a shell reports (POSIX, 2.8.2, and every shell).
-@pytest.mark.parametrize(
-    "command", [case(name, was=FAILED_BEFORE) for name in START if name != "search"]
-    + [case("search", was=FAILED_BEFORE)],
-)  # fmt: skip
+@pytest.mark.parametrize("command", [case(name, was=FAILED_BEFORE) for name in START])
 def test_ctrl_c_is_one_sentence_and_130(command, index_path):
     arguments = ARGUMENTS.get(command, [f"--index={index_path}", "words"])
     done = subprocess.run(
@@ -364,10 +369,10 @@ def test_ctrl_c_is_one_sentence_and_130(command, index_path):
         cwd=ROOT, capture_output=True, text=True, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
-    said = done.stderr.strip().splitlines()
-    assert said[-1:] == ([] if command == "search" else [said[0]])
-    if said:
-        assert said[0].startswith("interrupted; what is complete is kept")
+    said = done.stderr.strip()
+    assert "Traceback" not in said and said.count("\n") == 0
+    resumes = command in ("main", "encode", "reproduce")
+    assert said.startswith("interrupted; what is complete is kept" if resumes else "")
 
 
 # Configs
@@ -433,6 +438,24 @@ def in_the_checkout(monkeypatch):
 )
 def test_mistakes_in_a_config(override, said):
     assert said in refusal(f"--config.{override}")
+
+
+# The names that the hub allows (huggingface_hub.utils.validate_repo_id).
+@pytest.mark.parametrize(
+    "name",
+    [
+        case(" ", was=FAILED_BEFORE, id="blank"),
+        case("a\udcff", was=FAILED_BEFORE, id="surrogate"),
+        case("owner/model/x", was=PASSED_BEFORE, id="two slashes"),
+        case("https://huggingface.co/owner/model", was=PASSED_BEFORE, id="address"),
+        case("owner--model", was=FAILED_BEFORE, id="name of a cache folder"),
+    ],
+)
+def test_towers_that_are_no_hub_ids(tmp_path, name):
+    words = "neither a folder nor a hub id|no model folder"
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        resolve(name, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 FIELDS = sorted(pydocs.get_config().to_dict())
