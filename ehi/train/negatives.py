@@ -89,7 +89,7 @@ def mine_from_leaves(
 
 def _search(index, queries, k: int, beam: int, threads: int) -> np.ndarray:
     """Ids (n, k) for all queries, searched in parts so that progress is logged."""
-    step, ids = queries_at_once(index.parameters, beam, k * index.spill), []
+    step, ids = queries_at_once(index.parameters, beam, k), []
     with Progress("mine negatives", len(queries), "queries", bar=False) as progress:
         for start in range(0, max(len(queries), 1), step):
             part = queries[start : start + step]

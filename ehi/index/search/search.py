@@ -126,7 +126,7 @@ def search(
     request = Request(parameters, contents, mask, k, beam, min_prob, rerank, threads)
     step = 1
     if len(queries) > 1:
-        step = queries_at_once(parameters, beam, request.copies)
+        step = queries_at_once(parameters, beam, rerank or k)
     with one_blas_thread():
         parts = [
             _search_part(
@@ -142,17 +142,18 @@ def search(
     return Found(*map(np.concatenate, found), _joined(leaves))
 
 
-def queries_at_once(parameters, beam, copies):
+def queries_at_once(parameters, beam, k):
     """How many queries a search handles together.
 
-    Searches of so many queries each give the same bits as one search of all.
+    Searches of so many queries each give the same bits as one search of all queries.
 
     Args:
         parameters: those of the index.
         beam: leaves that a query visits.
-        copies: copies found for a query: its results times the leaves of a document.
+        k: results of each query, or candidates to re-rank.
     """
     routed = rows_at_once(parameters.routing_tree, beam)
+    copies = (k + 1) * parameters.spill  # see `Request`
     return min(routed, max(1, 2**22 // copies))
 
 
