@@ -5,7 +5,6 @@ with fewer rows. The full tables are in `experiments/results/README.md`.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -222,7 +221,7 @@ def fill_blocks(path: Path, blocks: Mapping[str, str]) -> None:
         each.
     """
     content = path.read_text(encoding="utf-8")
-    names = [name for name in blocks if _marker(name, "(begin|end)", content)]
+    names = [name for name in blocks if f"<!-- {name}:" in content]
     if not names:
         markers = " or ".join(f"<!-- {name}:begin -->" for name in blocks)
         raise ValueError(f"{path} has no line {markers}")
@@ -236,7 +235,3 @@ def fill_blocks(path: Path, blocks: Mapping[str, str]) -> None:
             )
         content = f"{before}{begin}\n{blocks[name]}\n{end}{after}"
     atomic_write(path, content.encode())
-
-
-def _marker(name: str, side: str, content: str) -> re.Match | None:
-    return re.search(f"<!-- {name}:{side} -->", content)
