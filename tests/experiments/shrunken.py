@@ -1,4 +1,4 @@
-"""Any config, of a size whose dry run takes seconds."""
+"""Shrinks any config, so that its dry run takes seconds."""
 
 import re
 
@@ -12,7 +12,7 @@ TOWER = SIZES | {"type_vocab_size": 2}
 
 
 def shrunk(c):
-    """The same config with a tiny tower and corpus, small batches and long codes."""
+    """Return the config with a tiny tower and corpus, small batches and long codes."""
     c.sizes = {"documents": 500, "train_queries": 300}
     c.tower.shape = dict(c.tower.shape) | SIZES if c.tower.shape else TOWER
     c.tower.dtype = "float32"  # compiles faster on a CPU
@@ -24,7 +24,7 @@ def shrunk(c):
     for phase in (c[name] for name in PHASES):
         phase.batch_size, phase.pool, phase.chunk = 8, 16, 4
         phase.buffer, phase.encoded = min(phase.buffer, 32), min(phase.encoded, 4)
-    # Whatever their number is: the tiny tower's output has only 64 bytes.
+    # One compression for all: the output of the tiny tower has only 64 bytes.
     budgets = [re.sub(r"\d+x$", "8x", budget) for budget in c.budgets]
     c.budgets = tuple(dict.fromkeys(budgets))
     return c

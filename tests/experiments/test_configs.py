@@ -1,4 +1,4 @@
-"""Every config file, with each of its arguments, and every system dry-runs."""
+"""Every config file with each of its arguments, and every system, dry-runs."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ COMPILED = {}  # outline of a step -> its report
 
 
 def outline(fields):
-    """Of a phase, what decides its program: not how large its numbers are."""
+    """Reduce a phase to what decides its program: numbers become whether they are 0."""
     if isinstance(fields, dict):
         return {name: outline(value) for name, value in fields.items()}
     return fields if isinstance(fields, str) else bool(fields)
@@ -42,7 +42,7 @@ def outline(fields):
 
 @pytest.fixture(autouse=True)
 def quick_compilation(monkeypatch):
-    """Each outline is compiled once: it never runs."""
+    """Compile each outline once; the result never runs."""
     compile_phase = dry_run_module.compile_phase
 
     def once(config, phase, model, sizes, *, run, name, speed):

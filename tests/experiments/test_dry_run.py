@@ -41,19 +41,19 @@ def test_reports_of_a_frozen_tower_and_what_is_shown(capsys):
     c.systems = ("kmeans-tree", "ehi-pq")
     c.budgets = ("visit-10", "visit-10-8x")
     reports = dry_run(c, flops_per_second=1e9)
-    # The parent first, and only once; nothing for the system that is not trained.
+    # The parent is first and only once; the system without training is missing.
     assert [(r.run, r.phase) for r in reports] == [
         ("dense", "dense"),
         ("ehi-pq-8x", "joint"),
     ]
     joint = reports[1]
-    # Train queries, two pseudo-queries, itself and two synthetic of each document.
+    # 300 train queries; for each document two pseudo-queries, itself, two synthetic.
     assert joint.shapes["teacher_queries"] == "float32[2800, 16]"
     assert joint.shapes["features_documents"] == "float32[500, 16]"
     assert joint.seconds == joint.steps * joint.flops / 1e9 > 0
     assert joint.peak >= joint.arguments > 4 * 2800 * 16
     assert 0 < joint.trained < joint.parameters
-    # Adam's two moments of what trains; in this tiny model little else is kept.
+    # Adam keeps two moments of every trained number, and little else here.
     assert 8 * joint.trained <= joint.parts["optimiser"] < 8.1 * joint.trained + 1000
     assert joint.parts["parameters"] == 4 * joint.parameters
     assert sum(joint.parts.values()) == joint.arguments
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused_after_it_is_shown(capsys, monkeypatch):
 
 
 class Tokens:
-    """What `make_batch` needs of a `TokenArray`."""
+    """The part of a `TokenArray` that `make_batch` uses."""
 
     def __len__(self):
         return 100

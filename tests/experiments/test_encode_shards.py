@@ -1,4 +1,4 @@
-"""A finished run encodes a corpus by shards, and their index is its own."""
+"""A finished run encodes a corpus in shards, which give the index of the run."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def by_document(index):
 
 
 def code_gaps(index, x, leaves, codes, others):
-    """|z - codeword|^2 of the other codes minus that of these (N, M), two a byte."""
+    """|z - codeword|^2 with the other codes minus with these codes (N, M)."""
     z = (x - index.leaf_centroids[leaves]) @ index.rotation
     z = z.reshape(len(x), len(index.codebooks), -1)  # (N, M, S)
     distances = []
@@ -63,7 +63,7 @@ def test_the_index_of_shards_is_that_of_the_run(finished, tmp_path, system):
     index = open_index(tmp_path / "index", verify=True)
     own = workdir / ("index" if system == "ehi-pq" else f"indexes/{system}")
     own = open_index(own)
-    # Parameters, identity, ids and what is shown are the same, to the last bit.
+    # Parameters, identity, ids and shown documents are equal to the last bit.
     assert index.encoder == own.encoder
     ours, theirs = index.parameter_arrays(), own.parameter_arrays()
     assert ours.keys() == theirs.keys()
@@ -71,7 +71,7 @@ def test_the_index_of_shards_is_that_of_the_run(finished, tmp_path, system):
     rows = np.arange(own.num_documents)
     assert (index.external_ids(rows) == own.external_ids(rows)).all()
     assert index.document(7) == own.document(7)
-    # Embeddings were rounded to float16: leaves and codes differ at near ties only.
+    # Shards keep float16 embeddings, so leaves and codes may differ at near ties.
     (leaves, stored), (own_leaves, own_stored) = by_document(index), by_document(own)
     same = leaves == own_leaves
     assert same.mean() > 0.98

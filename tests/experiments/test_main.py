@@ -1,4 +1,4 @@
-"""The main job, end to end, on a corpus and a tower small enough for seconds."""
+"""The main job, end to end, on a corpus and a tower that take seconds."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     for name in ("report.md", "visited.png", "bytes.png", "metrics.jsonl"):
         assert (tmp_path / name).stat().st_size
 
-    # Again: nothing is trained, nothing measured, the same table is shown.
+    # Again: nothing is trained or measured, and the same table is shown.
     from experiments.run import train
 
     before = (tmp_path / "results.jsonl").read_bytes()
@@ -58,7 +58,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     assert (tmp_path / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("ehi-pq") == shown.count("ehi-pq")
 
-    # Another corpus and split with what was trained, without training.
+    # Another split with the trained parameters, without training.
     other = tiny(corpus, split="train", budgets=("visit-50-8x",), systems=("ehi-pq",))
     main.run(other, tmp_path / "other", checkpoint=tmp_path)
     (record,) = read_records(tmp_path / "other" / "results.jsonl")
@@ -66,7 +66,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     assert record.budget_queries == "pseudo"  # neither train nor test
     assert record.beam == 8 and 0 <= record.min_prob < 1
 
-    # The same parameters, as many leaves for every query.
+    # The same parameters; every query visits the same number of leaves.
     other.tree.adaptive = False
     main.run(other, tmp_path / "fixed", checkpoint=tmp_path)
     (record,) = read_records(tmp_path / "fixed" / "results.jsonl")
@@ -78,7 +78,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(answer["hits"]) == 5
 
-    # Fewer systems are no other experiment; the last of them is the one served.
+    # With fewer systems it is the same experiment; `index` is that of the last one.
     main.run(tiny(corpus, systems=("dense", "kmeans-tree")), tmp_path)
     assert open_index(tmp_path / "index").encoder["run"] == "kmeans-tree"
     records = read_records(tmp_path / "results.jsonl")
@@ -99,7 +99,7 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, monkeypatch):
     dataset_text = json.loads((corpus / "queries.jsonl").read_text().splitlines()[row])
     encode = search.load_query_encoder(index)
     found = encode([dataset_text["text"]])[0]
-    gaps = []  # to what the tower at the end of `dense`, and that of `ehi-pq`, gives
+    gaps = []  # to the tower at the end of `dense`, and to that of `ehi-pq`
     for path in (tmp_path / "outputs").iterdir():
         with np.load(path) as kept:
             expected = apply_head(index.query_head, kept["queries"][row : row + 1])
@@ -171,7 +171,7 @@ def test_a_workdir_of_another_experiment_is_refused_and_kept(corpus, tmp_path):
     with pytest.raises(ValueError, match="another experiment.* joint, seed"):
         workdir.claim(tiny(corpus, seed=3, **{"joint.steps": 7}), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
-    # A subset of the systems is no other experiment.
+    # With a subset of the systems it is the same experiment.
     workdir.claim(tiny(corpus, systems=("dense",)), tmp_path)
 
 

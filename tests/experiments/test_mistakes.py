@@ -1,4 +1,4 @@
-"""What was made of other files, and small or damaged ones: refused, or it works."""
+"""Workdirs of other files, and small or damaged inputs: they work, or are refused."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def finished(corpus, tmp_path_factory):
 
 
 def some_documents(corpus, folder, num):
-    """The first documents of the corpus, and every query that asks for them."""
+    """Return the first documents of the corpus, and the queries that ask for them."""
     shutil.copytree(corpus, folder)
     lines = (corpus / "corpus.jsonl").read_text().splitlines(keepends=True)[:num]
     (folder / "corpus.jsonl").write_text("".join(lines))
@@ -82,7 +82,7 @@ def test_a_damaged_config_is_named(corpus, tmp_path, text):
 
 
 def test_a_few_documents_get_codes_of_few_codewords(corpus, tmp_path, capsys):
-    """Also where the best leaf of every query is empty, perhaps."""
+    """Even if the best leaf of every query may be empty."""
     few = some_documents(corpus, tmp_path / "few", 40)
     config = tiny(
         few,
@@ -153,7 +153,7 @@ def test_results_of_another_corpus_and_unlabelled_ones_are_refused(corpus, tmp_p
 
 
 def test_committed_cells_are_not_run_again():
-    """The command under a table makes what is missing in it, and nothing else."""
+    """The command under a table runs only the cells that it lacks."""
     results = Path(reproduce.__file__).parent / "results"
     for name in ("pydocs", "scifact"):
         records = read_records(results / f"{name}.jsonl")

@@ -61,7 +61,7 @@ def test_every_cell_is_a_known_system_at_a_known_budget(table):
     assert found and len(set(found)) == len(found)
     for system, _, budget in found:
         assert system in SYSTEMS
-        # A tree may be searched whole, but nothing without codes is compressed.
+        # A tree may be searched whole, but a system without codes is not compressed.
         assert Budget.parse(budget).compression is None or SYSTEMS[system].pq
     for row in rows_of(table):
         if row.kind == "separate":
@@ -89,7 +89,7 @@ def test_joint_rows_are_tested_against_the_best_separate_row_of_their_budget(
             ("faiss-ivf", "", "visit-5"): (0.3, 0.3, 0.3),
             ("kmeans-tree", "", "visit-10"): (0.5, 0.5, 0.5),
             ("faiss-ivf", "", "visit-10"): (0.6, 0.6, 0.6),
-            # A control is better than either and is not taken for a separate row.
+            # A control is better than both, but is not a separate row.
             ("faiss-ivf", "on-ehi", "visit-10"): (0.9, 0.9, 0.9),
             ("ehi", "", "visit-5"): (0.6, 0.7, 0.5),
             ("ehi", "", "visit-10"): (0.4, 0.4, 0.4),
@@ -102,7 +102,7 @@ def test_joint_rows_are_tested_against_the_best_separate_row_of_their_budget(
         "Best separate row: kmeans-tree at visit-5, faiss-ivf at visit-10."
     )
     found = shown(details)
-    # All 12 queries differ one way: p = 2 / 2^12, times the 4 tests of the table.
+    # All 12 queries have the same sign: p = 2 / 2^12, times 4 tests of the table.
     p = 4 * 2 / 2**12
     assert found["ehi", "visit-5"] == {
         "system": "ehi",
@@ -148,7 +148,7 @@ def test_loss_is_relative_to_exact_search_and_paired_by_seed(make_results):
         }
     )
     found = shown(fill(TABLES["T2"], results).tables[-1])
-    # 20% and 10%; the third seed has nothing to be paired with.
+    # 20% and 10%; the third seed has no pair.
     assert found["opq", "flat-64x"]["loss %"] == "15.0 ± 7.1"
     assert found["opq", "flat-64x"]["p of loss"] == f"{3 * 2 / 2**12:.3f}"
     assert found["joint-pq", "flat-64x"]["loss %"] == "0.0 ± 0.0"

@@ -60,7 +60,7 @@ def plan(tmp_path, monkeypatch, capsys):
 def test_every_cell_by_its_formula(plan):
     rows, lines = plan(FILES)
     assert rows["documents"] == ["1M", "10M", "100M", "1B"]
-    # 100 examples a second on each of the two devices; one trains.
+    # 100 examples/s on each of the two measured devices; one device trains.
     assert rows["training"][0] == "2.78 h (extrapolated)"
     assert rows["encoding"][0] == "17.8 h (extrapolated)"  # 128e6 / 2000 seconds
     assert rows["building"][:2] == ["10 s (extrapolated)", "1.67 min (measured)"]

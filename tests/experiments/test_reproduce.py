@@ -1,4 +1,4 @@
-"""The records of a table, from nothing: added cell by cell, resumed, shared."""
+"""The records of a table: added cell by cell, resumed, shared."""
 
 import argparse
 import json
@@ -51,14 +51,14 @@ def run(corpus, tmp_path, monkeypatch):
 
 @pytest.fixture
 def resumed(finished, tmp_path, run):
-    """`run`, where all of CELLS have been run already."""
+    """The fixture `run`, after all of CELLS have been run."""
     for part in ("runs", "results"):
         shutil.copytree(finished / part, tmp_path / part)
     return run
 
 
 def tiny_config(dataset, variant, seed, split):
-    """What `config_for` returns, in a size that trains in seconds."""
+    """Return the config of `config_for`, small enough to train in seconds."""
     return apply_variant(tiny(dataset, seed=seed, split=split), variant)
 
 

@@ -36,7 +36,7 @@ def run(index_path, monkeypatch, capsys):
     """run(*arguments, stdin='') -> status, stdout, stderr; the encoder is a fake"""
 
     def fake_encoder(index, tower=None):
-        # The first words decide the direction, the number of texts the rows.
+        # The length of a text decides the direction of its embedding.
         return lambda texts: np.array(
             [[len(t), 1, -1, 0] for t in texts], dtype=np.float32
         )
@@ -145,7 +145,7 @@ def test_default_search_is_stored_or_an_eighth_of_the_leaves(index_path):
 
     assert default(tree) == {"beam": 2, "min_prob": 0.0}
     assert default(None) == {"beam": 1, "min_prob": 0.0}
-    # A flat index keeps the identity of its config, whose tree it does not have.
+    # A flat index may store the default beam of a config with a tree.
     assert default(None, encoder={"default_beam": 9})["beam"] == 1
     stored = {"default_beam": 16, "default_min_prob": 0.25}
     assert default(tree, encoder=stored) == {"beam": 16, "min_prob": 0.25}
@@ -179,7 +179,7 @@ def test_tower_that_is_not_here_is_fetched(index_path, tmp_path, monkeypatch):
     identity = {"tower": "no/such-tower", "query_length": 8}
     index = build_index(vectors, range(32), tree=None, encoder=identity)
     assert search.load_query_encoder(index)(["a b c"]).shape == (1, 32)
-    # The one that is here is not fetched.
+    # A tower that is here is not fetched.
     search.load_query_encoder(index, tower=FIXTURES / "bert_tiny")
     assert asked == ["no/such-tower"]
 

@@ -1,4 +1,4 @@
-"""Every system and every variant is a config of the same modules and runs."""
+"""Every system and every variant is a valid config, and every system trains."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TRAINED = [name for name, system in SYSTEMS.items() if system.phases]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Where `dense` is trained once for all."""
+    """The workdir of all systems: `dense` trains once."""
     return tmp_path_factory.mktemp("systems")
 
 

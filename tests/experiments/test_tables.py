@@ -53,7 +53,7 @@ def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     assert "\nold\n" not in text
-    # 8 of 20 queries differ, all one way, in the one test of the table: p = 2 / 2^8.
+    # 8 of 20 queries differ, with one sign, in the only test: p = 2 / 2^8.
     none = "| not run | not run | not run |"
     assert f"| kmeans-tree {none} *0.200* {none}" in text
     assert f"| ehi {none} **0.600**† {none}" in text
@@ -114,7 +114,7 @@ def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_recor
             f"-m experiments.reproduce --table=T1 --dataset={argument} --seeds=3 "
             "--workdir=DIR`.\n"
         )
-    # No row of T2 was run: there is nothing to draw.
+    # No row of T2 was run, so there is no figure.
     assert not (tmp_path / "own" / "T2.png").exists()
 
 
