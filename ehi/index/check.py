@@ -69,7 +69,7 @@ def check_same_encoder(expected, got):
 
     Without any common entry nothing could be compared, so that is refused too.
     """
-    check_json("encoder", got)
+    got = check_json("encoder", got)
     if not expected.keys() & got.keys():
         raise ValueError(
             f"an encoder with the entries {sorted(got)} cannot be compared with that "

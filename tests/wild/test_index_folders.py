@@ -310,8 +310,9 @@ def test_what_is_not_json_is_refused(tmp_path, value):
 def test_a_config_reads_the_same_before_and_after_saving(tmp_path):
     """FAILED: numbers as keys and tuples were strings and lists in the file only."""
     config = {"sizes": (1, 2), "by": {3: "x"}}
-    index = build_index(X, range(NUM), tree=TREE, config=config)
+    index = build_index(X, range(NUM), tree=TREE, config=config, encoder=config)
     save_index(index, tmp_path / "index")
+    index.add(X[:1] + 1, [100], encoder=config)  # the same encoder
     read = {"sizes": [1, 2], "by": {"3": "x"}}
     assert index.config == open_index(tmp_path / "index").config == read
 
