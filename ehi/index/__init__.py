@@ -6,7 +6,7 @@ The files, step by step:
 
     hold     parameters, contents, errors; check refuses what does not fit
     build    build; stream/ from shards larger than memory
-    keep     store, folder, commit, compact
+    keep     store, folder, commit
     search   search/
     change   updates
     texts    text/: tokens, transformer and head, without JAX

@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass
 
 from ehi.index import build, store, updates
-from ehi.index.contents import Contents
+from ehi.index.contents import Contents, Documents
 from ehi.index.errors import IndexCorruptError
 from ehi.index.parameters import Parameters, tree_shape
 from ehi.index.search import search
@@ -131,7 +131,17 @@ def save_index(index, path, documents=None):
     >>> open_index(path).document(1)
     {'title': 'b'}
     """
-    if store.write_index(path, index.parameters, index.contents, documents):
+    contents = index.contents
+    arrays, texts = updates.merged_arrays(contents), updates.merged_texts(contents)
+    if documents is not None:
+        documents = list(documents)
+        if len(documents) != contents.num_documents:
+            raise ValueError(
+                f"{len(documents)} documents to show for an index of "
+                f"{contents.num_documents}"
+            )
+        texts = {"documents": [Documents.of(documents).text]}
+    if store.write_index(path, index.parameters, contents, arrays, texts):
         index.refresh()
 
 
@@ -312,7 +322,7 @@ class Index:
         """Merges all segments into one and drops deleted documents.
 
         Results stay the same, but for scores that differ by rounding. Rows get new
-        numbers. Memory: see `ehi.index.compact`.
+        numbers. Memory: see `ehi.index.updates.merged_arrays`.
 
         Raises:
             IndexLockedError, OSError: as in `add`.

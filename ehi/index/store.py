@@ -11,7 +11,6 @@ import numpy as np
 
 from ehi.index.check import check_count
 from ehi.index.commit import replace_files, write_folder
-from ehi.index.compact import merged_arrays, merged_text
 from ehi.index.contents import SEGMENT_ARRAYS, Contents, Documents, Segment, StringIds
 from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import open_folder
@@ -27,22 +26,18 @@ from ehi.index.parameters import (
 _OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
 
 
-def write_index(path, parameters, contents, documents=None):
+def write_index(path, parameters, contents, arrays, texts):
     """Writes an index folder: see `save_index`.
+
+    Args:
+        path: the folder.
+        parameters, contents: of the index.
+        arrays, texts: the contents as one segment, of `ehi.index.updates`.
 
     Returns:
         Whether it is the folder that the contents came from.
     """
-    texts = _texts(contents)
-    if documents is not None:
-        documents = list(documents)
-        if len(documents) != contents.num_documents:
-            raise ValueError(
-                f"{len(documents)} documents to show for an index of "
-                f"{contents.num_documents}"
-            )
-        texts = {"documents": [Documents.of(documents).text]}
-    arrays = {**parameters.arrays(), **merged_arrays(contents)}
+    arrays = {**parameters.arrays(), **arrays}
     header = manifest_header(parameters, [("", contents.num_documents)])
     own = contents.folder
     if own is not None and not (Path(path).exists() and own.path.samefile(path)):
@@ -114,8 +109,11 @@ def write_update(parameters, contents):
     return _read_back(parameters, contents)
 
 
-def write_compacted(parameters, contents):
+def write_compacted(parameters, contents, arrays, texts):
     """Stores contents as one segment; the caller holds the writer's lock.
+
+    Args:
+        parameters, contents, arrays, texts: as of `write_index`.
 
     Returns:
         The Contents as read back.
@@ -123,7 +121,7 @@ def write_compacted(parameters, contents):
     folder = contents.folder
     keep = [name for name in folder.files if not _is_content(name)]
     header = manifest_header(parameters, [("", contents.num_documents)])
-    replace_files(folder, header, merged_arrays(contents), _texts(contents), keep)
+    replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
 
 
@@ -185,11 +183,6 @@ def _take_tree(name, header, arrays):
         if f"{name}.{key}" in arrays:
             tree[key] = arrays.pop(f"{name}.{key}")
     return tree
-
-
-def _texts(contents):
-    text = merged_text(contents)
-    return {} if text is None else {"documents": text}
 
 
 def _read_back(parameters, contents):

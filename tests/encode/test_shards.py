@@ -202,4 +202,4 @@ def test_embeddings_that_are_not_finite_fail_their_shard(tmp_path):
     encode.params[0]["head/projection"] = encode.params[0]["head/projection"] * np.nan
     job = make_job(tmp_path, encode)
     failed = encode_shards(job, [0], retries=0)
-    assert "embeddings as float16" in failed[0]
+    assert "embeddings hold NaN or infinity" in failed[0]
