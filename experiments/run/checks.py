@@ -47,25 +47,47 @@ def check_config(config) -> None:
             f"tree.branching is {config.tree.branching}; must be at least 2, or 0 to "
             "choose it by the number of documents"
         )
+    _check_choices(config)
+    _check_numbers(config)
+    if config.tower.trainable != "head":
+        _check_trained_tower(config)
+        return
+    for name in ("dense", "joint"):
+        if config[name].encoded:
+            raise ValueError(
+                f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
+                "(tower.trainable='head'): all rows are cached; set it to 0"
+            )
+
+
+def _check_choices(config) -> None:
     _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
     _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
     _choice("tree.kind", config.tree.kind, tuple(KINDS))
     _choice("tree.start", config.tree.start, ("kmeans", "random"))
+    _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
+    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
+    for kind in config.pseudo.kinds:
+        _choice("pseudo.kinds", kind, PSEUDO_KINDS)
     parent = get_system(config.library_parent)
     if parent.pq or parent.library:
         raise ValueError(
             f"library_parent is {config.library_parent!r}; must be a system with raw "
             "embeddings, such as 'dense' or 'ehi'"
         )
-    _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
-    _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
+    if not re.fullmatch(r"[\w.-]*", config.variant) or config.variant[:1] == ".":
+        raise ValueError(
+            f"variant is {config.variant!r}; it names files, so only letters, digits, "
+            "'-', '_' and '.' are allowed, and no '.' in front"
+        )
+
+
+def _check_numbers(config) -> None:
     for name, least in LEAST.items():
         section, field = name.split(".")
         value = config[section][field]
         if value < least:
             raise ValueError(f"{name} is {value}; must be at least {least}")
-    for kind in config.pseudo.kinds:
-        _choice("pseudo.kinds", kind, PSEUDO_KINDS)
     for name in ("seed", "corpus_of_steps"):
         if config[name] < 0:
             raise ValueError(f"{name} is {config[name]}; must be at least 0")
@@ -79,20 +101,6 @@ def check_config(config) -> None:
         raise ValueError(
             f"dev_fraction is {config.dev_fraction}; must be between 0 and 1"
         )
-    if not re.fullmatch(r"[\w.-]*", config.variant) or config.variant[:1] == ".":
-        raise ValueError(
-            f"variant is {config.variant!r}; it names files, so only letters, digits, "
-            "'-', '_' and '.' are allowed"
-        )
-    if config.tower.trainable != "head":
-        _check_trained_tower(config)
-        return
-    for name in ("dense", "joint"):
-        if config[name].encoded:
-            raise ValueError(
-                f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
-                "(tower.trainable='head'): all rows are cached; set it to 0"
-            )
 
 
 def check_lengths(config, pretrained) -> None:
