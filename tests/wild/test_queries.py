@@ -91,6 +91,18 @@ def test_equal_documents_come_in_row_order(kind, tmp_path):
         np.testing.assert_allclose(batch.scores, scores, atol=2e-6, rtol=1e-5)
 
 
+def test_a_shard_without_any_document_that_may_be_found(tmp_path):  # passed
+    index = build_index(with_copies(NUM)[0], range(NUM), tree=TREE)
+    save_index(index, tmp_path / "index")
+    folders = split_index(tmp_path / "index", tmp_path, 3)
+    parts = [open_index(folder) for folder in folders]
+    for allow in (range(200), [], [599]):
+        found = in_shards(parts, 7, beam=LEAVES, allow=allow)
+        hits = index.search(QUERIES, 7, beam=LEAVES, allow=allow)
+        assert (found["rows"] == hits.rows).all()
+        assert (found["visited"] == hits.visited).all()
+
+
 def test_equal_documents_of_all_segments_come_in_row_order():
     """Failed before. Copies were added later, and some of them deleted."""
     x, which = with_copies(NUM, seed=1)

@@ -135,7 +135,7 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
     coded, centroids = parameters.codebooks is not None, parameters.leaf_centroids
     asked = rotated if coded else queries
     step = max(1, _VALUES // parameters.width)
-    for segment in contents.segments if leaves.size else ():
+    for segment in contents.segments if len(rows) else ():
         item, leaf, copy = _copies_of(segment, rows, query, leaves)
         for start in range(0, len(item), step):
             part = slice(start, start + step)
