@@ -7,6 +7,7 @@ from flax import nnx
 from ehi.model.head import Head
 from ehi.model.pq import ProductQuantiser
 from ehi.model.rotation import make_rotation
+from ehi.model.score import check_score
 from ehi.model.sinkhorn import balanced_codes
 from ehi.model.tower import Tower
 from ehi.model.tree import assign, make_router
@@ -52,6 +53,8 @@ class JointIndex(nnx.Module):
         has centroids of its leaves (`Router.centroids`) shares them.
       frozen_codes: whether documents keep their first codes; see `ProductQuantiser`.
       codeword_gradient: whether ranking losses reach the codewords.
+      score: of quantised documents, one of `ehi.model.score.SCORES`; 'ip' for raw
+        leaves, whose vectors are exact.
     """
 
     def __init__(
@@ -70,10 +73,13 @@ class JointIndex(nnx.Module):
         residual: bool = False,
         frozen_codes: bool = False,
         codeword_gradient: bool = True,
+        score: str = "ip",
         rngs: nnx.Rngs,
     ):
+        _check_score(score, num_subspaces)
         _check_residual(residual, tree, num_subspaces)
         self.residual, self.codeword_gradient = residual, codeword_gradient
+        self.score = score
         self.tower, self.query_tower = tower, query_tower
         self.head = Head(tower_width, width, hidden=head_hidden, rngs=rngs)
         self.query_head = (
@@ -201,6 +207,15 @@ def _check_residual(residual: bool, tree: dict | None, num_subspaces: int) -> No
         raise ValueError("residual codes need a tree: residual=True but tree=None")
     if residual and not num_subspaces:
         raise ValueError("residual=True needs PQ leaves, but num_subspaces=0")
+
+
+def _check_score(score: str, num_subspaces: int) -> None:
+    check_score(score)
+    if score != "ip" and not num_subspaces:
+        raise ValueError(
+            f"score={score!r} needs PQ leaves, but num_subspaces=0: raw vectors are "
+            "exact, so their score is 'ip'"
+        )
 
 
 def _features(tower, inputs, chunk: int) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ehi.model.joint import JointIndex
+from ehi.model.score import score_quantised
 from ehi.model.tree import assign
 from ehi.train import losses, tree_losses
 from ehi.train.phase import (
@@ -64,7 +65,8 @@ def objective(
         leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
     if any(name in weights for name in POOL_LEAF_TERMS):
         quantised = model.quantise(d, log_pd, phase.balanced_codes)
-        terms |= code_terms(weights, phase, batch, q, d, quantised, teacher)
+        scores = score_quantised(q, quantised[0], d, model.score)  # (N, C)
+        terms |= code_terms(weights, phase, batch, scores, d, quantised, teacher)
         _, z, _, _, codes = quantised
     if "lambda_rank" in weights:
         terms["lambda_rank"] = lambda_rank_term(
@@ -162,11 +164,11 @@ def leaf_terms(weights, phase: Phase, log_pq, log_pd, teacher) -> dict:
     return terms
 
 
-def code_terms(weights, phase: Phase, batch, q, d, quantised, teacher) -> dict:
-    """Terms of the quantised pool; `quantised` is from `JointIndex.quantise`."""
-    d_hat, z, z_hat, d_plain, _ = quantised
+def code_terms(weights, phase: Phase, batch, scores, d, quantised, teacher) -> dict:
+    """Terms of the quantised pool: its scores (N, C), and what `quantise` returned."""
+    _, z, z_hat, d_plain, _ = quantised
     names = ("quantised", "distill")
-    terms = _ranking_terms(weights, phase, batch, q @ d_hat.T, names, teacher)
+    terms = _ranking_terms(weights, phase, batch, scores, names, teacher)
     # Reported whatever its weight: it shows whether the codewords still fit.
     terms["codebook"] = losses.codebook_distortion(z, z_hat)
     if "commitment" in weights:
@@ -181,12 +183,17 @@ def lambda_rank_term(phase: Phase, batch, model: JointIndex, q, codes, mesh=None
 
     The negatives are the first `top_k` documents of the index as it is at this step.
     Positives that are not among them are appended with a rank beyond the cut.
+
+    Raises:
+      ValueError: the model's score is 'corrected'. The table holds codes and no
+        embeddings, and another score here would not train what the index ranks by.
     """
     rotation = None if model.rotation is None else model.rotation.matrix()  # (D, D)
     q = q if rotation is None else q @ rotation
     codebooks = model.quantiser.codebooks[...]  # (M, K, S)
     top_k = min(phase.top_k, len(codes))
-    _, found = search_codes(q, codebooks, codes, k=top_k, mesh=mesh)  # (N, k)
+    how = {"score": model.score}
+    _, found = search_codes(q, codebooks, codes, k=top_k, mesh=mesh, **how)  # (N, k)
     known = batch["positives"]  # (N, A), padded with -1
     # A positive that was retrieved is in `found` already.
     twice = (known[:, :, None] == found[:, None]).any(-1)  # (N, A)
@@ -196,7 +203,8 @@ def lambda_rank_term(phase: Phase, batch, model: JointIndex, q, codes, mesh=None
     ranks = jnp.broadcast_to(1 + jnp.arange(rows.shape[1]), rows.shape)
     beyond = phase.lambda_cut + top_k + 1
     ranks = jnp.where(jnp.arange(rows.shape[1]) < top_k, ranks, beyond)
-    scores = score_rows(q, codebooks, codes, rows) / phase.temperature  # (N, k + A)
+    scores = score_rows(q, codebooks, codes, rows, **how)  # (N, k + A)
+    scores = scores / phase.temperature
     return losses.lambda_rank(
         scores, ranks, relevant, where,
         cut=phase.lambda_cut, weights=batch["weights"],

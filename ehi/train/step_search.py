@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ehi.model.pq import decode
+from ehi.model.score import score_products
 
 # The ranking must equal that of the NumPy search, so no products in TF32 or bfloat16.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -23,12 +24,16 @@ def search_codes(
     codes: jax.Array,
     *,
     k: int,
+    score: str = "ip",
     chunk: int = 65536,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     r"""The k best documents of the whole code table under the current codebooks.
 
-    .. math:: s_{nd} = \sum_m \langle q_{nm}, c_{m, code_{dm}} \rangle
+    .. math:: p_{nd} = \sum_m \langle q_{nm}, c_{m, code_{dm}} \rangle
+
+    are the products with the reconstructions. `ehi.model.score` makes scores of them,
+    with the squared lengths of the decoded rows.
 
     The search is exhaustive and has no gradient. For each chunk of documents it
     decodes, takes one product with all queries, and joins the chunk's best k to the
@@ -57,6 +62,7 @@ def search_codes(
       codebooks: (M, K, S).
       codes: (documents, M) uint8, or another integer type.
       k: documents wanted, at most all.
+      score: 'ip', 'l2' or 'cosine'.
       chunk: documents decoded at a time.
       mesh: with an axis 'data'; each of its devices searches a part of the table.
 
@@ -65,7 +71,8 @@ def search_codes(
       smaller row comes first, as in `ehi.index`.
 
     Raises:
-      ValueError: k is not in 1 ... documents, chunk is below 1, or shapes do not fit.
+      ValueError: k is not in 1 ... documents, chunk is below 1, shapes do not fit, or
+        the score needs more than codes.
 
     References:
       JPQ: Zhan et al. 2021, arXiv 2108.00644 (end-to-end negatives).
@@ -78,16 +85,18 @@ def search_codes(
         raise ValueError(f"chunk={chunk}; must be >= 1")
     q, codebooks, codes = jax.lax.stop_gradient((_float(q), _float(codebooks), codes))
     if mesh is not None and mesh.shape["data"] > 1:
-        return _search_parts(q, codebooks, codes, k, chunk, mesh)
-    return _search(q, codebooks, codes, k, chunk, documents)
+        return _search_parts(q, codebooks, codes, k, score, chunk, mesh)
+    return _search(q, codebooks, codes, k, score, chunk, documents)
 
 
-def _search(q, codebooks, codes, k: int, chunk: int, documents):
+def _search(q, codebooks, codes, k: int, score: str, chunk: int, documents):
     """The k best of the first `documents` rows: the loop of `search_codes`."""
     n, chunk = len(q), min(chunk, len(codes))
 
     def join(best, first):
-        start, scores = _score_chunk(q, codebooks, codes, first, chunk, documents)
+        start, scores = _score_chunk(
+            q, codebooks, codes, first, score, chunk, documents
+        )
         scores, at = jax.lax.top_k(scores, min(k, chunk))
         # Of equal scores top_k takes the earlier one, so the best so far, which have
         # smaller rows, come first.
@@ -101,7 +110,7 @@ def _search(q, codebooks, codes, k: int, chunk: int, documents):
     return jax.lax.scan(join, nothing, starts)[0]
 
 
-def _search_parts(q, codebooks, codes, k: int, chunk: int, mesh):
+def _search_parts(q, codebooks, codes, k: int, score: str, chunk: int, mesh):
     """The k best: `_search` of an equal part of the rows on every device, joined."""
     documents, parts = len(codes), mesh.shape["data"]
     share = -(-documents // parts)  # rows of a part
@@ -120,7 +129,7 @@ def _search_parts(q, codebooks, codes, k: int, chunk: int, mesh):
     def search(q, codebooks, part):
         before = share * jax.lax.axis_index("data")
         here = jnp.clip(documents - before, 0, share)  # rows that are not empty
-        scores, rows = _search(q, codebooks, part, min(k, share), chunk, here)
+        scores, rows = _search(q, codebooks, part, min(k, share), score, chunk, here)
         # The parts are in order, so of equal scores the smaller row comes first.
         scores, rows = (
             jax.lax.all_gather(x, "data", axis=1, tiled=True)  # (N, d k)
@@ -133,39 +142,51 @@ def _search_parts(q, codebooks, codes, k: int, chunk: int, mesh):
 
 
 def score_rows(
-    q: jax.Array, codebooks: jax.Array, codes: jax.Array, rows: jax.Array
+    q: jax.Array,
+    codebooks: jax.Array,
+    codes: jax.Array,
+    rows: jax.Array,
+    *,
+    score: str = "ip",
 ) -> jax.Array:
     r"""Scores of given documents, with a gradient to the queries and the codebooks.
 
-    .. math:: s_{nc} = \sum_m t_{n m, code_{r m}}, \quad
+    .. math:: p_{nc} = \sum_m t_{n m, code_{r m}}, \quad
       t_{nmk} = \langle q_{nm}, c_{mk} \rangle, \quad r = rows_{nc}
 
-    The look-up table takes 4 N M K bytes, the terms from it 4 N C M.
+    are the products, of which `ehi.model.score` makes scores; squared lengths are sums
+    of a table (M, K) in the same way. The look-up table takes 4 N M K bytes, the terms
+    from it 4 N C M.
 
     Args:
       q: rotated queries (N, D).
       codebooks: (M, K, S).
       codes: (documents, M), an integer type.
       rows: (N, C) int; -1 (no document) scores as row 0, which the caller masks.
+      score: 'ip', 'l2' or 'cosine'.
 
     Returns:
       scores (N, C) float32.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or the score needs more than codes.
     """
     _check_shapes(q, codebooks, codes)
     m, k, s = codebooks.shape
     n, c = rows.shape
     parts = _float(q).reshape(n, m, s)
-    table = jnp.einsum("nms,mks->nmk", parts, _float(codebooks), precision=_EXACT)
+    codebooks = _float(codebooks)
+    table = jnp.einsum("nms,mks->nmk", parts, codebooks, precision=_EXACT)
     chosen = codes[jnp.maximum(rows, 0)].astype(jnp.int32)  # (N, C, M)
-    at = (chosen + k * jnp.arange(m)).reshape(n, c * m)
-    terms = jnp.take_along_axis(table.reshape(n, m * k), at, 1)  # (N, C M)
-    return terms.reshape(n, c, m).sum(-1)
+    at = chosen + k * jnp.arange(m)
+    terms = table.reshape(n, m * k)
+    terms = jnp.take_along_axis(terms, at.reshape(n, c * m), 1)  # (N, C M)
+    norms = jnp.sum(codebooks**2, -1).reshape(m * k)
+    products, squares = terms.reshape(n, c, m).sum(-1), norms[at].sum(-1)  # (N, C)
+    return score_products(products, squares, score)
 
 
-def _score_chunk(q, codebooks, codes, first, chunk: int, documents):
+def _score_chunk(q, codebooks, codes, first, score: str, chunk: int, documents):
     """Start of a chunk of rows, and its scores (N, c).
 
     The last chunk starts early enough to be whole, so the table needs no padding. Rows
@@ -175,7 +196,8 @@ def _score_chunk(q, codebooks, codes, first, chunk: int, documents):
     start = jnp.minimum(first, len(codes) - chunk)
     block = jax.lax.dynamic_slice_in_dim(codes, start, chunk)  # (c, M)
     vectors = decode(codebooks, block.astype(jnp.int32))  # (c, D)
-    scores = jnp.dot(q, vectors.T, precision=_EXACT)  # (N, c)
+    products = jnp.dot(q, vectors.T, precision=_EXACT)  # (N, c)
+    scores = score_products(products, jnp.sum(vectors * vectors, -1), score)
     rows = start + jnp.arange(chunk)
     new = (rows >= first) & (rows < documents)  # (c,)
     return start, jnp.where(new, scores, -jnp.inf)

@@ -27,12 +27,17 @@ def arrays(seed=0, documents=DOCUMENTS):
     return q, codebooks, codes
 
 
-def exhaustive(q, codebooks, codes, k):
+def exhaustive(q, codebooks, codes, k, score="ip"):
     """Sums of table look-ups, sorted; of equal scores the smaller row first."""
     q, codebooks, codes = (np.asarray(x) for x in (q, codebooks, codes))
     parts = q.reshape(len(q), M, S).astype(np.float64)
     table = np.einsum("nms,mks->nmk", parts, codebooks)
     scores = table[:, np.arange(M), codes].sum(-1)
+    norms = np.square(codebooks.astype(np.float64))[np.arange(M), codes].sum((1, 2))
+    if score == "l2":
+        scores = scores + (1 - norms) / 2
+    if score == "cosine":
+        scores = scores * np.clip(norms**-0.5, 0.5, 2 ** (127 / 128))
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, rows, 1), rows
 
@@ -46,6 +51,29 @@ def test_equals_the_exhaustive_search_whatever_the_chunk(chunk):
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
     assert scores.dtype == jnp.float32 and rows.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("score", ["l2", "cosine"])
+@pytest.mark.parametrize("chunk", [7, 65536])
+def test_other_scores_equal_the_exhaustive_search(score, chunk):
+    q, codebooks, codes = arrays()
+    codebooks = codebooks / 3.5  # lengths about 1, as of embeddings
+    search = jax.jit(functools.partial(search_codes, k=12, chunk=chunk, score=score))
+    scores, rows = search(q, codebooks, codes)
+    expected, expected_rows = exhaustive(q, codebooks, codes, 12, score)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(rows, exhaustive(q, codebooks, codes, 12)[1])
+    again = score_rows(q, codebooks, codes, rows, score=score)
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_score_that_codes_do_not_tell_is_refused():
+    q, codebooks, codes = arrays()
+    with pytest.raises(ValueError, match="'corrected' compares with the embedding"):
+        search_codes(q, codebooks, codes, k=3, score="corrected")
+    with pytest.raises(ValueError, match="'dot'; allowed: 'ip', 'l2'"):
+        score_rows(q, codebooks, codes, jnp.zeros((N, 1), int), score="dot")
 
 
 def test_ranks_like_the_numpy_index():
@@ -125,12 +153,14 @@ def test_scores_of_rows_are_those_of_the_search():
     )
 
 
-def test_gradient_of_scores_matches_finite_differences():
+@pytest.mark.parametrize("score", ["ip", "l2", "cosine"])
+def test_gradient_of_scores_matches_finite_differences(score):
     q, codebooks, codes = arrays()
+    codebooks = codebooks / 3.5
     rows = jnp.array([[0, 3, 3], [7, 49, 1], [2, 2, 2], [5, 6, 7], [48, 0, 9]])
 
     def f(q, codebooks):
-        return jnp.sin(score_rows(q, codebooks, codes, rows))
+        return jnp.sin(score_rows(q, codebooks, codes, rows, score=score))
 
     check_grads(f, (q, codebooks), order=1, modes=("rev",), rtol=1e-2)
     to_q, to_books = jax.grad(lambda *a: f(*a).sum(), (0, 1))(q, codebooks)
