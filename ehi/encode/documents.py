@@ -10,9 +10,8 @@ from flax import nnx
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import ACCELERATOR_COMPILE_TOKENS, COMPILE_TOKENS, encode
 from ehi.encode.packing import choose_buckets
-from ehi.index.build import encode_copies, half
+from ehi.index.build import half, make_leaves
 from ehi.index.parameters import make_parameters
-from ehi.index.search.codes import pack_codes
 from ehi.index.search.routing import assign_leaves
 from ehi.model.export import index_arrays
 from ehi.model.params import has_tower, merge_model
@@ -55,6 +54,8 @@ class DocumentEncoder:
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """'embeddings' (n, D), 'leaves' (n, s) and, with PQ leaves, 'codes' (n, s, M').
 
+        'factors' (n, s) come with a score that needs them.
+
         Raises:
           ValueError: an embedding is not finite, or too large for float16.
         """
@@ -69,15 +70,15 @@ class DocumentEncoder:
         return self.place(half("embeddings", vectors))
 
     def place(self, embeddings: np.ndarray) -> dict[str, np.ndarray]:
-        """Embeddings (n, D) float16, and the leaves and codes that belong to them."""
+        """Embeddings (n, D) float16, and the leaves, codes and factors of them."""
         index, x = self.index_parameters, embeddings.astype(np.float32)
         leaves = assign_leaves(x, index.tree, index.spill)  # (n, s)
         placed = {"embeddings": embeddings, "leaves": leaves.astype(np.uint32)}
         if index.codebooks is not None:
             rows = np.repeat(np.arange(len(x)), index.spill)
-            codes = encode_copies(index, x, rows, leaves.ravel())
-            stored = pack_codes(codes, index.codebooks.shape[1])
-            placed["codes"] = stored.reshape(*leaves.shape, -1)
+            stored = make_leaves(index, x, rows, leaves.ravel(), "float32")
+            for name, array in stored.items():
+                placed[name] = array.reshape(*leaves.shape, *array.shape[1:])
         return placed
 
     def _buckets(self, lengths) -> tuple[int, ...]:

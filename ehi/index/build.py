@@ -9,7 +9,7 @@ from ehi.index import check
 from ehi.index.contents import Contents, Documents, Segment, check_ids
 from ehi.index.parameters import make_parameters
 from ehi.index.search.blas import aligned_empty, one_blas_thread
-from ehi.index.search.codes import pack_codes
+from ehi.index.search.codes import decode, factor_bytes, factors_of, pack_codes
 from ehi.index.search.routing import assign_leaves
 
 _ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache
@@ -23,11 +23,18 @@ def build(
     num, width = embeddings.shape
     ids = check_ids(doc_ids, num)
     parameters = make_parameters(width, num, **parameters)
+    check_unit(parameters, embeddings)
     segment = make_segment(
         parameters, embeddings, ids, leaf_dtype=leaf_dtype,
         rerank_vectors=rerank_vectors,
     )  # fmt: skip
     return parameters, Contents((segment,))
+
+
+def check_unit(parameters, embeddings):
+    """Refuses embeddings (N, D) that are not unit vectors, if the score needs them."""
+    if parameters.has_factors:
+        check.finite_rows("embeddings", embeddings, unit_for=parameters.score)
 
 
 def make_segment(
@@ -74,7 +81,7 @@ def _by_leaf(assigned, num_leaves):
 
 
 def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
-    """The vectors or codes of copies of documents, as a Segment holds them.
+    """The vectors, or codes and factors, of copies of documents, as of a Segment.
 
     Args:
         parameters: the Parameters.
@@ -82,6 +89,9 @@ def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
         rows: (C,) document of each copy, in leaf order.
         leaf_of_copy: (C,) leaf of each copy.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
+
+    Returns:
+        name -> array; 'factors' only if the score needs them.
 
     Raises:
         ValueError: another dtype, or embeddings too large for float16.
@@ -93,15 +103,24 @@ def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
         vectors = aligned_empty((len(rows), parameters.width), leaf_dtype)
         embeddings.take(rows, 0, out=vectors, mode="clip")  # 'clip' avoids a copy
         return {"vectors": vectors}
-    codes = encode_copies(parameters, embeddings, rows, leaf_of_copy)
-    return {"codes": pack_codes(codes, parameters.codebooks.shape[1])}
+    codes, factors = encode_copies(parameters, embeddings, rows, leaf_of_copy)
+    stored = {"codes": pack_codes(codes, parameters.codebooks.shape[1])}
+    return stored if factors is None else {**stored, "factors": factors}
 
 
 def encode_copies(parameters, embeddings, rows, leaf_of_copy):
-    """Codes (C, M) uint8 of copies of documents, a block of them at a time."""
+    """Codes and factors of copies of documents, a block of them at a time.
+
+    Args:
+        parameters, embeddings, rows, leaf_of_copy: as of `make_leaves`.
+
+    Returns:
+        (C, M) uint8, one code a byte; (C,) uint8, or None if the score needs none.
+    """
     choosing = parameters.assign_codebooks
     choosing = parameters.codebooks if choosing is None else choosing
     codes = np.empty((len(rows), len(choosing)), np.uint8)
+    factors = np.empty(len(rows), np.uint8) if parameters.has_factors else None
     with one_blas_thread():  # the products are too small for more threads
         for start in range(0, len(rows), _ENCODE_ROWS):
             part = slice(start, start + _ENCODE_ROWS)
@@ -111,7 +130,15 @@ def encode_copies(parameters, embeddings, rows, leaf_of_copy):
             if parameters.rotation is not None:
                 vectors = vectors @ parameters.rotation
             codes[part] = encode_pq(vectors, choosing)
-    return codes
+            if factors is not None:
+                known = decode(codes[part], parameters.codebooks)
+                if parameters.leaf_centroids is not None:
+                    centroids = parameters.rotated_centroids[leaf_of_copy[part]]
+                    known += centroids
+                    vectors += centroids
+                found = factors_of(parameters.score, known, vectors)
+                factors[part] = factor_bytes(found)
+    return codes, factors
 
 
 def encode_pq(vectors, codebooks):

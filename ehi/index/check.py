@@ -11,6 +11,7 @@ import numpy as np
 _MOST_NORM, _MOST_QUERY_NORM = 2.0**40, 2.0**86
 # float16 rounds values from 65520 on to infinity; those below 2^-14 lose digits.
 _MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
+_UNIT = 1e-3  # from 1, the norms of unit vectors, also as float16 or bfloat16
 _PADDED = 2**20  # so many results may be asked for, however small the index
 
 
@@ -120,9 +121,9 @@ def as_float32(array):
         return np.ascontiguousarray(array, np.float32)
 
 
-def finite_rows(name, rows, *, half=False, most=_MOST_NORM):
+def finite_rows(name, rows, *, half=False, most=_MOST_NORM, unit_for=None):
     """`rows` unchanged, if their products are finite: see `misfits`."""
-    bad, what = misfits(rows, half, most)
+    bad, what = misfits(rows, half, most, unit_for)
     if len(bad):
         raise ValueError(
             f"{name} hold {what} in {len(bad)} rows, first in row {bad[0]}"
@@ -130,13 +131,14 @@ def finite_rows(name, rows, *, half=False, most=_MOST_NORM):
     return rows
 
 
-def misfits(rows, half=False, most=_MOST_NORM):
+def misfits(rows, half=False, most=_MOST_NORM, unit_for=None):
     """The rows (N, D) float32 that an index cannot hold, and what is wrong with them.
 
     Args:
         rows: embeddings, queries or parameters.
         half: whether they are stored as float16.
         most: the largest norm allowed.
+        unit_for: the score that needs unit vectors, or None.
 
     Returns:
         Numbers of rows, none if all fit; and a few words.
@@ -161,4 +163,10 @@ def misfits(rows, half=False, most=_MOST_NORM):
         if len(bad):
             found = f"{largest[bad[0]]:.3g}, where {_LEAST_HALF:.3g} is needed,"
             return bad, f"only values too small for float16, the largest {found}"
+    if unit_for is not None:
+        norms = np.sqrt(np.vecdot(rows, rows))
+        bad = np.flatnonzero(np.abs(norms - 1) > _UNIT)
+        if len(bad):
+            needs = f"where score {unit_for!r} needs unit vectors,"
+            return bad, f"a vector of norm {norms[bad[0]]:.6g}, {needs}"
     return (), ""

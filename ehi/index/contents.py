@@ -16,7 +16,14 @@ from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import Folder
 
 # What a segment stores besides its ids and the documents to show.
-SEGMENT_ARRAYS = ("leaf_offsets", "leaf_rows", "vectors", "codes", "rerank_vectors")
+SEGMENT_ARRAYS = (
+    "leaf_offsets",
+    "leaf_rows",
+    "vectors",
+    "codes",
+    "factors",
+    "rerank_vectors",
+)
 _LARGEST_ID = 2**63 - 1  # of integers
 
 
@@ -203,6 +210,8 @@ class Segment:
         ids: external ids by row, (N,) int64 or StringIds.
         vectors: (C, D) float32 or float16 in raw leaves, else None.
         codes: (C, M) uint8 in PQ leaves, (C, M / 2) if K = 16, else None.
+        factors: (C,) uint8 if the score needs them, see `ehi.index.search.codes`, or
+            None.
         rerank_vectors: (N, D) float16 by row, or None.
         documents: what to show of each document, or None.
         first_row: row of its first document in the index.
@@ -214,6 +223,7 @@ class Segment:
     ids: np.ndarray | StringIds
     vectors: np.ndarray | None = None
     codes: np.ndarray | None = None
+    factors: np.ndarray | None = None
     rerank_vectors: np.ndarray | None = None
     documents: Documents | None = None
     first_row: int = 0
@@ -227,10 +237,16 @@ class Segment:
         return len(self.leaf_rows)
 
     @property
+    def code_bytes(self):
+        """Bytes of codes or vectors, every copy."""
+        return (self.vectors if self.codes is None else self.codes).nbytes
+
+    @property
     def leaf_bytes(self):
-        """Bytes of codes or vectors, every copy, and of re-rank vectors."""
-        stored = (self.vectors, self.codes, self.rerank_vectors)
-        return sum(array.nbytes for array in stored if array is not None)
+        """Bytes of codes or vectors and factors, every copy, and re-rank vectors."""
+        others = (self.factors, self.rerank_vectors)
+        others = sum(array.nbytes for array in others if array is not None)
+        return self.code_bytes + others
 
     def rows(self, start, stop):
         """Rows in the index of the copies start .. stop: (m,)."""

@@ -23,7 +23,8 @@ from ehi.index.errors import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
 FORMAT = "ehi-index"
-VERSION = 2
+VERSION = 3
+OLD_VERSIONS = (2,)  # they are read too; 2 has no scores
 MANIFEST = "manifest.json"
 _DTYPES = ("float32", "float16", "int64", "uint32", "uint8")
 _MAX_HEADER = 1024
@@ -199,12 +200,12 @@ def _checked_folder(path, text, mmap):
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise IndexCorruptError(f"{file} does not describe an index")
     version = manifest.get("version")
-    if version != VERSION:
+    if version not in (VERSION, *OLD_VERSIONS):
         newer = isinstance(version, int) and version > VERSION
         advice = "a newer ehi wrote it" if newer else "build it again"
         raise IndexCorruptError(
             f"{file} has format version {version!r}, "
-            f"this code reads version {VERSION}: {advice}"
+            f"this code reads version {OLD_VERSIONS[0]} to {VERSION}: {advice}"
         )
     files, generation = manifest.get("files"), manifest.get("generation")
     if not isinstance(files, dict) or not isinstance(generation, int):

@@ -27,6 +27,7 @@ def build_index(
     codebooks=None,
     assign_codebooks=None,
     leaf_centroids=None,
+    score="ip",
     spill=1,
     leaf_dtype="float32",
     rerank_vectors=False,
@@ -46,6 +47,9 @@ def build_index(
         assign_codebooks: (M, K, S) that choose the codes, None for `codebooks`. A code
             keeps its meaning when codebooks are trained after it was given (JPQ).
         leaf_centroids: (P, D), codes are then of x - centroid; PQ leaves only.
+        score: how codes are scored: 'ip', 'l2', 'cosine' or 'corrected', see
+            `ehi.index.search.codes`. The last two store a byte for each copy of a
+            document, and need unit embeddings.
         spill: leaves a document is stored in, s.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
         rerank_vectors: also keep all vectors as float16, for search(rerank=).
@@ -74,7 +78,8 @@ def build_index(
             embeddings, doc_ids, leaf_dtype=leaf_dtype, rerank_vectors=rerank_vectors,
             tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
             assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids,
-            spill=spill, encoder=encoder, config=config, query_head=query_head,
+            score=score, spill=spill, encoder=encoder, config=config,
+            query_head=query_head,
         )
     )  # fmt: skip
 
@@ -176,6 +181,7 @@ class Index:
     byte_codebooks = _of_parameters("byte_codebooks")
     rotation = _of_parameters("rotation")
     leaf_centroids = _of_parameters("leaf_centroids")
+    score = _of_parameters("score")
     encoder = _of_parameters("encoder")
     config = _of_parameters("config")
     query_head = _of_parameters("query_head")
@@ -430,12 +436,19 @@ class Index:
 
     @property
     def bytes_per_doc(self):
-        """Bytes per document of codes or vectors, every copy, and re-rank vectors.
+        """Bytes per document of codes or vectors and factors, and of re-rank vectors.
 
-        Deleted documents count until `compact`. An empty index has 0.
+        Every copy counts, and deleted documents until `compact`. An empty index has 0.
         """
-        total = sum(segment.leaf_bytes for segment in self.segments)
-        return total / self.num_documents if self.num_documents else 0.0
+        return self._per_doc(segment.leaf_bytes for segment in self.segments)
+
+    @property
+    def code_bytes_per_doc(self):
+        """Bytes per document of codes or vectors only; counted as `bytes_per_doc`."""
+        return self._per_doc(segment.code_bytes for segment in self.segments)
+
+    def _per_doc(self, sizes):
+        return sum(sizes) / self.num_documents if self.num_documents else 0.0
 
     @property
     def index_bytes(self):

@@ -17,8 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.index.check import as_float32, check_count, check_json, finite_rows, is_float
-from ehi.index.search.codes import byte_codebooks, codeword_columns
+from ehi.index.check import (
+    as_float32,
+    check_choice,
+    check_count,
+    check_json,
+    finite_rows,
+    is_float,
+)
+from ehi.index.search.codes import FACTORED, SCORES, byte_codebooks, codeword_columns
 from ehi.index.search.topk import MAX_NUMBER
 
 # Arrays of the parameters beside those of the trees and of the query head.
@@ -44,6 +51,8 @@ class Parameters:
             codes are given.
         rotation: (D, D) float32, applied as q @ rotation, or None.
         leaf_centroids: (P, D) float32 if codes are of residuals, or None.
+        score: how codes are scored, one of `ehi.index.search.codes.SCORES`; 'ip' in raw
+            leaves.
         encoder, config: JSON dicts that identify what made the embeddings and the
             index, or None.
         query_head: arrays of the query head, for encoders outside this package.
@@ -57,6 +66,7 @@ class Parameters:
     assign_codebooks: np.ndarray | None = None
     rotation: np.ndarray | None = None
     leaf_centroids: np.ndarray | None = None
+    score: str = "ip"
     encoder: dict | None = None
     config: dict | None = None
     query_head: dict | None = None
@@ -87,6 +97,23 @@ class Parameters:
         """The same as columns: see `ehi.index.search.codes`."""
         return codeword_columns(self.byte_codebooks)
 
+    @property
+    def has_factors(self):
+        """Whether every copy of a document is stored with a factor of its score."""
+        return self.score in FACTORED
+
+    @functools.cached_property
+    def half_norms(self):
+        """|codeword|^2 / 2 of `byte_codebooks`: (M, 256)."""
+        return np.vecdot(self.byte_codebooks, self.byte_codebooks) / 2
+
+    @functools.cached_property
+    def rotated_centroids(self):
+        """Leaf centroids times the rotation, or None: (P, D)."""
+        if self.rotation is None or self.leaf_centroids is None:
+            return self.leaf_centroids
+        return self.leaf_centroids @ self.rotation
+
     def arrays(self):
         """Every array under its name in the manifest of a folder."""
         arrays = {name: getattr(self, name) for name in PARAMETER_ARRAYS}
@@ -104,16 +131,16 @@ class Parameters:
 
 def make_parameters(
     width, num, *, tree, query_tree=None, rotation=None, codebooks=None,
-    assign_codebooks=None, leaf_centroids=None, spill=1, encoder=None, config=None,
-    query_head=None,
+    assign_codebooks=None, leaf_centroids=None, score="ip", spill=1, encoder=None,
+    config=None, query_head=None,
 ):  # fmt: skip
     """Checked Parameters for an index of `num` documents.
 
     Args:
         width: embedding width D.
         num: documents, at least as many as leaves.
-        tree, query_tree, rotation, codebooks, assign_codebooks, leaf_centroids, spill,
-            encoder, config, query_head: as of `build_index`.
+        tree, query_tree, rotation, codebooks, assign_codebooks, leaf_centroids, score,
+            spill, encoder, config, query_head: as of `build_index`.
 
     Raises:
         ValueError: an argument that does not fit.
@@ -137,6 +164,7 @@ def make_parameters(
     )  # fmt: skip
     parameters = Parameters(
         width=width, spill=spill, tree=tree, query_tree=query_tree,
+        score=check_score(score, codebooks),
         encoder=check_json("encoder", encoder), config=check_json("config", config),
         query_head=_check_query_head(query_head), **quantiser,
     )  # fmt: skip
@@ -153,6 +181,7 @@ def check_fit(parameters):
     """
     _check_same_shape(parameters.tree, parameters.query_tree)
     _check_spill(parameters.spill, parameters.num_leaves)
+    check_score(parameters.score, parameters.codebooks)
     names = ("assign_codebooks", "rotation", "leaf_centroids")
     if parameters.codebooks is None:
         for name in names:
@@ -178,6 +207,21 @@ def expect(name, array, shape, *dtypes):
         raise ValueError(
             f"{name} is {array.dtype} {array.shape}, expected {dtypes[0]} {shape}"
         )
+
+
+def check_score(score, codebooks):
+    """`score`, if leaves of these codebooks, None for raw ones, can have it.
+
+    Raises:
+        ValueError: an unknown score, or another than 'ip' without codes.
+    """
+    check_choice("score", score, SCORES)
+    if codebooks is None and score != "ip":
+        raise ValueError(
+            f"score {score!r} is for codes; raw leaves hold the vectors themselves: "
+            "use 'ip'"
+        )
+    return score
 
 
 def check_quantiser(

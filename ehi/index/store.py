@@ -13,7 +13,7 @@ from ehi.index.check import check_count
 from ehi.index.commit import replace_files, write_folder
 from ehi.index.contents import SEGMENT_ARRAYS, Contents, Documents, Segment, StringIds
 from ehi.index.errors import IndexCorruptError
-from ehi.index.folder import open_folder
+from ehi.index.folder import OLD_VERSIONS, open_folder
 from ehi.index.parameters import (
     PARAMETER_ARRAYS,
     Parameters,
@@ -135,6 +135,7 @@ def manifest_header(parameters, segments):
     return {
         "width": parameters.width,
         "spill": parameters.spill,
+        "score": parameters.score,
         "segments": [
             {"prefix": prefix, "num_documents": num} for prefix, num in segments
         ],
@@ -153,12 +154,18 @@ def _is_content(name):
 def _parameter_entries(manifest):
     """The entries of a manifest that no update changes."""
     header = {key: manifest[key] for key in ("width", "spill", "tree", "query_tree")}
+    header["score"] = _score(manifest)
     sums = {
         name: entry["sha256"]
         for name, entry in manifest["files"].items()
         if not _is_content(name)
     }
     return header, sums
+
+
+def _score(manifest):
+    """The score of an index; an old manifest does not say that it is 'ip'."""
+    return "ip" if manifest["version"] in OLD_VERSIONS else manifest["score"]
 
 
 def _tree_header(tree):
@@ -221,6 +228,7 @@ def _read(folder):
     parameters = Parameters(
         width=width,
         spill=check_count("spill", manifest["spill"]),
+        score=_score(manifest),
         encoder=manifest["encoder"],
         config=manifest["config"],
         query_head=head or None,
@@ -309,6 +317,11 @@ def _check_segment(parameters, segment, num):
         expect("vectors", segment.vectors, shape, "float32", "float16")
     else:
         expect("codes", segment.codes, (copies, parameters.code_bytes), "uint8")
+    if (segment.factors is None) == parameters.has_factors:
+        has = "no factors" if segment.factors is None else "factors"
+        raise ValueError(f"score {parameters.score!r} with {has}")
+    if segment.factors is not None:
+        expect("factors", segment.factors, (copies,), "uint8")
     if segment.rerank_vectors is not None:
         shape = (num, parameters.width)
         expect("rerank_vectors", segment.rerank_vectors, shape, "float16")

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from ehi.index import check, store
-from ehi.index.build import make_segment
+from ehi.index.build import check_unit, make_segment
 from ehi.index.contents import (
     Contents,
     Documents,
@@ -99,6 +99,7 @@ def _incoming(index, embeddings, ids, documents, encoder):
         raise ValueError(
             f"embeddings have width {embeddings.shape[1]}, the index {index.width}"
         )
+    check_unit(index.parameters, embeddings)
     if encoder is not None:
         check.check_same_encoder(index.encoder or {}, encoder)
     ids = check_ids(ids, len(embeddings))
@@ -204,11 +205,11 @@ def merged_arrays(contents):
     rows = (new_rows[rows] for rows in _blocks(contents, live, Segment.rows))
     arrays["leaf_rows"] = Stream("uint32", (copies,), rows)
     first = contents.segments[0]
-    for name in ("vectors", "codes"):
+    for name in ("vectors", "codes", "factors"):
         example = getattr(first, name)
         if example is not None:
             blocks = _blocks(contents, live, _part_of(name))
-            shape = (copies, example.shape[1])
+            shape = (copies, *example.shape[1:])
             arrays[name] = Stream(example.dtype.name, shape, blocks)
     if first.rerank_vectors is not None:
         shape = (contents.num_documents, first.rerank_vectors.shape[1])

@@ -70,8 +70,9 @@ def build_folder(
     """Builds an index folder from shards: `save_index(build_index(...))` of them all.
 
     The files are the same byte for byte, except for documents whose two best leaves or
-    codewords are equal up to rounding: products of other shapes round differently. An
-    old index is replaced; if anything fails, it is unchanged.
+    codewords are equal up to rounding, or whose factor is half-way between two bytes:
+    products of other shapes round differently. An old index is replaced; if anything
+    fails, it is unchanged.
 
     Args:
         path: the folder, made if needed.
@@ -168,10 +169,7 @@ def _documents(build):
         "leaf_offsets": offsets,
         "leaf_rows": Stream("uint32", (total,), copies.rows()),
     }
-    name = "vectors" if build.parameters.codebooks is None else "codes"
-    stored = copies.stored
-    shape = (total, stored.width)
-    arrays[name] = Stream(stored.dtype.name, shape, copies.values())
+    arrays |= copies.streams(total)
     if build.rerank_vectors:
         width = build.parameters.width
         shape = (sum(len(source) for source in build.sources), width)
@@ -219,7 +217,10 @@ def _encode_and_scatter(build, pool, offsets, sums):
         stored = make_leaves(parameters, block, rows, leaves, build.leaf_dtype)
         keys = leaves << 32 | (source.first_row + start + rows)
         half = block.astype(np.float16) if build.rerank_vectors else None
-        return keys, *stored.values(), half
+        values = stored.get("vectors", stored.get("codes"))
+        if "factors" in stored:  # the last byte of a record
+            values = np.column_stack([values, stored["factors"]])
+        return keys, values, half
 
     def with_leaves(leaves):
         blocks = readings(build, again=True)

@@ -240,9 +240,13 @@ def readings(build, again=False):
 
 
 def finite_block(build, source, start, raw):
-    """A block as float32, if it is finite, also as float16 where that is stored."""
+    """A block as float32, if it is finite, also as float16 where that is stored.
+
+    Rows must be unit vectors where the score needs them.
+    """
     block = as_float32(raw)
-    bad, what = misfits(block, build.half)
+    score = build.parameters.score if build.parameters.has_factors else None
+    bad, what = misfits(block, build.half, unit_for=score)
     if len(bad):
         raise ValueError(f"{source.label} holds {what} in row {start + bad[0]}")
     return block

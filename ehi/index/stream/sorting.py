@@ -29,7 +29,8 @@ class Copies:
         if parameters.codebooks is None:
             dtype, width = build.leaf_dtype, parameters.width
         else:
-            dtype, width = np.uint8, parameters.code_bytes
+            dtype, width = np.uint8, parameters.code_bytes + parameters.has_factors
+        self.parameters = parameters
         record = np.dtype(dtype).itemsize * width
         self.most = max(1, _BAND_BYTES // max(record, 8))  # copies sorted at once
         self.leaves = _band_starts(offsets, self.most)
@@ -39,7 +40,10 @@ class Copies:
         self._waiting, self._num = [], 0
 
     def add(self, keys, values):
-        """Adds the keys (n,) and the vectors or codes (n, width) of a block."""
+        """Adds the keys (n,) and the vectors or codes (n, width) of a block.
+
+        A factor follows its code as the last byte.
+        """
         self._waiting.append((keys, values))
         self._num += len(keys)
         if self._num >= self.most:
@@ -62,15 +66,33 @@ class Copies:
         for keys in self.keys.windows(self.most):
             yield (np.sort(keys[:, 0]) & 0xFFFFFFFF).astype(np.uint32)
 
-    def values(self):
-        """Vectors or codes of the copies in leaf order, a band at a time."""
+    def streams(self, num):
+        """Vectors, or codes and factors, of all copies, `num`: name -> Stream.
+
+        They are written in this order: the last one removes the scratch file.
+        """
+        dtype, width = self.stored.dtype.name, self.stored.width
+        if self.parameters.codebooks is None:
+            return {"vectors": Stream(dtype, (num, width), self._values(last=True))}
+        if not self.parameters.has_factors:
+            return {"codes": Stream(dtype, (num, width), self._values(last=True))}
+        codes = (values[:, :-1] for values in self._values())
+        factors = (values[:, -1] for values in self._values(last=True))
+        return {
+            "codes": Stream(dtype, (num, width - 1), codes),
+            "factors": Stream(dtype, (num,), factors),
+        }
+
+    def _values(self, last=False):
+        """Records of the copies in leaf order, a band at a time."""
         windows = zip(
             self.keys.windows(self.most), self.stored.windows(self.most), strict=True
         )
         for keys, values in windows:
             # A band of several windows is one leaf, whose copies are in order already.
             yield values[np.argsort(keys[:, 0])]
-        self.stored.path.unlink()  # before the next file needs the room
+        if last:
+            self.stored.path.unlink()  # before the next file needs the room
 
 
 def _band_starts(offsets, most):
