@@ -311,7 +311,11 @@ def test_lengths_beyond_the_positions_are_refused(tmp_path, monkeypatch, field):
 
 # Interruptions
 
-INTERRUPT = "import signal; signal.raise_signal(signal.SIGINT)"
+# A job in the background ignores SIGINT, and so do the programs that it starts.
+INTERRUPT = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.raise_signal(signal.SIGINT)"
+)
 START = {
     "main": f"""
 from absl import app
