@@ -357,6 +357,14 @@ class Contents:
         """Copies in each leaf of documents that are not deleted: (P,) int64."""
         return sum(segment.leaf_sizes(self.deleted) for segment in self.segments)
 
+    @functools.cached_property
+    def vector_norm(self):
+        """The largest norm of some of the vectors in raw leaves."""
+        stored = [segment.vectors for segment in self.segments if segment.num_copies]
+        some = [vectors[:: 1 + len(vectors) // 64] for vectors in stored]
+        norms = [np.linalg.norm(part.astype(np.float32), axis=1) for part in some]
+        return float(max((norm.max() for norm in norms), default=0))
+
     def rows_in_leaf(self, leaf):
         """Rows of the documents in a leaf, without deleted ones. They ascend."""
         parts = [

@@ -114,6 +114,15 @@ class Parameters:
             return self.leaf_centroids
         return self.leaf_centroids @ self.rotation
 
+    @functools.cached_property
+    def code_norm(self):
+        """A bound of the norms of decoded documents."""
+        longest = (self.codebooks**2).sum(axis=2).max(axis=1)  # (M,)
+        norm = float(np.sqrt(longest.sum()))
+        if self.leaf_centroids is not None:
+            norm += float(np.linalg.norm(self.leaf_centroids, axis=1).max())
+        return norm
+
     def arrays(self):
         """Every array under its name in the manifest of a folder."""
         arrays = {name: getattr(self, name) for name in PARAMETER_ARRAYS}

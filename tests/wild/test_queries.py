@@ -91,6 +91,22 @@ def test_equal_documents_come_in_row_order(kind, tmp_path):
         np.testing.assert_allclose(batch.scores, scores, atol=2e-6, rtol=1e-5)
 
 
+def test_copies_whose_scores_nearly_cancel():
+    """Failed before. Scores are far smaller than the rounding errors of their terms."""
+    x, which = with_copies(NUM, seed=2)
+    x = np.concatenate([x, np.full((NUM, 1), 30, np.float32)], axis=1)
+    x = np.pad(x, ((0, 0), (0, WIDTH % 8 + 7)))[:, : WIDTH + 8]
+    queries = np.pad(QUERIES, ((0, 0), (0, 8)))
+    best = np.sort(queries @ x.T, axis=1)[:, -5]
+    queries[:, WIDTH] = -best / 30  # the fifth best score becomes about zero
+    index = build_index(x, range(NUM), tree=None)
+    for k in (1, 5, 100):
+        batch = index.search(queries, k)
+        ones = [index.search(query[None], k).rows for query in queries]
+        assert_copies_in_row_order(batch.rows, which)
+        assert_copies_in_row_order(np.concatenate(ones), which)
+
+
 def test_a_shard_without_any_document_that_may_be_found(tmp_path):  # passed
     index = build_index(with_copies(NUM)[0], range(NUM), tree=TREE)
     save_index(index, tmp_path / "index")

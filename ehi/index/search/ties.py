@@ -16,9 +16,10 @@ from ehi.index.search.codes import decode
 from ehi.index.search.one_query import score_allowed
 from ehi.index.search.routing import group_by
 
-# Scores that differ by less than this fraction of the best are close. Two float32
-# products of unit vectors of width 768 differ by up to 6e-7.
-_CLOSE = 2**-18
+# Scores that differ by less than this fraction of |query| |document| are close. A
+# float32 product of unit vectors of width 768 was wrong by up to 7e-7, so two of them
+# may differ by 1.4e-6.
+_CLOSE = 2**-19
 _FEW = 32  # scores, of which plain Python finds close ones faster than NumPy
 _VALUES = 2**22  # of documents that are scored at once, or of their leaves
 
@@ -36,9 +37,11 @@ def settle(request, queries, rotated, leaves, scores, rows):
         (N, r) float32 scores and (N, r) int64 rows.
     """
     wanted = scores[:, :-1], rows[:, :-1]
-    if len(scores) == 1 and scores.shape[1] <= _FEW and _all_apart(scores[0].tolist()):
+    close = _close(request, queries)  # (N,)
+    few = len(scores) == 1 and scores.shape[1] <= _FEW
+    if few and _all_apart(scores[0].tolist(), float(close[0])):
         return wanted
-    close = np.maximum(np.abs(scores[:, :1]), np.abs(scores[:, 1:])) * _CLOSE
+    close = np.maximum(close[:, None], _CLOSE * np.abs(scores[:, 1:]))
     with np.errstate(invalid="ignore"):
         gaps = scores[:, :-1] - scores[:, 1:]
     near = gaps < close  # not at missing results, where gaps are infinite or NaN
@@ -66,15 +69,24 @@ def settle(request, queries, rotated, leaves, scores, rows):
         floor = scores[number, -1] - 2 * close[number, -1]
         part = slice(number, number + 1)
         best = _all_from(request, queries[part], rotated[part], leaves[part], floor)
-        scores[number], rows[number] = (found[: rows.shape[1]] for found in best)
+        if len(best[1]) >= rows.shape[1]:
+            scores[number], rows[number] = (found[: rows.shape[1]] for found in best)
     return scores, rows
 
 
-def _all_apart(scores):
+def _close(request, queries):
+    """Scores of each query that differ by less are close: (N,)."""
+    parameters = request.parameters
+    coded = parameters.codebooks is not None
+    norm = parameters.code_norm if coded else request.contents.vector_norm
+    queries = queries.astype(np.float64)  # in float32 the squares may overflow
+    return (np.sqrt(np.vecdot(queries, queries)) * (_CLOSE * norm)).astype(np.float32)
+
+
+def _all_apart(scores, close):
     """Whether no two of some descending scores are close."""
-    best = abs(scores[0])
     return not any(
-        one - other < _CLOSE * max(best, abs(other))
+        one - other < max(close, _CLOSE * abs(other))
         for one, other in itertools.pairwise(scores)
     )
 
