@@ -24,15 +24,22 @@ from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record, Values, aligned
 from ehi.eval.report import HEADER, markdown_table
 from ehi.eval.significance import compare
-from ehi.eval.tables import Table, latex, markdown, means_only, to_csv
+from ehi.eval.tables import Table, latex, markdown, to_csv
 from ehi.files import atomic_write
 from experiments.command import accept_any_text, user_path
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
-from experiments.paper.fill import Filled, Results, fill, group, missing
+from experiments.paper.fill import Filled, fill, missing
 from experiments.paper.published import published_table
 from experiments.paper.readme import draw_figures, fill_blocks, speed, summary
-from experiments.paper.results import collect, read_results
+from experiments.paper.results import (
+    SCORED,
+    Results,
+    collect,
+    group,
+    is_quantised,
+    read_results,
+)
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 
@@ -40,8 +47,9 @@ HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 README_DATASETS = ("pydocs", "scifact", "squad-dev")
 SEARCH_RECORD = Path("benchmarks", "search.json")
 README_LEGEND = (
-    "nDCG@10, mean over the seeds. Italic: best separate row of a column; bold: best "
-    "joint row; † better, ‡ worse than the best separate row with p < 0.05."
+    "nDCG@10, mean ± standard deviation over the seeds, and R@100 in parentheses. "
+    "Italic: best separate row of a column; bold: best joint row; † better, ‡ worse "
+    "than the best separate row with p < 0.05, at equal work if the records know it."
 )
 
 # Notes beside every table of a data set.
@@ -63,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         records, values = read_results(args.results, mix=args.mix)
         found = {r.dataset: r for r in group(records, aligned(values), args.split)}
+        choices = {}
+        if any(record.split == "dev" for record in records):
+            choices = {r.dataset: r for r in group(records, aligned(values), "dev")}
         short, grids = {}, {}
         for name, results in found.items():
-            short[name], grids[name] = write_tables(args.out, results)
+            of_dataset = choices.get(name)
+            short[name], grids[name] = write_tables(args.out, results, of_dataset)
         print("\n\n".join((README_LEGEND, *short.values())))
         write_records_and_published(args.out, records, values)
         if args.readme:
@@ -129,12 +141,15 @@ def separate_counterparts() -> dict[str, str]:
     return {name: s.counterpart for name, s in SYSTEMS.items() if s.counterpart}
 
 
-def write_tables(folder: Path, results: Results) -> tuple[str, Table]:
+def write_tables(
+    folder: Path, results: Results, choices: Results | None = None
+) -> tuple[str, Table]:
     """Write T1-T5 of one dataset.
 
     Args:
         folder: receives a folder named after the dataset.
         results: results of the dataset.
+        choices: its results on dev, for the tables of choices; None if there are none.
 
     Returns:
         The tables in short form as Markdown, and the grid of T3.
@@ -143,16 +158,22 @@ def write_tables(folder: Path, results: Results) -> tuple[str, Table]:
     for table in TABLES.values():
         if table.datasets and results.dataset not in table.datasets:
             continue
-        filled = fill(table, results)
-        todo = missing(table, results)
-        write_table(folder / results.dataset, table, filled, todo, results)
-        grids[table.name] = grid = filled.tables[0]
-        if table.layout == "grid":
-            grid = means_only(grid, ".3f")
+        shown = choices if choices and table.split == "dev" else results
+        filled = fill(table, shown)
+        todo = missing(table, shown)
+        write_table(folder / results.dataset, table, filled, todo, shown)
+        grids[table.name] = filled.tables[0]
         heading = f"### {table.name}, {results.dataset}: {table.title}"
-        short += [heading, markdown(grid), *([f"{todo}."] if todo else [])]
+        short += [heading, *_short(filled), *([f"{todo}."] if todo else [])]
     note = DATASET_NOTES.get(results.dataset)
     return "\n\n".join([note, *short] if note else short), grids["T3"]
+
+
+def _short(filled: Filled) -> list[str]:
+    """Return the tables of a definition without the details of its cells."""
+    first, *more = filled.tables[:-1] or filled.tables
+    titled = [f"{table.title}:\n\n{markdown(table)}" for table in more]
+    return [markdown(first), *titled]
 
 
 def write_table(
@@ -161,17 +182,25 @@ def write_table(
     """Write one table as .md, .csv and .tex, and draw its figure if it has one."""
     notes = [*filled.notes, *_origin(table, results), *([f"{todo}."] if todo else [])]
     first, last = filled.tables[0], filled.tables[-1]
-    parts = [f"# {first.title}", *map(markdown, filled.tables)]
+    parts = [f"# {first.title}", markdown(first)]
+    for other in filled.tables[1:]:
+        if other.title != first.title:
+            parts.append(f"{other.title}:")
+        parts.append(markdown(other))
     if table.across and (rows := _drawn(table, results)):
         exact = {row.label: rows.pop(row) for row in list(rows) if row.kind == "exact"}
-        figure_rows(
-            folder / f"{table.name}.png",
-            {row.label: found for row, found in rows.items()},
-            across=table.across,
-            exact=exact,
-            title=first.title,
-        )
-        parts.append(f"![{first.title}]({table.name}.png)")
+        figures = {table.name: table.across}
+        if table.works and any(r.work for found in rows.values() for r in found):
+            figures[f"{table.name}-work"] = "work"
+        for name, across in figures.items():
+            figure_rows(
+                folder / f"{name}.png",
+                {row.label: found for row, found in rows.items()},
+                across=across,
+                exact=exact,
+                title=first.title,
+            )
+            parts.append(f"![{first.title}]({name}.png)")
     parts.append("\n".join(f"- {note}" for note in notes))
     atomic_write(folder / f"{table.name}.md", ("\n\n".join(parts) + "\n").encode())
     atomic_write(folder / f"{table.name}.csv", to_csv(last).encode())
@@ -199,6 +228,12 @@ def _origin(table: PaperTable, results: Results) -> list[str]:
     ]
     if mixed:
         notes.append(f"Of mixed configs or recipes: {', '.join(mixed)}.")
+    if results.split == "test" and table.split == "dev":
+        notes.append("These records are of test; choices are made on dev.")
+    older = {f"{r.system}{r.variant and ':'}{r.variant}" for r in found
+             if is_quantised(r) and r.recipe < SCORED}  # fmt: skip
+    if older and any(is_quantised(r) and r.recipe >= SCORED for r in found):
+        notes.append(f"Codes scored by inner product: {', '.join(sorted(older))}.")
     for name in ("hardware", "recipe", "git_commit"):
         texts = dict.fromkeys(str(getattr(record, name)) for record in found)
         notes += [f"{name}: {'; '.join(texts)}."] * bool(texts)

@@ -21,6 +21,11 @@ Curve = Sequence[tuple[float, float]]
 # white and left out. From the eighth system on, colours repeat with new markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX*<>p"
+# Share of the corpus on an x axis -> its label.
+_SHARES = {
+    "docs_visited": "documents visited",
+    "work": "work of a query, of that of scoring all documents",
+}
 
 
 def figure_visited(
@@ -107,16 +112,16 @@ def figure_rows(
     Args:
         path: of the PNG file.
         rows: label -> records of all its budgets and seeds.
-        across: the x axis, 'docs_visited' or 'bytes_per_doc'.
+        across: the x axis, 'docs_visited', 'work' or 'bytes_per_doc'.
         exact: label -> records of an exhaustive search, drawn as a horizontal line.
         title: of the figure.
 
     Raises:
-        ValueError: `across` is neither of the two.
+        ValueError: `across` is none of the three.
     """
-    if across not in ("docs_visited", "bytes_per_doc"):
+    if across not in (*_SHARES, "bytes_per_doc"):
         raise ValueError(
-            f"across is {across!r}; allowed: 'docs_visited', 'bytes_per_doc'"
+            f"across is {across!r}; allowed: 'docs_visited', 'work', 'bytes_per_doc'"
         )
     figure, axes = new_axes(title)
     labels = [
@@ -132,13 +137,14 @@ def figure_rows(
         if not known:
             continue
         x, ndcg, deviation = _points(known, across).T
-        if across == "docs_visited":
+        if across in _SHARES:
             x = 100 * x
         axes.errorbar(x, ndcg, yerr=deviation, capsize=2, elinewidth=0.8, **style)
         labels.append((float(ndcg[-1]), name, style["color"], float(x[-1])))
         drawn += known
-    if across == "docs_visited":
-        percent_axis(axes, [record.docs_visited for record in drawn])
+    if across in _SHARES:
+        shares = [getattr(record, across) for record in drawn]
+        percent_axis(axes, shares, _SHARES[across])
     else:
         bytes_axis(axes, {r.bytes_per_doc: r.compression for r in drawn})
     label_ends(axes, labels)
@@ -190,14 +196,17 @@ def styles() -> Iterator[dict[str, Any]]:
         }
 
 
-def percent_axis(axes: Axes, visited: Sequence[float]) -> None:
-    """Make the x axis logarithmic, in percent, from the least of `visited` (shares)."""
+def percent_axis(
+    axes: Axes, shares: Sequence[float], label: str = "documents visited"
+) -> None:
+    """Make the x axis logarithmic, in percent, with room for all of the shares."""
     axes.set_xscale("log")
     ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
-    left = 100 * min(visited, default=0.01)
-    axes.set_xlim(max(tick for tick in ticks if tick <= max(left, 0.5)), 103)
+    left, right = (100 * of(shares, default=0.01) for of in (min, max))
+    left = max(tick for tick in ticks if tick <= max(left, 0.5))
+    axes.set_xlim(left, 1.03 * max(right, 100))
     _set_ticks(axes, ticks, [f"{tick:g}%" for tick in ticks])
-    axes.set_xlabel("documents visited")
+    axes.set_xlabel(label)
 
 
 def bytes_axis(axes: Axes, compression_of: Mapping[float, float]) -> None:

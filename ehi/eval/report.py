@@ -20,6 +20,7 @@ HEADER = (
     "RR@10",
     "R@100",
     "visited %",
+    "work %",
     "bytes/doc",
     "p50 ms",
     "queries/s",
@@ -28,7 +29,9 @@ HEADER = (
     "p",
 )
 NOTES = (
-    "visited %: documents that a query scores, as counted; spilled copies count too.",
+    "visited %: documents that a query scores, as counted; spilled copies count too. A "
+    "budget is set on other queries than these. work %: the same with what a query "
+    "spends on router, rotation and look-up table, in products of the same width.",
     "p50 ms, queries/s: top-10 search of embedded queries, one at a time on one thread "
     "and in one batch.",
     "vs separate: nDCG@10 minus that of the separate pipeline at the same budget, with "
@@ -152,6 +155,7 @@ def _row(
         "RR@10": mean_of(group, "rr_at_10", deviation=True),
         "R@100": mean_of(group, "recall_at_100", deviation=True),
         "visited %": mean_of(group, "docs_visited", ".1f", factor=100),
+        "work %": mean_of(group, "work", ".1f", factor=100),
         "bytes/doc": mean_of(group, "bytes_per_doc", ".5g"),
         "p50 ms": mean_of(group, "latency_ms_p50", ".3g"),
         "queries/s": mean_of(group, "qps_batch", ",.0f"),

@@ -1,7 +1,8 @@
 """Paired randomisation test over queries, Holm-corrected within a table."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from ehi.eval.records import Cell, Record
 
 # Permutations drawn at once; memory is proportional to this x queries.
 _CHUNK = 1000
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def randomisation_test(
@@ -157,34 +160,52 @@ def compare_pairs(
     by_row: dict[Row, dict[int, np.ndarray]] = {}
     for cell, values in per_query.items():
         by_row.setdefault(row_of(cell), {})[cell.seed] = values
+    values = {
+        (row, other): (other[0], by_row.get(row, {}), by_row.get(other, {}))
+        for row, other in dict.fromkeys(pairs)
+    }
+    return compare_values(values, permutations=permutations)
+
+
+# System of the second row, and seed -> (N,) values of the first row and of the second.
+ValuePair = tuple[str, Mapping[int, np.ndarray], Mapping[int, np.ndarray]]
+
+
+def compare_values(
+    pairs: Mapping[Key, ValuePair], *, permutations: int = 100_000
+) -> dict[Key, Comparison]:
+    """Test the first values of each pair against the second: see `compare_pairs`.
+
+    Raises:
+        ValueError: two compared rows have different numbers of queries.
+    """
     found = {}
-    for row, other in dict.fromkeys(pairs):
-        ours, theirs = by_row.get(row, {}), by_row.get(other, {})
+    for key, (_, ours, theirs) in pairs.items():
         if seeds := sorted(set(ours) & set(theirs)):
-            differences = [_subtract(row, ours[s], theirs[s]) for s in seeds]
-            found[row, other] = (seeds, np.stack(differences))  # (seeds, N)
+            differences = [_subtract(key, ours[s], theirs[s]) for s in seeds]
+            found[key] = (seeds, np.stack(differences))  # (seeds, N)
     p_values = [
         randomisation_test(d.mean(axis=0), permutations=permutations)
         for _, d in found.values()
     ]
     return {
-        pair: Comparison(
-            counterpart=pair[1][0],
+        key: Comparison(
+            counterpart=pairs[key][0],
             difference=float(differences.mean()),
             p_value=p_value,
             p_holm=float(p_holm),
             seeds=tuple(seeds),
             signs=tuple(int(s) for s in np.sign(differences.mean(axis=1))),
         )
-        for (pair, (seeds, differences)), p_value, p_holm in zip(
+        for (key, (seeds, differences)), p_value, p_holm in zip(
             found.items(), p_values, holm(p_values), strict=True
         )
     }
 
 
-def _subtract(row: Row, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _subtract(key: Hashable, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     if len(ours) != len(theirs):
         raise ValueError(
-            f"{row}: {len(ours)} queries, its counterpart has {len(theirs)}"
+            f"{key}: {len(ours)} queries, its counterpart has {len(theirs)}"
         )
     return np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ class Number:
         floor: a smaller value is shown as '<floor', as p-values are; CSV has the value.
         style: '', 'bold' or 'italic'.
         sign: shown after the number: '', '†' or '‡'.
+        beside: another number, shown behind the sign in parentheses.
     """
 
     value: float
@@ -32,6 +33,7 @@ class Number:
     floor: float | None = None
     style: str = ""
     sign: str = ""
+    beside: "Number | None" = None
 
     @classmethod
     def mean(cls, values: Sequence[float], spec: str = ".4f", **marks) -> "Number":
@@ -40,7 +42,7 @@ class Number:
         return cls(float(np.mean(values)), deviation, spec, **marks)
 
     def __str__(self) -> str:
-        """'0.6451', '0.6451 ± 0.0010' or '<0.001', without style and sign."""
+        """'0.6451', '0.6451 ± 0.0010' or '<0.001': without style, sign and beside."""
         if self.floor is not None and self.value < self.floor:
             return f"<{self.floor:g}"
         text = format(self.value, self.spec)
@@ -112,10 +114,10 @@ def tested(comparison: Comparison | None) -> tuple[Value, Value, Value]:
 
 
 def means_only(table: Table, spec: str) -> Table:
-    """The same table without deviations; `spec` formats its numbers."""
+    """The same table with means alone; `spec` formats its numbers."""
     rows = tuple(
         tuple(
-            dataclasses.replace(cell, deviation=None, spec=spec)
+            dataclasses.replace(cell, deviation=None, spec=spec, beside=None)
             if isinstance(cell, Number)
             else cell
             for cell in row
@@ -133,7 +135,7 @@ def markdown(table: Table) -> str:
         if not isinstance(cell, Number):
             return text(cell).replace("|", r"\|")
         star = stars[cell.style]
-        return f"{star}{cell}{star}{cell.sign}"
+        return f"{star}{cell}{star}{cell.sign}{_beside(cell)}"
 
     left = table.text_columns
     rule = [":--" if i < left else "--:" for i in range(len(table.header))]
@@ -141,6 +143,24 @@ def markdown(table: Table) -> str:
     shown_table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {note}" for note in table.notes)
     return f"{shown_table}\n\n{notes}" if notes else shown_table
+
+
+def _beside(number: Number) -> str:
+    return "" if number.beside is None else f" ({number.beside})"
+
+
+def without_empty(table: Table, columns: Iterable[str]) -> Table:
+    """The same table without those of some columns that have no value in any row."""
+    kept = [
+        i
+        for i, name in enumerate(table.header)
+        if name not in columns or any(row[i] is not None for row in table.rows)
+    ]
+    return dataclasses.replace(
+        table,
+        header=tuple(table.header[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
 
 
 def to_csv(table: Table) -> str:
@@ -201,7 +221,7 @@ def _latex_cell(cell: Value) -> str:
     # Bold mathematics needs another package, so only the signs are mathematics.
     number = re.sub(r"(\\pm|[-+<])", r"$\1$", number)
     macro = {"": "{}", "bold": r"\textbf{{{}}}", "italic": r"\emph{{{}}}"}[cell.style]
-    return macro.format(number) + _escaped(cell.sign)
+    return macro.format(number) + _escaped(cell.sign + _beside(cell))
 
 
 _SPECIAL = {

@@ -13,11 +13,20 @@ _P = (
     "seeds, Holm-corrected over all tests of this table; signs: of each seed."
 )
 _GRID = (
-    "Mean ± sample standard deviation over the seeds. Italic: best separate row of the "
-    "column, of those that were run; bold: best joint row; † better, ‡ worse than the "
-    "best separate row with p < 0.05.",
+    "Mean ± sample standard deviation over the seeds, R@100 in parentheses. Italic: "
+    "best separate row of the column, of those that were run; bold: best joint row; † "
+    "better, ‡ worse than the best separate row with p < 0.05. best joint peer: the "
+    "best published method for our rows, our best row for the others.",
+    "If the records know their work, rows are compared at equal work: at the larger "
+    "work of the two, or the largest that both reach, interpolated between budgets in "
+    "the logarithm of the work. Where the details name two works, no work is common.",
+    "visited %, p95 %, most %: documents that the queries score, set on other queries; "
+    "work %: also router, rotation and look-up tables; all bytes: also leaf numbers, "
+    "codebooks, rotation, centroids and router, shared by this corpus or by a million "
+    "documents (at 1M).",
     _P,
 )
+OWN = ("ehi", "joint-pq", "ehi-pq")
 _OVER_BUDGET = "`not run` also marks budgets that a search of one leaf exceeds."
 
 
@@ -41,6 +50,11 @@ class Row:
     note: str = ""
 
     @property
+    def own(self) -> bool:
+        """Whether it is a joint system of this project, not one that was published."""
+        return self.system in OWN and self.variant != "paper"
+
+    @property
     def label(self) -> str:
         name = ":".join(part for part in (self.system, self.variant) if part)
         return f"{name} ({self.suffix[1:]})" if self.suffix else name
@@ -54,6 +68,7 @@ class PaperTable:
       budgets: its columns.
       layout: 'grid' (rows by budgets), 'ablations' or 'cost'.
       across: the x axis of its figure; '' for no figure.
+      works: percentages of work that a second grid has, for records that know it.
       reference: cell that every row is compared with.
       datasets: data sets that have this table; empty for all.
       split: that of its records. Choices are made on dev, so that test is seen once.
@@ -66,6 +81,7 @@ class PaperTable:
     budgets: tuple[str, ...]
     layout: str = "grid"
     across: str = ""
+    works: tuple[float, ...] = ()
     reference: tuple[str, str, str] | None = None
     datasets: tuple[str, ...] = ()
     split: str = "test"
@@ -97,6 +113,7 @@ _T1 = PaperTable(
     ),
     _VISITED,
     across="docs_visited",
+    works=(1, 2, 5, 10, 20, 50, 100),
     notes=(
         *_GRID,
         "Rows `on-ehi` index the embeddings of ehi: controls, neither separate nor "

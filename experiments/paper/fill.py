@@ -1,112 +1,156 @@
 """A table definition and the records of one dataset -> the filled table.
 
 First the records: which cells were run, the best row of every column, and the tests of
-rows against it. Then the layouts: rows by budgets, details, ablations, cost.
+rows against their best rivals. Then the layouts: rows by budgets, details, ablations,
+cost.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.eval import significance
-from ehi.eval.records import Cell, Record
-from ehi.eval.significance import Comparison, compare_pairs
-from ehi.eval.tables import Number, Table, Value, mean_of, tested
+from ehi.eval.records import Record
+from ehi.eval.significance import Comparison, compare_values
+from ehi.eval.tables import Number, Table, Value, mean_of, tested, without_empty
 from experiments.paper.definitions import PaperTable, Row, budgets_of, cells, rows_of
+from experiments.paper.equal_work import EqualWork
+from experiments.paper.results import Results
 
 SEEDS = 3
 ALPHA = 0.05
 NOT_RUN = "not run"
 
 
-@dataclass(frozen=True)
-class Results:
-    """Records of one dataset and split, and their per-query values.
+def best_rows(
+    table: PaperTable, results: Results, chosen: Callable[[Row], bool]
+) -> dict[str, Row]:
+    """Return column -> the row with the highest mean nDCG@10 at equal work.
 
-    Attributes:
-      records: (system, variant, budget) -> one record per seed.
-      per_query: cell -> (N,) values of the same N queries in the same order.
+    Args:
+      table: the definition.
+      results: the records.
+      chosen: whether a row competes.
     """
+    equal, best = EqualWork(results), {}
+    for column in dict.fromkeys(
+        column for row in table.rows for column in budgets_of(table, row)
+    ):
+        places = {row: _place(table, row, column) for row in table.rows if chosen(row)}
+        places = {row: place for row, place in places.items() if place in results}
+        work = equal.common(list(places.values()))
+        means = {
+            row: np.mean(_ndcg(results, equal, place, work))
+            for row, place in places.items()
+        }
+        if means:
+            best[column] = max(means, key=means.__getitem__)
+    return best
 
-    dataset: str
-    split: str
-    records: Mapping[tuple[str, str, str], Sequence[Record]]
-    per_query: Mapping[Cell, np.ndarray]
 
-    def of(self, row: Row, budget: str) -> Sequence[Record]:
-        """Return the records of a cell; empty if it was not run."""
-        return self.records.get((row.system, row.variant, budget), ())
-
-    def row(self, system: str, variant: str, budget: str) -> significance.Row:
-        """Return the cell's key in `ehi.eval.significance`."""
-        return (system, variant, self.dataset, self.split, budget)
+def _ndcg(results: Results, equal: EqualWork, place, work: float | None) -> list[float]:
+    """nDCG@10 of each seed, at some work or as recorded."""
+    if work is not None:
+        return equal.ndcg(place, work)
+    return [record.ndcg_at_10 for record in results.records[place]]
 
 
-def group(
-    records: Iterable[Record], per_query: Mapping[Cell, np.ndarray], split: str
-) -> list[Results]:
-    """Return the records of a split, dataset by dataset.
+class Rivals:
+    """What the rows of a table are tested against, column by column."""
 
-    Raises:
-        ValueError: the split has no records.
-    """
-    by_dataset: dict[str, list[Record]] = {}
-    splits = set()
-    for record in records:
-        splits.add(record.split)
-        if record.split == split:
-            by_dataset.setdefault(record.dataset, []).append(record)
-    if not by_dataset:
-        raise ValueError(
-            f"no records of split {split!r}; there are records of {sorted(splits)}"
+    def __init__(self, table: PaperTable, results: Results):
+        self._table, self._results = table, results
+        self._equal = EqualWork(results)
+
+    def separate(self, row: Row, column: str) -> Row | None:
+        """The best separate row for a joint row and for a control."""
+        if row.kind not in ("joint", "control"):
+            return None
+        return self._best(row, column, lambda other: other.kind == "separate")
+
+    def peer(self, row: Row, column: str) -> Row | None:
+        """The best joint row of others for one of ours, and the other way round."""
+        if row.kind != "joint":
+            return None
+        return self._best(
+            row, column, lambda other: other.kind == "joint" and other.own != row.own
         )
-    return [_results(split, found, per_query) for found in by_dataset.values()]
+
+    def _best(self, row: Row, column: str, chosen) -> Row | None:
+        """The row that is most ahead of this one, or least behind, at equal work."""
+        ours = _place(self._table, row, column)
+        if ours not in self._results:
+            return None
+        leads = {}
+        for other in self._table.rows:
+            theirs = _place(self._table, other, column)
+            if chosen(other) and theirs in self._results:
+                work = self._equal.common([ours, theirs])
+                lead = _ndcg(self._results, self._equal, theirs, work)
+                own = _ndcg(self._results, self._equal, ours, work)
+                leads[other] = np.mean(lead) - np.mean(own)
+        return max(leads, key=leads.__getitem__) if leads else None
 
 
-def _results(split: str, records: list[Record], per_query) -> Results:
-    by_cell: dict[tuple[str, str, str], list[Record]] = {}
-    for r in records:
-        by_cell.setdefault((r.system, r.variant, r.budget), []).append(r)
-    # An interrupted run can leave values without a record.
-    values = {r.cell: per_query[r.cell] for r in records if r.cell in per_query}
-    return Results(records[0].dataset, split, by_cell, values)
+def _place(table: PaperTable, row: Row, column: str):
+    """(system, variant, budget) of a row in a column; None if it has no such column."""
+    budget = budgets_of(table, row).get(column)
+    return budget and (row.system, row.variant, budget)
 
 
-def best_rows(table: PaperTable, results: Results, kind: str) -> dict[str, Row]:
-    """Return column -> the row of a kind with the highest mean nDCG@10."""
-    means: dict[str, dict[Row, float]] = {}
-    for row in table.rows:
-        for column, budget in budgets_of(table, row).items():
-            if row.kind == kind and (found := results.of(row, budget)):
-                mean = float(np.mean([record.ndcg_at_10 for record in found]))
-                means.setdefault(column, {})[row] = mean
-    return {column: max(of, key=of.__getitem__) for column, of in means.items()}
+@dataclass(frozen=True)
+class Test:
+    """A comparison, and the works of both rows; None if a record lacks its work."""
+
+    comparison: Comparison
+    works: tuple[float, float] | None
 
 
-# ('separate' or 'reference', row, column) -> test of the row against that one.
-Tests = Mapping[tuple[str, Row, str], Comparison]
+# ('separate', 'peer' or 'reference', row, column) -> test of the row against that one.
+Tests = Mapping[tuple[str, Row, str], Test]
 
 
-def tests_of(table: PaperTable, results: Results, best: Mapping[str, Row]) -> Tests:
-    """Test rows against the best separate row of their column, and the reference.
+def tests_of(table: PaperTable, results: Results, rivals: Rivals) -> Tests:
+    """Test rows against the best separate and joint rows of a column and the reference.
 
-    The p-values of all tests of a table are Holm-corrected together.
+    Rivals are compared at equal work. The p-values of all tests of a table are
+    Holm-corrected together.
     """
-    pairs = {}
+    pairs, works = {}, {}
+    equal = EqualWork(results)
+    plain = {}
+    for cell, values in results.per_query.items():
+        place = (cell.system, cell.variant, cell.budget)
+        plain.setdefault(place, {})[cell.seed] = values
     for row in rows_of(table):
         for column, budget in budgets_of(table, row).items():
-            ours = results.row(row.system, row.variant, budget)
-            if row.kind in ("joint", "control") and column in best:
-                rival = best[column]
-                there = budgets_of(table, rival)[column]
-                theirs = results.row(rival.system, rival.variant, there)
-                pairs["separate", row, column] = (ours, theirs)
-            if table.reference and ours != results.row(*table.reference):
-                theirs = results.row(*table.reference)
-                pairs["reference", row, column] = (ours, theirs)
-    found = compare_pairs(pairs.values(), results.per_query)
-    return {key: found[pair] for key, pair in pairs.items() if pair in found}
+            ours = (row.system, row.variant, budget)
+            found = {
+                "separate": rivals.separate(row, column),
+                "peer": rivals.peer(row, column),
+            }
+            for kind, rival in found.items():
+                if rival is not None:
+                    theirs, key = _place(table, rival, column), (kind, row, column)
+                    pairs[key], works[key] = _pair(equal, plain, ours, theirs)
+            if table.reference and ours != table.reference:
+                values = plain.get(ours, {}), plain.get(table.reference, {})
+                pairs["reference", row, column] = (table.reference[0], *values)
+    return {
+        key: Test(comparison, works.get(key))
+        for key, comparison in compare_values(pairs).items()
+    }
+
+
+def _pair(equal: EqualWork, plain, ours, theirs):
+    """The values of two places at equal work, and the works; else as recorded."""
+    work = equal.common([ours, theirs])
+    if work is None:
+        return (theirs[0], plain.get(ours, {}), plain.get(theirs, {})), None
+    values = [equal.values(place, work) for place in (ours, theirs)]
+    works = tuple(max(work, equal.least(place)) for place in (ours, theirs))
+    return (theirs[0], *values), works
 
 
 def missing(table: PaperTable, results: Results) -> str | None:
@@ -118,7 +162,8 @@ def missing(table: PaperTable, results: Results) -> str | None:
         return None
     what = [f"{absent} of {len(wanted)} cells not run"] * bool(absent)
     what += [f"{fewer} with fewer than {SEEDS} seeds"] * bool(fewer)
-    split = "" if results.split == "test" else f" --split={results.split}"
+    usual = results.split in ("test", table.split)
+    split = "" if usual else f" --split={results.split}"
     return (
         f"{', '.join(what)}; to make them: `python -m experiments.reproduce "
         f"--table={table.name} --dataset={_dataset_argument(results.dataset)} "
@@ -153,61 +198,127 @@ def fill(table: PaperTable, results: Results) -> Filled:
     title = f"{table.name}: {table.title}. {results.dataset}, {results.split} split"
     if table.layout == "cost":
         return Filled((_cost(table, results, title),), table.notes)
-    best = best_rows(table, results, "separate")
-    tests = tests_of(table, results, best)
+    rivals = Rivals(table, results)
+    tests = tests_of(table, results, rivals)
     if table.layout == "ablations":
         return Filled((_ablations(table, results, tests, title),), table.notes)
+    best = best_rows(table, results, lambda row: row.kind == "separate")
     grid = _grid(table, results, best, tests, title)
-    details = _details(table, results, best, tests, title)
+    details = _details(table, results, rivals, tests, title)
     named = ", ".join(f"{row.label} at {column}" for column, row in best.items())
     notes = (f"Best separate row: {named or 'none was run'}.", *table.notes)
-    return Filled((grid, details), notes)
+    more = [_unlabelled(table, results, title), _by_work(table, results, title)]
+    return Filled((grid, *filter(None, more), details), notes)
+
+
+def _columns(table: PaperTable) -> tuple[str, ...]:
+    """Return the columns of a grid: those that only some rows have come first."""
+    budgets = (b for row in table.rows for b in budgets_of(table, row))
+    extra = [b for b in dict.fromkeys(budgets) if b not in table.budgets]
+    return (*extra, *table.budgets)
 
 
 def _grid(table, results, best, tests, title) -> Table:
-    """Lay out nDCG@10 of rows by budgets."""
-    best_joint = best_rows(table, results, "joint")
-    budgets = (b for row in table.rows for b in budgets_of(table, row))
-    extra = [b for b in dict.fromkeys(budgets) if b not in table.budgets]
-    columns = (*extra, *table.budgets)
+    """Lay out nDCG@10, with R@100 beside it, of rows by budgets."""
+    best_joint = best_rows(table, results, lambda row: row.kind == "joint")
 
-    def cell(row: Row, column: str) -> Value:
-        places = budgets_of(table, row)
-        if column not in places:
-            return None
-        found = results.of(row, places[column])
-        if not found:
-            return NOT_RUN
+    def cell(row: Row, column: str, found: Sequence[Record]) -> Number:
         style = "italic" if best.get(column) == row else ""
-        test = tests.get(("separate", row, column))
         return Number.mean(
             [record.ndcg_at_10 for record in found],
             ".3f",
             style="bold" if best_joint.get(column) == row else style,
-            sign=_sign(test),
+            sign=_sign(tests.get(("separate", row, column))),
+            beside=mean_of(found, "recall_at_100", ".3f"),
         )
 
-    rows = tuple((r.label, *(cell(r, c) for c in columns)) for r in table.rows)
+    return _laid_out(table, results, cell, title)
+
+
+def _laid_out(table, results, cell, title) -> Table:
+    """A grid of rows by budgets; `cell` makes a value of a row, a column, its records.
+
+    A row without a column has None, a cell that was not run says so.
+    """
+    columns = _columns(table)
+
+    def value(row: Row, column: str) -> Value:
+        budgets = budgets_of(table, row)
+        if column not in budgets:
+            return None
+        found = results.of(row, budgets[column])
+        return cell(row, column, found) if found else NOT_RUN
+
+    rows = tuple((r.label, *(value(r, c) for c in columns)) for r in table.rows)
     return Table(title, ("system", *columns), rows)
 
 
-def _sign(test: Comparison | None) -> str:
-    if test is None or test.p_holm >= ALPHA:
+def _unlabelled(table, results, title) -> Table | None:
+    """Lay out nDCG@10 on queries whose answers train does not know.
+
+    None if these are all queries, or no record knows.
+    """
+
+    def cell(row: Row, column: str, found: Sequence[Record]) -> Value:
+        number = mean_of(found, "ndcg_at_10_unlabelled", ".3f", deviation=True)
+        beside = mean_of(found, "recall_at_100_unlabelled", ".3f")
+        return number and dataclasses.replace(number, beside=beside)
+
+    records = [r for cell in cells(table) for r in results.records.get(cell, ())]
+    known = [r for r in records if r.ndcg_at_10_unlabelled is not None]
+    if all(r.ndcg_at_10_unlabelled == r.ndcg_at_10 for r in known):
+        return None
+    queries = known[0].unlabelled_queries
+    title += f", the {queries} queries whose documents are no answers in train"
+    return _laid_out(table, results, cell, title)
+
+
+def _by_work(table, results, title) -> Table | None:
+    """Lay out nDCG@10 by the work of a query, interpolated between the budgets."""
+    equal, lines = EqualWork(results), []
+    columns = {f"work {percent}%": percent / 100 for percent in table.works}
+    for row in table.rows:
+        budgets = budgets_of(table, row).values()
+        places = [(row.system, row.variant, budget) for budget in budgets]
+        places = [place for place in places if place in results]
+        known = bool(places) and equal.common(places[:1]) is not None
+        line = [row.label]
+        for work in columns.values():
+            reached = known and equal.least(places[0]) <= work <= equal.most(places[0])
+            ndcg = equal.ndcg(places[0], work) if reached else None
+            line.append(ndcg and Number.mean(ndcg, ".3f"))
+        lines.append(tuple(line))
+    if not columns or all(value is None for line in lines for value in line[1:]):
+        return None
+    return Table(f"{title}, at equal work", ("system", *columns), tuple(lines))
+
+
+def _sign(test: Test | None) -> str:
+    if test is None or test.comparison.p_holm >= ALPHA:
         return ""
-    return "†" if test.difference > 0 else "‡"
+    return "†" if test.comparison.difference > 0 else "‡"
 
 
-DETAILS = ("system", "budget", "seeds", "nDCG@10", "R@100", "visited %", "bytes/doc")
+# Column of the details -> field of a record, factor and format.
+MEASURED = {
+    "R@100": ("recall_at_100", 1, ".4f"),
+    "visited %": ("docs_visited", 100, ".1f"),
+    "p95 %": ("docs_visited_p95", 100, ".1f"),
+    "most %": ("docs_visited_max", 100, ".1f"),
+    "work %": ("work", 100, ".1f"),
+    "bytes/doc": ("bytes_per_doc", 1, ".5g"),
+    "all bytes": ("total_bytes_per_doc", 1, ".5g"),
+    "at 1M": ("total_bytes_per_doc_1m", 1, ".5g"),
+}
+DETAILS = ("system", "budget", "seeds", "nDCG@10", *MEASURED)
 TEST = ("difference", "signs", "p")
+AGAINST_PEER = ("best joint peer", "to peer", "peer signs", "peer p")
 
 
-def _details(table, results, best, tests, title) -> Table:
+def _details(table, results, rivals, tests, title) -> Table:
     """Lay out every cell on a line, with its work, size and tests."""
-    header = (
-        DETAILS
-        + ("best separate", *TEST)
-        + ("loss %", "p of loss") * bool(table.reference)
-    )
+    header = DETAILS + ("best separate", *TEST) + AGAINST_PEER
+    header += ("loss %", "p of loss") * bool(table.reference)
     rows = []
     for row in table.rows:
         for column, budget in budgets_of(table, row).items():
@@ -217,23 +328,41 @@ def _details(table, results, best, tests, title) -> Table:
                 rows.append((*line, NOT_RUN, *[None] * (len(header) - 4)))
                 continue
             line += _measured(found)
-            has_rival = row.kind in ("joint", "control") and column in best
-            line += [best[column].label if has_rival else None]
-            line += tested(tests.get(("separate", row, column)))
+            against = {
+                "separate": rivals.separate(row, column),
+                "peer": rivals.peer(row, column),
+            }
+            for kind, rival in against.items():
+                line += _against(rival, tests.get((kind, row, column)))
             if table.reference:
                 line.append(_loss(found, results, table.reference))
-                line.append(tested(tests.get(("reference", row, column)))[2])
+                line.append(_tested(tests.get(("reference", row, column)))[2])
             rows.append(tuple(line))
-    return Table(title, header, tuple(rows), text_columns=2)
+    filled = Table(title, header, tuple(rows), text_columns=2)
+    return without_empty(filled, (*MEASURED, *AGAINST_PEER))
+
+
+def _against(rival: Row | None, test: Test | None) -> tuple[Value, ...]:
+    """The rival of a row, with the works of both, and the test of its kind."""
+    label = rival and rival.label
+    if rival and test and test.works:
+        ours, theirs = (f"{100 * work:.1f}%" for work in test.works)
+        label += f" at work {ours}" if ours == theirs else f" ({ours} to {theirs})"
+    return label, *_tested(test)
+
+
+def _tested(test: Test | None) -> tuple[Value, Value, Value]:
+    return tested(test and test.comparison)
 
 
 def _measured(found: Sequence[Record]) -> list[Value]:
-    """nDCG@10, R@100, percent visited and bytes a document."""
+    """nDCG@10, and the columns of `MEASURED`."""
     return [
         mean_of(found, "ndcg_at_10", deviation=True),
-        mean_of(found, "recall_at_100", deviation=True),
-        mean_of(found, "docs_visited", ".1f", factor=100),
-        mean_of(found, "bytes_per_doc", ".5g"),
+        *(
+            mean_of(found, field, spec, factor=factor, deviation=name == "R@100")
+            for name, (field, factor, spec) in MEASURED.items()
+        ),
     ]
 
 
@@ -259,8 +388,8 @@ def _ablations(table, results, tests, title) -> Table:
             if not found:
                 rows.append((*line, NOT_RUN, *[None] * 4))
                 continue
-            ndcg, _, visited, _ = _measured(found)
-            test = tested(tests.get(("reference", row, column)))
+            ndcg, _, visited, *_ = _measured(found)
+            test = _tested(tests.get(("reference", row, column)))
             rows.append((*line, ndcg, visited, *test))
     return Table(title, header, tuple(rows), text_columns=2)
 
@@ -276,13 +405,16 @@ COSTS = {
     "queries/s": ("qps_batch", 1, ",.0f"),
     "index MB": ("index_bytes", 1e-6, ".3g"),
     "bytes/doc": ("bytes_per_doc", 1, ".5g"),
+    "all bytes": ("total_bytes_per_doc", 1, ".5g"),
+    "at 1M": ("total_bytes_per_doc_1m", 1, ".5g"),
+    "work %": ("work", 100, ".3g"),
 }
 
 
 def _cost(table, results, title) -> Table:
     def cost(found: Sequence[Record], field: str, factor: float, spec: str) -> Value:
         # Sizes differ by a few bytes between seeds, if at all.
-        steady = field in ("index_bytes", "bytes_per_doc")
+        steady = field == "index_bytes" or "bytes_per_doc" in field
         number = mean_of(found, field, spec, factor=factor, deviation=not steady)
         # Values that are equal for all seeds are shown as one number.
         same = number is not None and not number.deviation
@@ -295,4 +427,6 @@ def _cost(table, results, title) -> Table:
         if not found:
             costs[0] = NOT_RUN
         rows.append((row.label, row.only, str(len(found)), *costs))
-    return Table(title, ("system", "budget", "seeds", *COSTS), tuple(rows), (), 2)
+    header = ("system", "budget", "seeds", *COSTS)
+    filled = Table(title, header, tuple(rows), (), 2)
+    return without_empty(filled, ("all bytes", "at 1M", "work %"))

@@ -17,7 +17,7 @@ from ehi.eval.records import Record
 from ehi.eval.tables import Table, markdown, means_only
 from ehi.files import atomic_write
 from experiments.paper.definitions import TABLES, budgets_of
-from experiments.paper.fill import Results
+from experiments.paper.results import Results
 
 DATASETS = {"pydocs": "pydocs", "scifact": "SciFact"}  # record -> shown
 

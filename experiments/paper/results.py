@@ -1,12 +1,16 @@
-"""The results folder: collects the records of finished runs, and reads them.
+"""The results folder: collects the records of finished runs, reads and groups them.
 
 Each dataset has `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ehi.eval.records import (
+    Cell,
     Record,
     Values,
     read_records,
@@ -79,13 +83,19 @@ def read_results(folder: Path, *, mix: bool = False) -> tuple[list[Record], Valu
     return list({record.cell: record for record in records}.values()), values
 
 
+# From this recipe on, the score of quantised documents is chosen: see `leaves.score`.
+SCORED = 4
+
+
 def check_same_origin(records: Iterable[Record]) -> None:
-    """Refuse to average seeds of a row that differ in config or recipe.
+    """Refuse to average or compare records that were not made alike.
 
     Raises:
-        ValueError: two seeds of a row differ in `config_hash` or `recipe`.
+        ValueError: two seeds of a row differ in `config_hash` or `recipe`, or quantised
+            rows of one split were scored in two ways.
     """
     first_of: dict = {}
+    scored: dict[tuple[str, str], dict[bool, Record]] = {}
     for record in records:
         first = first_of.setdefault(row_of(record.cell), record)
         for name in ("config_hash", "recipe"):
@@ -95,3 +105,71 @@ def check_same_origin(records: Iterable[Record]) -> None:
                     f"{tuple(record.cell)} has {name} {ours}, but {tuple(first.cell)} "
                     f"has {theirs}: run one of them again, or pass --mix"
                 )
+        if is_quantised(record):
+            kinds = scored.setdefault((record.dataset, record.split), {})
+            kinds.setdefault(record.recipe >= SCORED, record)
+            if len(kinds) == 2:
+                older, newer = kinds[False], kinds[True]
+                raise ValueError(
+                    f"{tuple(older.cell)} of recipe {older.recipe} scores codes by "
+                    f"inner product, {tuple(newer.cell)} of recipe {newer.recipe} as "
+                    "was chosen on dev: make the older one again, or pass --mix"
+                )
+
+
+def is_quantised(record: Record) -> bool:
+    """Whether the record's documents are codes, as its budget says."""
+    return record.budget.endswith("x")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of one dataset and split, and their per-query values.
+
+    Attributes:
+      records: (system, variant, budget) -> one record per seed.
+      per_query: cell -> (N,) values of the same N queries in the same order.
+    """
+
+    dataset: str
+    split: str
+    records: Mapping[tuple[str, str, str], Sequence[Record]]
+    per_query: Mapping[Cell, np.ndarray]
+
+    def of(self, row, budget: str) -> Sequence[Record]:
+        """Return the records of a cell; empty if it was not run."""
+        return self.records.get((row.system, row.variant, budget), ())
+
+    def __contains__(self, place: tuple[str, str, str] | None) -> bool:
+        """Whether a (system, variant, budget) was run."""
+        return bool(self.records.get(place))
+
+
+def group(
+    records: Iterable[Record], per_query: Mapping[Cell, np.ndarray], split: str
+) -> list[Results]:
+    """Return the records of a split, dataset by dataset.
+
+    Raises:
+        ValueError: the split has no records.
+    """
+    by_dataset: dict[str, list[Record]] = {}
+    splits = set()
+    for record in records:
+        splits.add(record.split)
+        if record.split == split:
+            by_dataset.setdefault(record.dataset, []).append(record)
+    if not by_dataset:
+        raise ValueError(
+            f"no records of split {split!r}; there are records of {sorted(splits)}"
+        )
+    return [_results(split, found, per_query) for found in by_dataset.values()]
+
+
+def _results(split: str, records: list[Record], per_query) -> Results:
+    by_cell: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        by_cell.setdefault((r.system, r.variant, r.budget), []).append(r)
+    # An interrupted run can leave values without a record.
+    values = {r.cell: per_query[r.cell] for r in records if r.cell in per_query}
+    return Results(records[0].dataset, split, by_cell, values)

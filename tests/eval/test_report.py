@@ -29,6 +29,7 @@ def test_row_shows_the_record(rows):
         "RR@10": "0.4000",
         "R@100": "0.8000",
         "visited %": "9.9",
+        "work %": "-",  # an older record
         "bytes/doc": "1536",
         "p50 ms": "0.25",
         "queries/s": "12,346",

@@ -7,8 +7,9 @@ from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record
 from experiments.paper import definitions
 from experiments.paper.definitions import TABLES, Row, cells, rows_of
-from experiments.paper.fill import fill, group, missing
+from experiments.paper.fill import fill, missing
 from experiments.paper.published import published
+from experiments.paper.results import group
 from experiments.systems import SYSTEMS, Budget
 
 QUERIES = 12

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,8 +56,9 @@ def test_runs_become_a_table_in_the_readme(tmp_path, run_folder, capsys):
     assert "\nold\n" not in text
     # 8 of 20 queries differ, with one sign, in the only test: p = 2 / 2^8.
     none = "| not run | not run | not run |"
-    assert f"| kmeans-tree {none} *0.200* {none}" in text
-    assert f"| ehi {none} **0.600**† {none}" in text
+    beside = "(0.800)"  # R@100
+    assert f"| kmeans-tree {none} *0.200 ± 0.000* {beside} {none}" in text
+    assert f"| ehi {none} **0.600 ± 0.000**† {beside} {none}" in text
     assert text.split(f"{BEGIN}\n")[1].split(f"\n{END}")[0] in (capsys.readouterr().out)
     assert "| +0.4000 ++ | 0.008 |" in (out / "pydocs-test.md").read_text()
     assert (
@@ -223,3 +225,61 @@ def test_every_joint_system_is_compared_with_a_known_one():
     counterparts = tables.separate_counterparts()
     assert counterparts["ehi-pq"] == "kmeans-tree-opq"
     assert set(counterparts) | set(counterparts.values()) <= set(SYSTEMS)
+
+
+def test_two_scorings_of_codes_are_refused_unless_mixed(tmp_path, make_record, capsys):
+    codes = {"budget": "flat-64x", "recipe": 3}
+    older, newer = make_record(system="opq", **codes), make_record(system="jpq")
+    newer = dataclasses.replace(newer, budget="flat-64x", recipe=4)
+    raw = make_record(recipe=3)  # raw vectors were always scored alike
+    write_records(tmp_path / "pydocs.jsonl", [older, newer, raw])
+    arguments = [f"--results={tmp_path}", f"--out={tmp_path}"]
+    assert tables.main(arguments) == 1
+    assert capsys.readouterr().err == (
+        "error: ('opq', '', 'pydocs', 'test', 0, 'flat-64x') of recipe 3 scores codes "
+        "by inner product, ('jpq', '', 'pydocs', 'test', 0, 'flat-64x') of recipe 4 as "
+        "was chosen on dev: make the older one again, or pass --mix\n"
+    )
+    assert tables.main([*arguments, "--mix"]) == 0
+    written = (tmp_path / "pydocs" / "T2.md").read_text()
+    assert "- Codes scored by inner product: opq." in written
+    # Other splits and data sets are other tables.
+    write_records(tmp_path / "own.jsonl", [dataclasses.replace(older, dataset="own")])
+    (tmp_path / "pydocs.jsonl").unlink()
+    write_records(tmp_path / "pydocs.jsonl", [newer, raw])
+    assert len(read_results(tmp_path)[0]) == 3
+
+
+def test_choices_are_shown_of_dev(tmp_path, make_record):
+    cell = {"system": "ehi-pq", "budget": "visit-10-64x"}
+    records = [make_record(**cell, variant=v) for v in ("", "no-path")]
+    path = tmp_path / "pydocs.jsonl"
+    write_records(path, records)
+    assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 0
+    written = (tmp_path / "pydocs" / "T4.md").read_text()
+    assert "pydocs, test split" in written
+    assert "These records are of test; choices are made on dev." in written
+    write_records(path, [dataclasses.replace(r, split="dev") for r in records])
+    assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 0
+    written = (tmp_path / "pydocs" / "T4.md").read_text()
+    assert "pydocs, dev split" in written and "These records" not in written
+    assert "pydocs, test split" in (tmp_path / "pydocs" / "T3.md").read_text()
+
+
+def test_what_it_costs_and_unlabelled_queries_are_shown_if_known(tmp_path, make_record):
+    known = {
+        "docs_visited_p95": 0.2, "docs_visited_max": 0.5, "total_bytes_per_doc": 60.0,
+        "total_bytes_per_doc_1m": 25.5, "unlabelled_queries": 7, "work": 0.15,
+        "ndcg_at_10_unlabelled": 0.25, "recall_at_100_unlabelled": 0.5,
+    }  # fmt: skip
+    budgets = {"visit-10": known, "flat": known | {"work": 1.2}}
+    records = [make_record(budget=b, **fields) for b, fields in budgets.items()]
+    write_records(tmp_path / "scifact.jsonl", records)
+    assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 0
+    written = (tmp_path / "pydocs" / "T1.md").read_text()
+    assert "the 7 queries whose documents are no answers in train:" in written
+    assert "| 0.250 (0.500) |" in written
+    assert "| 9.9 | 20.0 | 50.0 | 15.0 | 1536 | 60 | 25.5 |" in written
+    assert "at equal work:" in written and "](T1-work.png)" in written
+    assert (tmp_path / "pydocs" / "T1-work.png").exists()
+    assert "| 60 | 25.5 | 15 |" in (tmp_path / "pydocs" / "T5.md").read_text()
