@@ -79,7 +79,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--dataset", required=True, help="pydocs, beir/<name>, a BEIR folder or zip"
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default=range(3), help="number of seeds, or from:to (3)"
+        "--seeds",
+        type=seed_range,
+        default=range(3),
+        help="number of seeds, or from:to (3)",
     )
     parser.add_argument(
         "--workdir",
@@ -126,7 +129,7 @@ def results_folder(given: Path | None) -> Path:
     return RESULTS
 
 
-def _seeds(text: str) -> range:
+def seed_range(text: str) -> range:
     first, _, last = text.rpartition(":")
     try:
         seeds = range(int(first or 0), int(last))
@@ -203,7 +206,7 @@ def reproduce(
         )
     recipes = _recipes(results, data)
     there = {} if rerun else recipes
-    progress = _Progress(len(wanted) * len(seeds))
+    progress = CellProgress(len(wanted) * len(seeds))
     for seed in seeds:
         for variant in dict.fromkeys(variant for _, variant, _ in wanted):
             config = config_for(dataset, variant, seed, split)
@@ -218,7 +221,7 @@ def reproduce(
                     todo.setdefault(system, []).append(Budget.parse(budget))
             folder = workdir / name / f"seed{seed}" / (variant or "default")
             if todo:
-                _run_variant(config, todo, folder, results, progress)
+                run_variant(config, todo, folder, results, progress)
 
 
 def config_for(dataset: str, variant: str, seed: int, split: str):
@@ -230,7 +233,7 @@ def config_for(dataset: str, variant: str, seed: int, split: str):
     return apply_variant(config, variant)
 
 
-def _run_variant(config, todo, folder: Path, results: Path, progress) -> None:
+def run_variant(config, todo, folder: Path, results: Path, progress) -> None:
     """Run the cells of one seed and variant, which share data, `dense` and fits."""
     config.systems = tuple(todo)
     experiment = open_experiment(config, folder)
@@ -278,7 +281,7 @@ def _recipes(results: Path, data: RetrievalDataset) -> dict[Cell, int]:
     return {record.cell: record.recipe for record in records}
 
 
-class _Progress:
+class CellProgress:
     """Prints a line for every cell: its name, its result, and the time left."""
 
     def __init__(self, total: int):
