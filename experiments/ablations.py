@@ -110,6 +110,11 @@ VARIANTS = {
         "on the embeddings of ehi instead of dense",
         {"library_parent": "ehi"},
     ),
+    "both-heads": Variant(
+        ("distill-vq",),
+        "the documents' head trained too",
+        {"distill_vq.rates.head": 3e-4},
+    ),
     # One loss off.
     "no-distill": _ablation("loss distill off", joint__losses__distill=0.0),
     "no-path": _ablation("loss path off", joint__losses__path=0.0),

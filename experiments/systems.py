@@ -110,7 +110,17 @@ SYSTEMS = {
         counterpart="kmeans-tree-opq",
     ),
     "repconc": System(
-        "dense", pq=True, phases=("repconc",), overrides=_FLAT, counterpart="opq"
+        "dense",
+        pq=True,
+        phases=("repconc", "repconc_jpq"),
+        overrides=_FLAT
+        | {
+            "tower.query_tower": True,
+            "head.query_head": True,
+            "leaves.rotation": "fixed",
+            "leaves.frozen_codes": True,
+        },
+        counterpart="opq",
     ),
     "distill-vq": System(
         "dense",
@@ -127,8 +137,13 @@ SYSTEMS = {
     "jtr": System(
         "dense",
         tree=True,
-        phases=("jtr",),
-        overrides={"head.query_head": True, "tree.height": 2, "tree.hidden": 0},
+        phases=("jtr", "jtr_reassigned"),
+        overrides={
+            "head.query_head": True,
+            "tree.height": 2,
+            "tree.hidden": 0,
+            "tree.spill": 2,
+        },
         counterpart="kmeans-tree",
     ),
 }
@@ -191,6 +206,12 @@ def phase_of(config, name: str, num_documents: int) -> Phase:
     times = num_documents / (config.corpus_of_steps or num_documents)
     steps = round(phase.steps * min(max(times, 1.0), MOST_TIMES))
     return dataclasses.replace(phase, steps=steps)
+
+
+def freezes_later(config, system: System, name: str) -> bool:
+    """Whether a phase after the one of a name freezes the documents."""
+    later = system.phases[system.phases.index(name) + 1 :]
+    return any(config[phase].start == "freeze" for phase in later)
 
 
 def _branching(leaves: int, height: int) -> int:

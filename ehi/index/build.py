@@ -16,17 +16,22 @@ _ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache
 
 
 def build(
-    embeddings, doc_ids, *, leaf_dtype="float32", rerank_vectors=False, **parameters
-):
+    embeddings, doc_ids, *, leaves=None, leaf_dtype="float32", rerank_vectors=False,
+    **parameters,
+):  # fmt: skip
     """The Parameters and the Contents of a new index: see `build_index`."""
     embeddings = check.check_embeddings(embeddings)
     num, width = embeddings.shape
     ids = check_ids(doc_ids, num)
     parameters = make_parameters(width, num, **parameters)
     check_unit(parameters, embeddings)
+    if leaves is not None:
+        leaves = check.check_leaves(
+            leaves, num, parameters.spill, parameters.num_leaves
+        )
     segment = make_segment(
         parameters, embeddings, ids, leaf_dtype=leaf_dtype,
-        rerank_vectors=rerank_vectors,
+        rerank_vectors=rerank_vectors, leaves=leaves,
     )  # fmt: skip
     return parameters, Contents((segment,))
 
@@ -38,8 +43,9 @@ def check_unit(parameters, embeddings):
 
 
 def make_segment(
-    parameters, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None
-):
+    parameters, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None,
+    leaves=None,
+):  # fmt: skip
     """Routes documents and stores them as the parameters say.
 
     Args:
@@ -49,11 +55,14 @@ def make_segment(
         leaf_dtype: of the vectors in raw leaves.
         rerank_vectors: also keep all vectors as float16.
         documents: JSON values to show, one for each row, or None.
+        leaves: (N, s) int64 of each document, or None for those of the tree.
 
     Returns:
         Segment.
     """
-    assigned = assign_leaves(embeddings, parameters.tree, parameters.spill)  # (N, s)
+    assigned = leaves
+    if leaves is None:
+        assigned = assign_leaves(embeddings, parameters.tree, parameters.spill)
     leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(assigned, parameters.num_leaves)
     return Segment(
         leaf_offsets=leaf_offsets,

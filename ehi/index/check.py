@@ -110,6 +110,27 @@ def check_embeddings(embeddings):
     return finite_rows("embeddings", as_float32(embeddings))
 
 
+def check_leaves(leaves, num, spill, num_leaves):
+    """The given leaves of all documents as an (N, s) array of int64."""
+    array = np.asarray(leaves)
+    if array.shape != (num, spill) or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"leaves must be whole numbers of shape {(num, spill)}, got {array.dtype} "
+            f"of shape {array.shape}"
+        )
+    bad = (array < 0) | (array >= num_leaves)
+    if bad.any():
+        raise ValueError(
+            f"leaves has {array[bad][0]} in row {np.flatnonzero(bad.any(1))[0]}; "
+            f"allowed: 0 to {num_leaves - 1}"
+        )
+    ordered = np.sort(array, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    if twice.any():
+        raise ValueError(f"leaves has one leaf twice in row {np.flatnonzero(twice)[0]}")
+    return array.astype(np.int64)
+
+
 def is_float(array):
     """Whether an array holds floats; NumPy has no kind for JAX's bfloat16."""
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"

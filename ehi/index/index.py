@@ -29,6 +29,7 @@ def build_index(
     leaf_centroids=None,
     score="ip",
     spill=1,
+    leaves=None,
     leaf_dtype="float32",
     rerank_vectors=False,
     encoder=None,
@@ -51,6 +52,8 @@ def build_index(
             `ehi.index.search.codes`. The last two store a byte for each copy of a
             document, and need unit embeddings.
         spill: leaves a document is stored in, s.
+        leaves: (N, s) integers, the leaves of each document, all different; None for
+            its top s leaves by the tree, which documents that are added later get.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
         rerank_vectors: also keep all vectors as float16, for search(rerank=).
         encoder, config: JSON dicts, the identity of what made the embeddings.
@@ -78,7 +81,7 @@ def build_index(
             embeddings, doc_ids, leaf_dtype=leaf_dtype, rerank_vectors=rerank_vectors,
             tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
             assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids,
-            score=score, spill=spill, encoder=encoder, config=config,
+            leaves=leaves, score=score, spill=spill, encoder=encoder, config=config,
             query_head=query_head,
         )
     )  # fmt: skip

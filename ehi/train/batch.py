@@ -281,7 +281,8 @@ def _pool(data, phase: Phase, queries, positives, mined, seed, step) -> np.ndarr
     if mined is not None and phase.mined_per_query:
         shape = len(queries), phase.mined_per_query
         columns = rng.integers(mined.shape[1], size=shape)
-        chosen = np.take_along_axis(mined[queries], columns, axis=1).ravel()
+        # A pool that cannot hold all of them drops some of every query's.
+        chosen = np.take_along_axis(mined[queries], columns, axis=1).T.ravel()
         wanted.append(chosen[chosen >= 0])
     # The positives come first, so a small pool drops negatives only.
     documents = _distinct(np.concatenate(wanted))[: phase.pool]

@@ -68,6 +68,47 @@ def softmax_contrastive(
     return row_mean(jax.nn.logsumexp(scores, -1) - positive, weights)
 
 
+def hardest_negatives(
+    scores: jax.Array,
+    target: jax.Array,
+    where: jax.Array | None = None,
+    *,
+    count: int,
+) -> jax.Array:
+    """The target and the negatives with the highest scores.
+
+    Args:
+      scores: (N, C), queries against candidate documents; they get no gradient.
+      target: (N,) int, the candidate that is relevant.
+      where: (N, C), False for candidates that may not be chosen.
+      count: negatives of each row, >= 1; with fewer candidates all of them.
+
+    Returns:
+      (N, C) bool, the `where` of a contrastive loss.
+
+    Raises:
+      ValueError: `target` has another number of rows than `scores`.
+
+    References:
+      RepCONC: the dynamic top-k of the authors' code (Zhan et al. 2022, arXiv
+      2110.05789).
+
+    >>> import jax.numpy as jnp
+    >>> from ehi.train.losses import hardest_negatives
+    >>> scores = jnp.array([[0.9, 0.2, 0.8, 0.5]])
+    >>> print(hardest_negatives(scores, jnp.array([3]), count=2).astype(int))
+    [[1 0 1 1]]
+    """
+    is_target = _is_target(scores, target)  # (N, C)
+    allowed = ~is_target if where is None else ~is_target & where
+    scores = masked(jax.lax.stop_gradient(as_float32(scores)), allowed)
+    count = min(count, scores.shape[1])
+    rows = jnp.arange(len(scores))[:, None]
+    chosen = jnp.zeros(scores.shape, bool)
+    chosen = chosen.at[rows, jax.lax.top_k(scores, count)[1]].set(True)
+    return is_target | (chosen & allowed)
+
+
 def hinge_contrastive(
     scores: jax.Array,
     target: jax.Array,

@@ -41,7 +41,8 @@ def objective(
         anchors; `cached_queries (rows, T)` and `cached_documents (rows, T)` when only a
         part of the batch has tokens; `teacher_queries (rows, D)` and
         `teacher_documents (rows, D)` for the distillation terms; `codes (documents, M)`
-        uint8 for `lambda_rank`.
+        uint8 for `lambda_rank`; `leaves (documents, s)` where they are not those of the
+        router, for `leaf_likelihood`.
       batch: from `ehi.train.batch.make_batch`.
       phase: weights of the terms, temperatures, margins.
       mesh: devices that share the search of the code table; None for one device.
@@ -60,12 +61,14 @@ def objective(
     log_pd = leaf_counts = codes = z = None
     if model.router is not None:
         log_pq, log_pd = model.route_queries(q), model.route_documents(d)  # (., P)
+        batch = {**batch, "leaves": _leaves_of(tables, batch, log_pd)}  # (C, s)
         terms |= path_terms(weights, phase, batch, model, q, d, log_pq, log_pd)
         terms |= leaf_terms(weights, phase, log_pq, log_pd, teacher)
         leaf_counts = jnp.bincount(log_pd.argmax(-1), length=log_pd.shape[1])  # (P,)
     if any(name in weights for name in POOL_LEAF_TERMS):
         quantised = model.quantise(d, log_pd, phase.balanced_codes)
-        scores = score_quantised(q, quantised[0], d, model.score)  # (N, C)
+        score = phase.score or model.score
+        scores = score_quantised(q, quantised[0], d, score)  # (N, C)
         terms |= code_terms(weights, phase, batch, scores, d, quantised, teacher)
         _, z, _, _, codes = quantised
     if "lambda_rank" in weights:
@@ -105,6 +108,13 @@ def _teacher_scores(tables, batch, weights):
     return queries @ tables["teacher_documents"][batch["documents"]].T
 
 
+def _leaves_of(tables, batch, log_pd):
+    """The leaves of the pool's documents (C, s): given ones, or the best by itself."""
+    if "leaves" in tables:
+        return tables["leaves"][batch["documents"]]
+    return assign(jax.lax.stop_gradient(log_pd))[:, None]
+
+
 # The functions below return the terms that have a weight, name -> scalar.
 
 
@@ -132,9 +142,8 @@ def path_terms(weights, phase: Phase, batch, model, q, d, log_pq, log_pd) -> dic
     if "path" in weights:
         terms["path"] = tree_losses.path_agreement(log_pq, log_pd[target], **rows)
     if "leaf_likelihood" in weights:
-        home = assign(jax.lax.stop_gradient(log_pd))  # (C,)
         terms["leaf_likelihood"] = tree_losses.leaf_likelihood(
-            log_pq, home[target], **rows
+            log_pq, batch["leaves"][target], **rows
         )
     if "path_hinge" in weights or "intra_leaf" in weights:
         query_router = model.query_router or model.router
@@ -167,6 +176,11 @@ def leaf_terms(weights, phase: Phase, log_pq, log_pd, teacher) -> dict:
 def code_terms(weights, phase: Phase, batch, scores, d, quantised, teacher) -> dict:
     """Terms of the quantised pool: its scores (N, C), and what `quantise` returned."""
     _, z, z_hat, d_plain, _ = quantised
+    if phase.hardest:
+        where = losses.hardest_negatives(
+            scores, batch["target"], batch["where"], count=phase.hardest
+        )
+        batch = {**batch, "where": where}
     names = ("quantised", "distill")
     terms = _ranking_terms(weights, phase, batch, scores, names, teacher)
     # Reported whatever its weight: it shows whether the codewords still fit.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from ehi.model.joint import GROUPS
+from ehi.model.score import SCORES
 
 SOURCES = ("labelled", "pseudo", "documents", "synthetic")
 DECAYS = ("cosine", "linear", "constant")
@@ -54,14 +55,16 @@ LEAST = {
         "chunk",
         "last_n",
         "sinkhorn",
+        "hardest",
         "buffer",
         "encoded",
     ),
 }
 ALLOWED = {
     "negatives": ("leaves", "teacher"),
-    "start": ("", "buffer"),
+    "start": ("", "buffer", "reassign", "freeze"),
     "decay": DECAYS,
+    "score": ("", *SCORES),
 }
 
 
@@ -94,22 +97,22 @@ class Phase:
       clip: largest gradient norm of a tower; 0 for no limit.
       refresh: steps between two minings of hard negatives from the leaves.
       mined_per_query: mined documents that enter the pool for each query; 0 for none.
-      mined_kept: mined documents that are kept for each query, to draw from.
-      mined_beam: leaves that a query visits when negatives are mined.
+      mined_kept: mined documents that are kept for each query, to draw from. With
+        `start` 'reassign', the teacher's best documents that count.
+      mined_beam: leaves that a query visits when negatives are mined, or when documents
+        are reassigned.
       negatives: 'leaves' mines from the leaves that a query visits (EHI); 'teacher'
-        mines the teacher's nearest documents, once (Distill-VQ).
-      revive_every: steps between two revivals of dead codewords; 0 for never.
-      chunk: rows in one forward pass of a trained tower (gradient caching); 0 for all.
-      last_n: train the last n layers of the tower only; 0 for all layers.
-      encoded: where the tower trains, queries and documents of a batch that it reads in
-        a step. The other rows take the tower's outputs from before the phase, a memory
-        of all rows as in Wang et al. (2020, arXiv 1912.06798). 0 for all.
-      lambda_cut: last rank that matters to `lambda_rank` (JPQ).
-      top_k: documents that `lambda_rank` retrieves for each query.
-      sinkhorn: iterations for balanced codes (RepCONC); 0 for the nearest codewords.
-      sinkhorn_epsilon: temperature of balanced codes.
+        mines the teacher's nearest documents, once (Distill-VQ, RepCONC).
+      hardest: negatives of each query that count in the loss `quantised`: those of the
+        pool with the highest scores at this step (RepCONC); 0 for all.
+      score: of quantised documents in the losses `quantised` and `distill`, one of
+        `ehi.model.score.SCORES`; '' is that of the index. Poeem trains with cosines and
+        serves by L2.
       buffer: document embeddings that are kept for the next phase (Poeem).
-      start: 'buffer' fits tree and leaves to the kept embeddings first; '' does not.
+      start: what happens before the first step. 'buffer' fits tree and leaves to the
+        kept embeddings (Poeem); 'reassign' moves documents to the leaves where queries
+        look for them (JTR); 'freeze' gives queries a head of their own, and documents
+        keep their codes from then on (JPQ after RepCONC); '' nothing.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints.
 
@@ -145,6 +148,8 @@ class Phase:
     top_k: int = 200
     sinkhorn: int = 0
     sinkhorn_epsilon: float = 0.003
+    hardest: int = 0
+    score: str = ""
     buffer: int = 0
     start: str = ""
     log_every: int = 20

@@ -160,7 +160,10 @@ def poeem_warmup() -> dict:
 
 
 def poeem() -> dict:
-    """Poeem, second phase: coarse level, residual PQ and rotation."""
+    """Poeem, second phase: coarse level, residual PQ and rotation.
+
+    Training scores are cosines of the reconstruction, as in the authors' tutorial.
+    """
     return phase(
         steps=400,
         batch_size=512,
@@ -173,29 +176,69 @@ def poeem() -> dict:
             "quantiser": 3e-4,
         },
         **PAIRS,
+        score="cosine",
         start="buffer",
     )
 
 
 def repconc() -> dict:
-    """RepCONC (Zhan et al. 2022): balanced codes, contrastive and squared error."""
+    """RepCONC (Zhan et al. 2022), first phase: balanced codes of both sides' encoder.
+
+    The squared error moves codewords and documents (`codebook` + `commitment` is its
+    gradient). The softmax has the 11 hardest candidates of the pool at this step, among
+    them up to 11 mined ones of every query. Sinkhorn sees the whole pool, 2,048
+    documents; the authors have 4,096 positives and their negatives on 8 GPUs.
+    """
     return phase(
         steps=400,
-        batch_size=512,
-        pool=512,
-        losses={"quantised": 1.0, "reconstruction": 1.0},
+        batch_size=256,
+        pool=2048,
+        losses={"quantised": 1.0, "codebook": 1.0, "commitment": 1.0},
         rates={"head": 1e-4, "quantiser": 3e-4},
         **PAIRS,
+        negatives="teacher",
+        mined_kept=200,
+        mined_per_query=11,
+        hardest=11,
         sinkhorn=100,  # as published; 20: .550 at 64x, 100: .559 (dev, seed 0)
     )
 
 
+def repconc_jpq() -> dict:
+    """RepCONC, second phase: JPQ from its documents, at a third of the rates of `jpq`.
+
+    The authors' rates fall more, to a tenth and less of those of their first phase.
+    """
+    return phase(
+        steps=200,
+        batch_size=64,
+        pool=64,
+        losses={"lambda_rank": 1.0},
+        rates={"query_head": 1e-4, "quantiser": 3e-4},
+        sources={"labelled": 0.1, "pseudo": 0.9},
+        decay="linear",
+        start="freeze",
+    )
+
+
 def distill_vq() -> dict:
-    """Distill-VQ (Xiao et al. 2022): the dense ranking, no labels; documents stay."""
+    """Distill-VQ (Xiao et al. 2022): the dense ranking, no labels; documents stay.
+
+    As in the authors' code (LibVQ), the teacher's ranking is distilled into the scores
+    of embeddings, of lists and of codes with equal weights. What differs from it:
+
+      lists: theirs scores a document by the centre of its list; ours learns the
+        probabilities of leaves (`route_distill`) by a router of the queries, and
+        centroids of residual codes beside it, where theirs has one vector for both.
+      negatives: 4 of the teacher's 200 nearest documents for each query, and random
+        documents up to the pool; theirs has those of the batch and one of the 200.
+      encoder: a head on a frozen tower; theirs trains whole towers. The variant
+        `both-heads` trains the documents' head too, as their best flat index does.
+    """
     return phase(
         steps=400,
         batch_size=256,
-        losses={"distill": 1.0, "route_distill": 1.0},
+        losses={"distill_raw": 1.0, "distill": 1.0, "route_distill": 1.0},
         rates={
             "query_head": 1e-3,
             "query_router": 3e-3,
@@ -210,18 +253,41 @@ def distill_vq() -> dict:
 
 
 def jtr() -> dict:
-    """JTR (Li et al. 2023): nodes by softmax against siblings; documents stay."""
+    """JTR (Li et al. 2023): queries and nodes by softmax against siblings.
+
+    Documents stay where k-means put them.
+    """
     return phase(
         steps=400,
         batch_size=512,
         losses={"leaf_likelihood": 1.0},
-        rates={"query_router": 1e-3},
+        rates={"query_head": 1e-4, "query_router": 1e-3},
         **PAIRS,
     )
+
+
+def jtr_reassigned() -> dict:
+    """JTR, second phase: documents move to the leaves where queries look for them.
+
+    The best 100 documents of every query, by the teacher, and the 5 leaves that it
+    reaches are counted, as in the authors' code. A document is in `tree.spill` leaves.
+    """
+    return jtr() | {"start": "reassign", "mined_kept": 100, "mined_beam": 5}
 
 
 # Every recipe by its name, which is that of its config section.
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (dense, joint, jpq, poeem_warmup, poeem, repconc, distill_vq, jtr)
+    for recipe in (
+        dense,
+        joint,
+        jpq,
+        poeem_warmup,
+        poeem,
+        repconc,
+        repconc_jpq,
+        distill_vq,
+        jtr,
+        jtr_reassigned,
+    )
 }

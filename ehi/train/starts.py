@@ -15,6 +15,7 @@ import numpy as np
 
 from ehi.files import atomic_write_npz
 from ehi.model.joint import JointIndex
+from ehi.model.params import merge_model, split_model
 from ehi.train.batch import checked_seed
 from ehi.train.kmeans import kmeans, kmeans_tree
 from ehi.train.opq import fit_opq, fit_pq
@@ -48,6 +49,47 @@ def inherit(
             )
         params[name] = value
     return params
+
+
+def before_freezing(graphdef, params: Mapping[str, jax.Array]):
+    """The model of the phases before its documents freeze.
+
+    One tower and one head serve both sides, and the codes follow the codebooks.
+
+    Args:
+      graphdef, params: of the whole model; parameters that the phases lack are dropped.
+
+    Returns:
+      graphdef and parameters.
+    """
+    model = merge_model(graphdef, dict(params))
+    drop_query_side(model)
+    return split_model(model)
+
+
+def drop_query_side(model: JointIndex) -> None:
+    """Remove what queries have for themselves, and frozen codes, in place."""
+    model.query_tower = model.query_head = None
+    if model.quantiser is not None:
+        model.quantiser.assign_codebooks = None
+
+
+def freeze_documents(
+    params: Mapping[str, jax.Array], trained: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The whole model after the phases of `before_freezing`.
+
+    Queries get a copy of the tower and of the head. Documents keep the codes that the
+    codebooks of now give them, however these are trained on.
+
+    Args:
+      params: of the whole model, as it was before.
+      trained: the parameters after those phases.
+    """
+    made = inherit(params, trained) | dict(trained)
+    if "quantiser/assign_codebooks" in params:
+        made["quantiser/assign_codebooks"] = trained["quantiser/codebooks"]
+    return made
 
 
 def fit_starts(

@@ -44,16 +44,18 @@ def path_agreement(
 def leaf_likelihood(
     log_p_query: jax.Array, leaves: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-    r"""Minus the log-probability that a query draws the leaf of its document.
+    r"""Minus the log-probability that a query draws a leaf of its document.
 
     .. math:: -\log p(l_n \mid q_n) = \sum_h -\log p(i_h \mid i_1 \dots i_{h-1}, q_n)
 
     With a `per_node` tree each summand is a softmax of the node on the path against its
-    siblings, which is the loss of JTR.
+    siblings, which is the loss of JTR. Of a document in several leaves any will do: the
+    probabilities are added. The authors' code keeps one of the leaves as the label.
 
     Args:
       log_p_query: (N, P), log p(leaf | query).
-      leaves: (N,) int, the leaf of each row's relevant document.
+      leaves: (N,) int, the leaf of each row's relevant document, or (N, s), all its
+        leaves, which differ.
       weights: (N,).
 
     Returns:
@@ -68,8 +70,9 @@ def leaf_likelihood(
     >>> print(f"{leaf_likelihood(log_p, jnp.array([0])):.3f}")  # log 4
     1.386
     """
-    chosen = jnp.take_along_axis(as_float32(log_p_query), leaves[:, None], -1)[:, 0]
-    return row_mean(-chosen, weights)
+    leaves = leaves.reshape(len(leaves), -1)  # (N, s)
+    chosen = jnp.take_along_axis(as_float32(log_p_query), leaves, -1)
+    return row_mean(-jax.nn.logsumexp(chosen, -1), weights)
 
 
 def route_distillation(

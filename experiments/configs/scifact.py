@@ -35,7 +35,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # .775 with a tenth of the queries labelled, .801 with half. repconc: .775 with
     # squared error 1, .784 with 0.1, .787 with a head rate of 3e-4 too. poeem at 10%
     # visited: .718 as in `recipes.poeem`, .703 with less distortion or a faster head.
-    c.jpq.sources.labelled = c.jpq.sources.pseudo = 0.5
-    c.repconc.losses.reconstruction = 0.1
+    for phase in (c.jpq, c.repconc_jpq):
+        phase.sources.labelled = phase.sources.pseudo = 0.5
+    c.repconc.losses.codebook = c.repconc.losses.commitment = 0.1
     c.repconc.rates.head = 3e-4
     return apply_variant(c, variant)

@@ -31,11 +31,19 @@ from ehi.parallel.mesh import make_mesh, table_sharding
 from ehi.train import loop
 from ehi.train.optimizer import trained_names
 from ehi.train.phase import Phase
+from ehi.train.starts import drop_query_side
 from experiments.run.checks import check_config
 from experiments.run.flops import count_flops, measure_flops
 from experiments.run.models import build_model
 from experiments.run.train import run_name
-from experiments.systems import Budget, config_of, fit_to_corpus, get_system, phase_of
+from experiments.systems import (
+    Budget,
+    config_of,
+    fit_to_corpus,
+    freezes_later,
+    get_system,
+    phase_of,
+)
 
 GIB = 2**30
 # Shapes of towers, for configs that state none.
@@ -139,6 +147,8 @@ def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict
     if phase.needs_codes:
         m = params["quantiser/codebooks"].shape[0]
         tables["codes"] = _array((documents, m), jnp.uint8)
+    if phase.start == "reassign":
+        tables["leaves"] = _array((documents, config.tree.spill), jnp.int32)
     return tables
 
 
@@ -216,6 +226,8 @@ def dry_run(config, *, flops_per_second: float | None = None) -> list[Report]:
             phase = phase_of(resolved, phase_name, sizes.documents)
             if phase.steps:
                 model = abstract_model(resolved, system, compression, sizes, shape)
+                if freezes_later(resolved, system, phase_name):
+                    drop_query_side(model)
                 report = compile_phase(
                     resolved, phase, model, sizes,
                     run=run_name(name, compression), name=phase_name, speed=speed,

@@ -56,6 +56,7 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
         inputs.dataset.doc_ids,
         **index_arrays(trained.graphdef, trained.params),
         spill=config.tree.spill,
+        leaves=trained.leaves,
         encoder=identity,
         query_head=query_head_arrays(trained.graphdef, trained.params),
     )

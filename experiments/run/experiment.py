@@ -30,7 +30,13 @@ from experiments.run.workdir import (
     with_tree_of,
     write_config,
 )
-from experiments.systems import SYSTEMS, Budget, fit_to_corpus, get_system
+from experiments.systems import (
+    SYSTEMS,
+    Budget,
+    config_of,
+    fit_to_corpus,
+    get_system,
+)
 
 LOG = logging.getLogger("ehi")
 
@@ -146,7 +152,8 @@ def _train_and_build(experiment: Experiment, name: str, compression: int | None)
     LOG.info("%s: index", run)
     path = _index_path(config, workdir, run)
     with Progress(f"{run}: index of {len(trained.documents):,} documents"):
-        built = experiment.built[run] = build(config, trained, inputs, path)
+        built = build(config_of(config, name), trained, inputs, path)
+        experiment.built[run] = built
     return trained, lambda budget: built
 
 

@@ -106,7 +106,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
         run, graphdef, saved["params"], documents=None, queries=None,
         seconds=float(saved["seconds"]),
     )  # fmt: skip
-    return FinishedRun(config, inputs, trained, source)
+    return FinishedRun(config_of(config, name), inputs, trained, source)
 
 
 def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:

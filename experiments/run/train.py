@@ -6,9 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from ehi.encode.embed import code_table
+from ehi.files import atomic_write_npz
 from ehi.index import build_index
+from ehi.index.search.routing import assign_leaves, route
 from ehi.model.export import index_arrays
 from ehi.model.head import start_from_pca
 from ehi.model.params import has_tower, merge_model, split_model
@@ -17,10 +20,17 @@ from ehi.train.batch import drawn_queries
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
-from ehi.train.starts import fit_starts, inherit
+from ehi.train.reassign import reassigned_leaves
+from ehi.train.starts import before_freezing, fit_starts, freeze_documents, inherit
 from experiments.run.models import build_model
 from experiments.run.prepare import Inputs, embeddings, tower_outputs
-from experiments.systems import config_of, get_system, phase_of
+from experiments.systems import (
+    System,
+    config_of,
+    freezes_later,
+    get_system,
+    phase_of,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Trained:
       params: 'group/.../name' -> array.
       documents, queries: embeddings (rows, D) of the corpus and of the query table.
       seconds: training time, including the parent and the fits.
+      leaves: (documents, s), if they are not those of the router; else None.
       examples_per_second: speed of the last phase; None if it was not trained here.
     """
 
@@ -42,6 +53,7 @@ class Trained:
     queries: np.ndarray = field(repr=False)
     seconds: float
     examples_per_second: float | None = None
+    leaves: np.ndarray | None = field(default=None, repr=False)
 
 
 def run_name(name: str, compression: int | None) -> str:
@@ -94,20 +106,19 @@ def train_system(
         graphdef, params, seconds = _start(
             resolved, system, model, inputs, parent, workdir
         )
-        state = {"params": params, "stats": {}}
-        for phase in system.phases:
-            state = _phase(
-                resolved, phase, run, graphdef, state, inputs, parent, workdir, log
-            )
-            seconds += log.seconds(run, phase)
-        params = state["params"]
+        job = Job(resolved, system, run, graphdef, params, inputs, parent, workdir)
+        params = _train(job, log)
+        seconds += sum(log.seconds(run, phase) for phase in system.phases)
         done = {"params": params, "seconds": jnp.float32(seconds)}
         checkpoint.save(final, 0, done)
     documents, queries = embeddings(graphdef, params, inputs, workdir / "outputs")
     rate = None
     if system.phases and source is None:
         rate = log.examples_per_second(run, system.phases[-1])
-    trained[run] = Trained(run, graphdef, params, documents, queries, seconds, rate)
+    leaves = saved_leaves(source or workdir, run, inputs)
+    trained[run] = Trained(
+        run, graphdef, params, documents, queries, seconds, rate, leaves
+    )
     return trained[run]
 
 
@@ -129,34 +140,107 @@ def _start(config, system, model, inputs, parent, workdir):
     return graphdef, inherit(params, parent.params), seconds + parent.seconds
 
 
-def _phase(config, phase_name, run, graphdef, state, inputs, parent, workdir, log):
+@dataclass(frozen=True)
+class Job:
+    """A system that is to be trained, and what its phases need.
+
+    Attributes:
+      config: of the system.
+      run: its name and, for PQ leaves, its compression.
+      graphdef, params: as they are before the first phase.
+      parent: the system that it starts from, or None.
+    """
+
+    config: ConfigDict
+    system: System
+    run: str
+    graphdef: nnx.GraphDef
+    params: dict
+    inputs: Inputs
+    parent: Trained | None
+    workdir: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / "checkpoints" / self.run
+
+
+def _train(job: Job, log: MetricLog) -> dict:
+    """Run all phases of a system; return its parameters."""
+    state = {"params": job.params, "stats": {}}
+    for name in job.system.phases:
+        phase = phase_of(job.config, name, len(job.inputs.dataset.documents))
+        graphdef, params = job.graphdef, state["params"]
+        if freezes_later(job.config, job.system, name):
+            graphdef, params = before_freezing(graphdef, job.params | params)
+        elif phase.start == "freeze":
+            params = freeze_documents(job.params, params)
+        state = {"params": params, "stats": state["stats"]}
+        if phase.steps:
+            state = _phase(job, name, phase, graphdef, state, log)
+    return state["params"]
+
+
+def _phase(job: Job, name: str, phase, graphdef, state, log) -> dict:
     """Run one phase, or return its final state if it is complete."""
-    phase = phase_of(config, phase_name, len(inputs.dataset.documents))
-    if not phase.steps:
-        return state
-    params = state["params"]
+    inputs, config, params = job.inputs, job.config, state["params"]
     if phase.start == "buffer":
-        kept = state["stats"]["buffer"]
-        params = _fit_to_buffer(graphdef, params, kept, config.seed, workdir, run)
-    tables = _tables(run, phase, graphdef, params, inputs, parent, workdir)
+        params = _fit_to_buffer(job, graphdef, params, state["stats"]["buffer"])
+    tables = _tables(job, phase, graphdef, params)
     lengths = (0, 0)
     if has_tower(params):
         lengths = (config.tower.query_length, config.tower.document_length)
     return run_phase(
         graphdef, params, inputs.training, tables, phase,
-        run=run, name=phase_name, seed=config.seed,
-        directory=workdir / "checkpoints" / run / phase_name, log=log,
-        lengths=lengths, mine=_miner(phase, graphdef, inputs, parent, config.seed),
+        run=job.run, name=name, seed=config.seed, directory=job.folder / name, log=log,
+        lengths=lengths, mine=_miner(phase, graphdef, inputs, job.parent, config.seed),
         shard_state=config.shard_state,
     )  # fmt: skip
 
 
-def _fit_to_buffer(graphdef, params, buffer, seed, workdir, run) -> dict:
+def _fit_to_buffer(job: Job, graphdef, params, buffer) -> dict:
     """Fit tree and leaves to the embeddings (rows, D) that a warm-up kept."""
     model, kept = merge_model(graphdef, params), np.asarray(buffer)
     kept = kept[kept.any(axis=1)]  # a short warm-up does not fill the buffer
-    fit_starts(model, kept, seed=seed, cache=workdir / "checkpoints" / run / "starts")
+    fit_starts(model, kept, seed=job.config.seed, cache=job.folder / "starts")
     return split_model(model)[1]
+
+
+def saved_leaves(workdir: Path, run: str, inputs: Inputs) -> np.ndarray | None:
+    """Return the leaves that a run gave the documents of this corpus, or None."""
+    path = workdir / "checkpoints" / run / "leaves.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        same = str(file["corpus_sha256"]) == inputs.dataset.corpus_sha256
+        return file["leaves"] if same else None
+
+
+def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
+    """Return the leaves (documents, s) where queries of the phase look for documents.
+
+    A file keeps them, since the index is built from them.
+    """
+    leaves = saved_leaves(job.workdir, job.run, job.inputs)
+    if leaves is not None:
+        return leaves
+    inputs, teacher = job.inputs, job.parent
+    rows = drawn_queries(inputs.training, phase, seed=job.config.seed)
+    flat = build_index(teacher.documents, np.arange(len(teacher.documents)), tree=None)
+    wanted = min(phase.mined_kept, len(teacher.documents))
+    documents, queries = embeddings(graphdef, params, inputs)
+    arrays, copies = index_arrays(graphdef, params), job.config.tree.spill
+    of_queries = arrays["query_tree"] or arrays["tree"]
+    leaves = reassigned_leaves(
+        flat.search(teacher.queries[rows], wanted).ids,
+        route(queries[rows], of_queries, phase.mined_beam, normalise=False).leaves,
+        assign_leaves(documents, arrays["tree"], copies),
+        copies=copies,
+    )
+    sha256 = np.str_(inputs.dataset.corpus_sha256)
+    kept = {"leaves": leaves, "corpus_sha256": sha256}
+    atomic_write_npz(job.folder / "leaves.npz", kept)
+    return leaves
 
 
 def _miner(phase, graphdef, inputs, parent, seed):
@@ -184,8 +268,9 @@ def _miner(phase, graphdef, inputs, parent, seed):
     return from_teacher if phase.negatives == "teacher" else from_leaves
 
 
-def _tables(run, phase, graphdef, params, inputs, parent, workdir) -> dict:
+def _tables(job: Job, phase, graphdef, params) -> dict:
     """Return the read-only arrays that the steps of a phase gather from."""
+    inputs, parent = job.inputs, job.parent
     tables = {}
     if not has_tower(params) or phase.losses.get("query_anchor"):
         tables["features_queries"] = inputs.query_features
@@ -195,14 +280,16 @@ def _tables(run, phase, graphdef, params, inputs, parent, workdir) -> dict:
         if parent is None:  # the tower is still the pretrained one
             cached = inputs.document_features, inputs.query_features
         else:
-            cached = tower_outputs(graphdef, params, inputs, workdir / "outputs")
+            cached = tower_outputs(graphdef, params, inputs, job.workdir / "outputs")
         tables["cached_documents"], tables["cached_queries"] = cached
     if phase.needs_teacher:
         if parent is None:
-            raise ValueError(f"{run} distils, but has no parent system as teacher")
+            raise ValueError(f"{job.run} distils, but has no parent system as teacher")
         tables["teacher_queries"] = parent.queries
         tables["teacher_documents"] = parent.documents
     if phase.needs_codes:
         documents, _ = embeddings(graphdef, params, inputs)
         tables["codes"] = code_table(graphdef, params, documents)
+    if phase.start == "reassign":
+        tables["leaves"] = _reassign(job, phase, graphdef, params)
     return tables

@@ -41,6 +41,10 @@ ROW_LOSSES = {
     ),
     "path": (tree_losses.path_agreement, (LOG_Q, LOG_D)),
     "leaf": (tree_losses.leaf_likelihood, (LOG_Q, jnp.array([4, 0, 0, 2]))),
+    "leaves": (
+        tree_losses.leaf_likelihood,
+        (LOG_Q, jnp.array([[4, 1], [0, 2], [0, 3], [2, 1]])),
+    ),
     "entropy": (tree_losses.leaf_entropy, (LOG_Q,)),
     "codebook": (losses.codebook_distortion, (Z, Z_HAT)),
     "commitment": (losses.commitment_distortion, (Z, Z_HAT)),
@@ -165,3 +169,50 @@ def test_scores_and_targets_that_do_not_fit_are_refused():
         losses.softmax_contrastive(SCORES, TARGET[:3])
     with pytest.raises(ValueError, match=r"\(6,\), \(4,\)"):
         losses.hinge_contrastive(SCORES[0], TARGET, margin=0.1)
+
+
+def test_any_leaf_of_a_document_will_do():
+    """-log of the sum of p over its leaves; one leaf is the loss of JTR."""
+    leaves = jnp.array([[4, 1], [0, 2], [0, 3], [2, 1]])
+    expected = [
+        -np.log(np.exp(LOG_Q[n, a]) + np.exp(LOG_Q[n, b]))
+        for n, (a, b) in enumerate(leaves.tolist())
+    ]
+    found = tree_losses.leaf_likelihood(LOG_Q, leaves)
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-6)
+    one = tree_losses.leaf_likelihood(LOG_Q, leaves[:, :1])
+    assert one == tree_losses.leaf_likelihood(LOG_Q, leaves[:, 0])
+
+
+def test_codebook_and_commitment_are_the_gradient_of_the_squared_error():
+    """RepCONC's squared error moves codewords and documents."""
+
+    def both(z, z_hat):
+        return losses.codebook_distortion(z, z_hat) + losses.commitment_distortion(
+            z, z_hat
+        )
+
+    def squared_error(z, z_hat):
+        return jnp.square(z - z_hat).sum(-1).mean()
+
+    for found, expected in zip(
+        jax.grad(both, (0, 1))(Z, Z_HAT),
+        jax.grad(squared_error, (0, 1))(Z, Z_HAT),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 99])
+def test_the_hardest_negatives_are_those_with_the_highest_scores(count):
+    found = losses.hardest_negatives(SCORES, TARGET, WHERE, count=count)
+    for row in range(N):
+        target = int(TARGET[row])
+        able = [c for c in range(C) if bool(WHERE[row, c]) and c != target]
+        able.sort(key=lambda c: -float(SCORES[row, c]))
+        expected = sorted([*able[:count], target])
+        assert np.flatnonzero(found[row]).tolist() == expected, row
+    slope = jax.grad(
+        lambda s: losses.hardest_negatives(s, TARGET, count=count).astype(s.dtype).sum()
+    )(SCORES)
+    assert not slope.any()

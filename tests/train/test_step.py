@@ -10,6 +10,7 @@ from tiny import phase_of
 from ehi.model.export import index_arrays
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import batch_slice, check_batch, make_mesh, shard_batch
+from ehi.train import losses
 from ehi.train.batch import make_batch
 from ehi.train.objective import objective
 from ehi.train.optimizer import make_optimizer, trained_names
@@ -197,3 +198,36 @@ def test_a_batch_that_the_mesh_cannot_divide_is_refused(monkeypatch):
         check_batch(mesh, batch_size=13, pool=20, num_documents=60)
     with pytest.raises(ValueError, match="pool=21 does not divide over the 4 devices"):
         check_batch(mesh, batch_size=12, pool=21, num_documents=60)
+
+
+def test_scores_of_codes_are_cosines_if_a_phase_asks_for_them(tiny, tiny_model):
+    """Poeem: no document wins because its reconstruction is long."""
+    graphdef, params = tiny_model(rotation="none", residual=False)
+    batch, weights = batch_of(tiny), {"quantised": 1.0}
+
+    def loss(params, **fields):
+        model, phase = merge_model(graphdef, params), phase_of(losses=weights, **fields)
+        return objective(model, tiny[1], batch, phase)[0]
+
+    model = merge_model(graphdef, params)
+    d = model.embed_documents(tiny[1]["features_documents"][batch["documents"]])
+    q = model.embed_queries(tiny[1]["features_queries"][batch["queries"]])
+    d_hat = model.quantise(d)[0]
+    cosine = q @ (d_hat / jnp.linalg.norm(d_hat, axis=-1, keepdims=True)).T
+    contrast = {name: batch[name] for name in ("target", "where", "weights")}
+    expected = losses.softmax_contrastive(cosine, temperature=0.05, **contrast)
+    np.testing.assert_allclose(loss(params, score="cosine"), expected, rtol=1e-5)
+    assert loss(params, score="cosine") != loss(params)
+
+
+def test_only_the_hardest_candidates_count_if_a_phase_asks_for_them(tiny, tiny_model):
+    """RepCONC's dynamic negatives: the others have no part in the softmax."""
+    graphdef, params = tiny_model(residual=False)
+    batch, weights = batch_of(tiny), {"quantised": 1.0}
+
+    def loss(**fields):
+        model, phase = merge_model(graphdef, params), phase_of(losses=weights, **fields)
+        return float(objective(model, tiny[1], batch, phase)[0])
+
+    assert loss(hardest=1) < loss(hardest=3) < loss(hardest=19) <= loss() + 1e-6
+    assert loss(hardest=19) == pytest.approx(loss())
