@@ -77,13 +77,13 @@ VARIANTS = {
             checkpoint_every=50,
         ),
     ),
-    # EHI has hinge losses on embeddings and path embeddings, the intra-leaf loss, and
+    # EHI-style: hinge losses on embeddings and path embeddings, the intra-leaf loss, and
     # per-level classifiers. The weights are from memory of its appendix (SciFact);
     # margin and threshold were not found. The paper mines every 5 epochs: 100 steps are
     # 2 epochs of the labelled queries of pydocs, and 9 of SciFact's.
     "paper": Variant(
         ("ehi",),
-        "EHI's losses, router and negatives",
+        "EHI-style losses, router and negatives",
         {
             "tree.kind": "per_level",
             "tree.query_router": False,
@@ -129,7 +129,7 @@ VARIANTS = {
         "cross-entropy of quantised scores on", joint__losses__quantised=0.1
     ),
     "with-intra-leaf": _ablation(
-        "intra-leaf loss of EHI on", joint__losses__intra_leaf=0.2
+        "EHI-style intra-leaf loss on", joint__losses__intra_leaf=0.2
     ),
     # The documents that a query is compared with.
     "in-batch": _ablation("pool: only in-batch (320)", joint__pool=320),

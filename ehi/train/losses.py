@@ -121,9 +121,10 @@ def hinge_contrastive(
 
     .. math:: \frac{1}{|C^-_n|} \sum_{c \in C^-_n} [s_{nc} - s_{nt} + \gamma]_+
 
-    With scores of embeddings it is EHI's semantic similarity loss, with those of path
-    embeddings its indexing similarity loss. The paper sums over the negatives; with the
-    mean, a weight means the same for every size of the pool.
+    An EHI-style loss: with scores of embeddings it stands for the paper's semantic
+    similarity, with those of path embeddings for its indexing similarity. The form is
+    from memory of the paper, which has no public code. It sums over the negatives; with
+    the mean, a weight means the same for every size of the pool.
 
     Args:
       scores: (N, C), queries against candidate documents.

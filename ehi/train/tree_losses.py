@@ -132,7 +132,8 @@ def intra_leaf(
 
     .. math:: \frac{1}{C (C - 1)} \sum_{i \ne j} 1[s_{ij} < \tau] \, T(d_i)^\top T(d_j)
 
-    The indicator has no gradient, so the loss moves documents in the tree only.
+    An EHI-style loss, whose exact form is from memory of the paper. The indicator has
+    no gradient, so the loss moves documents in the tree only.
 
     Args:
       similarity: (C, C), inner products of the documents' embeddings.

@@ -25,6 +25,8 @@ def workdir(tmp_path_factory):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_system_trains_builds_saves_opens_and_searches(corpus, workdir, name):
     config = tiny(corpus, systems=(name,))
+    # Of 4 leaves that hold every document twice, one may already exceed half.
+    config.budgets += ("visit-90",)
     for phase in PHASES:
         config[phase].steps = 20
     main.run(config, workdir)
@@ -33,7 +35,7 @@ def test_a_system_trains_builds_saves_opens_and_searches(corpus, workdir, name):
     index = open_index(workdir / "index")
     queries = np.eye(index.width, dtype=np.float32)[:4]
     hits = index.search(queries, 5, beam=index.num_leaves)
-    assert (hits.visited == index.num_documents).all()
+    assert (hits.visited == index.spill * index.num_documents).all()
     assert len({*hits.ids[0]}) == 5
     for phase in get_system(name).phases:
         folders = (workdir / "checkpoints").glob(f"{name}*/{phase}")

@@ -31,6 +31,49 @@ def test_leaves_hold_every_document_in_its_top_leaves_once():
     assert (index.segments[0].vectors == X[index.segments[0].leaf_rows]).all()
 
 
+@pytest.mark.parametrize("codebooks", [None, CODEBOOKS])
+def test_given_leaves_hold_the_documents_and_added_ones_follow_the_tree(codebooks):
+    """JTR moves documents to leaves that the tree would not choose."""
+    leaves = np.array([RNG.permutation(9)[:2] for _ in range(20)], np.int32)
+    options = {"tree": TREE, "codebooks": codebooks, "spill": 2}
+    index = build_index(X, range(20), leaves=leaves, **options)
+    (segment,) = index.segments
+    for leaf in range(9):
+        rows = segment.leaf_rows[slice(*segment.leaf_offsets[leaf : leaf + 2])]
+        assert rows.tolist() == np.flatnonzero((leaves == leaf).any(axis=1)).tolist()
+    whole = index.search(X, 20, beam=9)
+    assert (whole.visited == 2 * 20).all() and (np.sort(whole.ids) == range(20)).all()
+    hits = index.search(X, 20, beam=3)  # a beam of 3 keeps all nodes of level 1
+    for x, ids in zip(X, hits.ids, strict=True):  # a query finds what its leaves hold
+        seen = np.argsort(-reference.leaf_log_probs(x, TREE), kind="stable")[:3]
+        there = np.flatnonzero(np.isin(leaves, seen).any(axis=1))
+        assert sorted(ids[ids >= 0].tolist()) == there.tolist()
+    more = build_index(X, range(20), leaves=leaves, **options)
+    more.add(X[:3], [100, 101, 102])
+    tops = [np.argsort(-reference.leaf_log_probs(x, TREE))[:2] for x in X[:3]]
+    added = more.segments[1]
+    for leaf in range(9):
+        rows = added.leaf_rows[slice(*added.leaf_offsets[leaf : leaf + 2])].tolist()
+        assert rows == [row for row, top in enumerate(tops) if leaf in top]
+    more.compact()
+    assert more.search(X[:1], 1, beam=9).ids.tolist() in ([[0]], [[100]])
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        (np.zeros((20, 1), int), r"shape \(20, 2\), got int64 of shape \(20, 1\)"),
+        (np.zeros((20, 2)), "whole numbers .* got float64"),
+        ([[0, 1]] * 19 + [[0, 9]], "leaves has 9 in row 19; allowed: 0 to 8"),
+        ([[0, -1]] * 20, "leaves has -1 in row 0"),
+        ([[0, 1]] * 5 + [[4, 4]] + [[0, 1]] * 14, "one leaf twice in row 5"),
+    ],
+)
+def test_leaves_that_do_not_fit_are_refused(leaves, message):
+    with pytest.raises(ValueError, match=message):
+        build_index(X, range(20), tree=TREE, spill=2, leaves=leaves)
+
+
 def test_sizes_and_loads_count_what_is_stored():
     index = build_index(X, range(20), tree=TREE, spill=2)
     assert index.bytes_per_doc == 2 * 4 * WIDTH

@@ -1,4 +1,4 @@
-"""EHI as published: encoder and tree by three hinge losses, at the paper's scale.
+"""EHI-style training: encoder and tree by three losses, at the paper's scale.
 
     python -m experiments.main --config=experiments/configs/papers/ehi.py:scifact \\
         --workdir=runs/paper-ehi-scifact
