@@ -77,10 +77,10 @@ VARIANTS = {
             checkpoint_every=50,
         ),
     ),
-    # EHI-style: hinge losses on embeddings and path embeddings, the intra-leaf loss, and
-    # per-level classifiers. The weights are from memory of its appendix (SciFact);
-    # margin and threshold were not found. The paper mines every 5 epochs: 100 steps are
-    # 2 epochs of the labelled queries of pydocs, and 9 of SciFact's.
+    # EHI-style: hinge losses on embeddings and path embeddings, the intra-leaf loss,
+    # and per-level classifiers. The weights are from memory of the paper's appendix
+    # (SciFact); margin and threshold were not found. The paper mines every 5 epochs:
+    # 100 steps are 2 epochs of the labelled queries of pydocs, and 9 of SciFact's.
     "paper": Variant(
         ("ehi",),
         "EHI-style losses, router and negatives",
