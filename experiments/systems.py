@@ -26,6 +26,8 @@ class System:
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
       library: whether Faiss or ScaNN builds it; see `ehi.eval.baselines.build`.
+      score: of its quantised documents, in training and in the index, chosen on dev
+        (`experiments.scores`); the config field `leaves.score` overrides it if set.
       recipe: `config.recipe` when its numbers last changed; older records are made
         again.
     """
@@ -37,6 +39,7 @@ class System:
     overrides: Mapping[str, object] = field(default_factory=dict)
     counterpart: str | None = None
     library: bool = False
+    score: str = "ip"
     recipe: int = 4
 
 
@@ -165,11 +168,13 @@ def is_trained(system: System) -> bool:
 def config_of(config: ml_collections.ConfigDict, name: str):
     """Return the config of one system: the base with the system's overrides.
 
-    A system with another tree height gets at most as many leaves as the base.
+    A system with another tree height gets at most as many leaves as the base. An empty
+    `leaves.score` becomes that of the system.
     """
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.update_from_flattened_dict(dict(get_system(name).overrides))
+        resolved.leaves.score = resolved.leaves.score or get_system(name).score
     if resolved.tree.height != config.tree.height:
         leaves = config.tree.branching**config.tree.height
         resolved.tree.branching = _branching(leaves, resolved.tree.height)

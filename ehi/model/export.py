@@ -6,7 +6,9 @@ from ehi.model.params import merge_model
 
 
 def index_arrays(graphdef, params) -> dict:
-    """Tree, rotation, codebooks and centroids of a joint index; None for absent parts.
+    """Tree, rotation, codebooks, centroids and score of a joint index.
+
+    Absent parts are None.
 
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
@@ -25,6 +27,7 @@ def index_arrays(graphdef, params) -> dict:
             "leaf_centroids",
         )
     )
+    arrays["score"] = model.score
     if model.router is not None:
         arrays["tree"] = model.router.to_arrays()
     if model.query_router is not None:

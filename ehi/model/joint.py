@@ -53,7 +53,7 @@ class JointIndex(nnx.Module):
         has centroids of its leaves (`Router.centroids`) shares them.
       frozen_codes: whether documents keep their first codes; see `ProductQuantiser`.
       codeword_gradient: whether ranking losses reach the codewords.
-      score: of quantised documents, one of `ehi.model.score.SCORES`; 'ip' for raw
+      score: of quantised documents, of `ehi.index.search.codes.SCORES`; 'ip' for raw
         leaves, whose vectors are exact.
     """
 

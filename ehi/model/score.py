@@ -10,18 +10,19 @@ Training, the search in the step and the index use the same formulas:
     corrected  <q, x^> f, f = 1 / <x^, x>     x: the document's own embedding
 
 `corrected` is unbiased if errors point in all directions alike (RaBitQ: Gao and Long
-2024, arXiv 2405.12497). An index keeps f as one byte, which holds 0.5 to 1.99, so f is
+2024, arXiv 2405.12497). An index keeps f as one byte, which holds 0.5 to 7.9, so f is
 kept in this range here too. That also bounds its gradient: a reconstruction of length 0
-gives f = 1.99 with no slope, and no small constant has to be added. The index rounds f,
-by 0.27% at most; training does not, since rounding has no gradient.
+gives f = 7.9 with no slope, and no small constant has to be added. The index rounds f,
+by 0.54% at most; training does not, since rounding has no gradient.
 """
 
 import jax
 import jax.numpy as jnp
 
-SCORES = ("ip", "l2", "cosine", "corrected")
-# The factors that a byte b = 0 ... 255 stands for are 2^((b - 128) / 128).
-LEAST_FACTOR, MOST_FACTOR = 2.0**-1, 2.0 ** (127 / 128)
+from ehi.index.search.codes import SCORES, factor_table
+
+# The range of the factors that an index stores.
+LEAST_FACTOR, MOST_FACTOR = (float(factor_table()[byte]) for byte in (0, 255))
 
 
 def check_score(score: str) -> None:

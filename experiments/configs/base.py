@@ -105,3 +105,6 @@ def _model(c) -> None:
     c.leaves.residual = True
     c.leaves.frozen_codes = False  # documents keep their first codes (JPQ)
     c.leaves.codeword_gradient = True  # ranking losses change the codewords
+    # Of quantised documents: 'ip', 'l2', 'cosine' or 'corrected' (`ehi.model.score`).
+    # '': the choice of each system, in `experiments/systems.py`.
+    c.leaves.score = ""

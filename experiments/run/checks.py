@@ -4,6 +4,7 @@ import math
 import re
 
 from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
+from ehi.index.search.codes import SCORES
 from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
@@ -67,6 +68,7 @@ def _check_choices(config) -> None:
     _choice("tree.start", config.tree.start, ("kmeans", "random"))
     _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
     _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
+    _choice("leaves.score", config.leaves.score, ("", *SCORES))
     for kind in config.pseudo.kinds:
         _choice("pseudo.kinds", kind, PSEUDO_KINDS)
     parent = get_system(config.library_parent)
@@ -204,12 +206,30 @@ def _check_systems(config) -> None:
             Phase.from_mapping(config[name].to_dict())
         except (ValueError, TypeError) as error:
             raise ValueError(f"config.{name}: {error}") from None
+    _check_scores(config)
     budgets = [Budget.parse(budget) for budget in config.budgets]
     for name in config.systems:
         if not any(budget.applies_to(get_system(name)) for budget in budgets):
             raise ValueError(
                 f"no budget of {', '.join(config.budgets)} applies to {name!r}: a tree "
                 "needs 'visit-...', PQ leaves need '...-64x'"
+            )
+
+
+def _check_scores(config) -> None:
+    """Refuse scores that a phase of a system cannot train with."""
+    for name in config.systems:
+        own = config_of(config, name)
+        searching = [
+            phase
+            for phase in get_system(name).phases
+            if own[phase].losses.get("lambda_rank")
+        ]
+        if searching and get_system(name).pq and own.leaves.score == "corrected":
+            raise ValueError(
+                f"leaves.score is 'corrected', but the loss lambda_rank of "
+                f"{searching[0]}, a phase of {name}, ranks by codes, which do not tell "
+                "that score; allowed: 'ip', 'l2', 'cosine'"
             )
 
 

@@ -54,6 +54,7 @@ def build_model(
         residual=bool(config.leaves.residual and system.pq and system.tree),
         frozen_codes=config.leaves.frozen_codes,
         codeword_gradient=config.leaves.codeword_gradient,
+        score=config.leaves.score if system.pq else "ip",
         rngs=nnx.Rngs(config.seed),
     )
 

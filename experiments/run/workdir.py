@@ -17,7 +17,8 @@ LOG = logging.getLogger("ehi")
 FREE_FIELDS = ("systems", "budgets")
 INPUTS = "inputs.json"
 _CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # by `fit_to_corpus`
-_OF_SEARCH = ("adaptive", "spill", "start")  # fields that no parameter depends on
+# Fields that the parameters of a finished run need not have been trained with.
+_OF_SEARCH = ("adaptive", "spill", "start", "score")
 
 
 def own_folder(workdir: Path) -> Path:

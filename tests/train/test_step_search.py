@@ -37,7 +37,7 @@ def exhaustive(q, codebooks, codes, k, score="ip"):
     if score == "l2":
         scores = scores + (1 - norms) / 2
     if score == "cosine":
-        scores = scores * np.clip(norms**-0.5, 0.5, 2 ** (127 / 128))
+        scores = scores * np.clip(norms**-0.5, 0.5, 2 ** (191 / 64))
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, rows, 1), rows
 
