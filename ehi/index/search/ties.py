@@ -9,6 +9,7 @@ by shards.
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -37,11 +38,15 @@ def settle(request, queries, rotated, leaves, scores, rows):
         (N, r) float32 scores and (N, r) int64 rows.
     """
     wanted = scores[:, :-1], rows[:, :-1]
-    close = _close(request, queries)  # (N,)
-    few = len(scores) == 1 and scores.shape[1] <= _FEW
-    if few and _all_apart(scores[0].tolist(), float(close[0])):
-        return wanted
-    close = np.maximum(close[:, None], _CLOSE * np.abs(scores[:, 1:]))
+    limit = _CLOSE * _norm(request)
+    if len(scores) == 1 and scores.shape[1] <= _FEW:
+        # Infinite for a query so large that its square overflows: see below.
+        close = math.sqrt(np.vdot(queries, queries)) * limit
+        if _all_apart(scores[0].tolist(), close):
+            return wanted
+    exact = queries.astype(np.float64)
+    close = (np.sqrt(np.vecdot(exact, exact)) * limit).astype(np.float32)[:, None]
+    close = np.maximum(close, _CLOSE * np.abs(scores[:, 1:]))
     with np.errstate(invalid="ignore"):
         gaps = scores[:, :-1] - scores[:, 1:]
     near = gaps < close  # not at missing results, where gaps are infinite or NaN
@@ -74,13 +79,11 @@ def settle(request, queries, rotated, leaves, scores, rows):
     return scores, rows
 
 
-def _close(request, queries):
-    """Scores of each query that differ by less are close: (N,)."""
+def _norm(request):
+    """About the largest norm of a document as it is stored."""
     parameters = request.parameters
     coded = parameters.codebooks is not None
-    norm = parameters.code_norm if coded else request.contents.vector_norm
-    queries = queries.astype(np.float64)  # in float32 the squares may overflow
-    return (np.sqrt(np.vecdot(queries, queries)) * (_CLOSE * norm)).astype(np.float32)
+    return parameters.code_norm if coded else request.contents.vector_norm
 
 
 def _all_apart(scores, close):
