@@ -165,7 +165,9 @@ VARIANTS = {
     "no-rotation": _ablation("rotation: none", leaves__rotation="none"),
     "fixed-rotation": _ablation("rotation: that of OPQ", leaves__rotation="fixed"),
     "givens": _ablation("rotation: learned by Givens", leaves__rotation="givens"),
-    "no-residual": _ablation("codes of embeddings", leaves__residual=False),
+    "no-residual": Variant(
+        ("kmeans-tree-opq", "ehi-pq"), "codes of embeddings", {"leaves.residual": False}
+    ),
     "frozen-head": _ablation("head frozen, only the index", joint__rates__head=0.0),
     "query-head": _ablation("a second head for queries", head__query_head=True),
     "head-192": _ablation("head 192 wide", head__width=192, **_NO_ANCHOR),

@@ -127,9 +127,12 @@ _T2 = PaperTable(
     "nDCG@10 against bytes per document",
     (
         _DENSE,
-        *_rows("separate", "opq", "faiss-pq", "faiss-opq", "faiss-fastscan"),
+        *_rows("separate", "opq", "kmeans-tree-opq"),
+        Row("kmeans-tree-opq", "no-residual", kind="separate"),
+        *_rows("separate", "faiss-pq", "faiss-opq", "faiss-fastscan"),
         *_rows("separate", "lsh", "itq-lsh", "scann"),
         *_rows("joint", "jpq", "poeem", "repconc", "distill-vq", "joint-pq", "ehi-pq"),
+        Row("ehi-pq", "no-residual"),
     ),
     _COMPRESSED,
     across="bytes_per_doc",

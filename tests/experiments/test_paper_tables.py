@@ -5,12 +5,14 @@ import pytest
 
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record
+from experiments.ablations import apply_variant
+from experiments.configs.base import get_config
 from experiments.paper import definitions
 from experiments.paper.definitions import TABLES, Row, cells, rows_of
 from experiments.paper.fill import fill, missing
 from experiments.paper.published import published
 from experiments.paper.results import group
-from experiments.systems import SYSTEMS, Budget
+from experiments.systems import SYSTEMS, Budget, config_of
 
 QUERIES = 12
 
@@ -232,3 +234,17 @@ def test_published_numbers_have_a_source():
     assert values["Poeem", "synthetic", "tutorial, nprobe 1", "precision@100"] == (
         "0.9805"
     )
+
+
+def test_bytes_are_shown_with_and_without_residuals():
+    rows = {(row.system, row.variant) for row in TABLES["T2"].rows}
+    for system in ("kmeans-tree-opq", "ehi-pq"):
+        assert {(system, ""), (system, "no-residual")} <= rows
+        base = config_of(get_config(), system)
+        assert base.leaves.residual
+        changed = apply_variant(get_config(), "no-residual")
+        assert not config_of(changed, system).leaves.residual
+        assert SYSTEMS[system].tree  # all of its leaves are visited in T2
+    assert {budget for _, _, budget in cells(TABLES["T2"])} == {
+        "flat", "flat-32x", "flat-64x", "flat-128x",
+    }  # fmt: skip
