@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ehi.files import atomic_write
 from ehi.progress import log_to_stderr
-from experiments.command import INTERRUPTED
+from experiments.command import exit_code
 
 OWN_FILES = ("search", "plan")  # these write their own files
 COMMANDS = {
@@ -71,15 +71,8 @@ def _add_arguments(name: str, command) -> None:
 
 
 def command() -> None:
-    """Run `main`; report a user's mistake in one sentence."""
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    """Run `main` and end the process with its exit code."""
+    sys.exit(exit_code(main))
 
 
 if __name__ == "__main__":

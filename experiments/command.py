@@ -1,14 +1,34 @@
-"""What the commands share: paths, streams of any encoding, and Ctrl-C.
+"""What the commands share: exit codes, paths, and streams of any encoding.
 
-Only the standard library, so that `experiments.search` starts at once.
+It imports only the standard library, so that `experiments.search` starts at once.
 """
 
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
+
+# Errors whose message is one sentence for the user.
+EXPLAINED = (ValueError, OSError, FloatingPointError, ImportError)
+
+
+def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Do the work of a command; return the exit code of the process.
+
+    A user's mistake gives one sentence on stderr and 1. Ctrl-C gives the sentence
+    `interrupted` and 130.
+    """
+    try:
+        return work() or 0
+    except EXPLAINED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
 
 
 def user_path(text: str | Path) -> Path:

@@ -25,6 +25,7 @@ from rich.console import Console
 from ehi.parallel import preemption, processes
 from ehi.progress import log_to_stderr
 from experiments.command import (
+    EXPLAINED,
     INTERRUPTED,
     accept_any_text,
     explain_interrupt,
@@ -68,9 +69,6 @@ PROCESS_ID = flags.DEFINE_integer(
 )
 
 LOG = logging.getLogger("ehi")
-
-# Errors whose message is one sentence for the user.
-EXPLAINED = (ValueError, OSError, FloatingPointError, ImportError)
 
 
 def run(

@@ -2,17 +2,18 @@
 
     python -m experiments.reproduce --table=T2 --dataset=pydocs --seeds=3 --workdir=DIR
 
-Every cell prints one line, with the time left. The same command resumes an interrupted
-run (SIGTERM saves the current step and exits with 75, Ctrl-C exits with 130). A cell
-whose record is already in --results is skipped if it was made by the current recipe of
-its system; --rerun runs it again. So several machines can share the work by --systems
-and --seeds=1:2.
+Every cell prints one line on stdout, with the time left. stderr has the progress within
+a cell. The same command resumes an interrupted run (SIGTERM saves the current step and
+exits with 75, Ctrl-C exits with 130). A cell whose record is already in --results is
+skipped if it was made by the current recipe of its system; --rerun runs it again. So
+several machines can share the work by --systems and --seeds=1:2.
 
 Run it in a checkout: --results is `experiments/results` of the current folder unless
 given.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import logging
@@ -27,10 +28,11 @@ from ehi.eval.provenance import config_hash
 from ehi.eval.records import Cell, read_records
 from ehi.files import new_folder
 from ehi.parallel import preemption
+from ehi.progress import log_to_stderr
 from experiments.ablations import apply_variant
 from experiments.command import (
-    INTERRUPTED,
     accept_any_text,
+    exit_code,
     explain_interrupt,
     user_path,
 )
@@ -39,20 +41,26 @@ from experiments.paper.results import collect
 from experiments.run.experiment import open_experiment, run_cells
 from experiments.systems import SYSTEMS, Budget, get_system
 
-# Of a checkout; an installed package has no records.
+# The records of a checkout; an installed package has none.
 RESULTS = Path("experiments/results")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     args = parse_arguments(argv)
     accept_any_text()
     logging.getLogger("absl").setLevel(logging.ERROR)  # the libraries print a lot
+    log_to_stderr()
     preemption.listen()
+    return exit_code(functools.partial(_run, args), explain_interrupt())
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the chosen cells; return the exit code."""
+    split = split_of(args.table, args.split)
+    wanted = wanted_cells(args.table, args.systems, args.variants)
+    results = results_folder(args.results)
     try:
-        split = split_of(args.table, args.split)
-        wanted = wanted_cells(args.table, args.systems, args.variants)
-        results = results_folder(args.results)
         reproduce(
             args.dataset, wanted, args.seeds, args.workdir, results,
             split=split, rerun=args.rerun,
@@ -60,12 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         return stopped.code
-    except KeyboardInterrupt:
-        print(explain_interrupt(), file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

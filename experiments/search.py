@@ -19,15 +19,22 @@ from experiments.command import (
     accept_any_text,
     clean,
     close_pipe,
+    exit_code,
     is_utf8,
     user_path,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     args = parse_arguments(argv)
     accept_any_text()
+    code = exit_code(functools.partial(_run, args), interrupted="")
+    return 0 if args.repl and code == INTERRUPTED else code  # Ctrl-C ends a dialogue
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Answer the questions; return the exit code."""
     try:
         index = open_index(args.index)
         settings = {"k": args.k, "rerank": args.rerank} | chosen_search(index, args)
@@ -41,12 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         close_pipe()
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 0 if args.repl else INTERRUPTED
     return 0
 
 

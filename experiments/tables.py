@@ -16,6 +16,7 @@ the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from ehi.eval.report import HEADER, markdown_table
 from ehi.eval.significance import compare
 from ehi.eval.tables import Table, latex, markdown, to_csv
 from ehi.files import atomic_write
-from experiments.command import accept_any_text, user_path
+from experiments.command import accept_any_text, exit_code, user_path
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, fill, missing
@@ -61,45 +62,45 @@ DATASET_NOTES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     args = parse_arguments(argv)
     accept_any_text()
-    try:
-        if args.collect:
-            for path in collect(args.collect, args.results):
-                print(path)
-            return 0
-        records, values = read_results(args.results, mix=args.mix)
-        found = {r.dataset: r for r in group(records, aligned(values), args.split)}
-        choices = {}
-        if any(record.split == "dev" for record in records):
-            choices = {r.dataset: r for r in group(records, aligned(values), "dev")}
-        short, grids = {}, {}
-        for name, results in found.items():
-            of_dataset = choices.get(name)
-            short[name], grids[name] = write_tables(args.out, results, of_dataset)
-        print("\n\n".join((README_LEGEND, *short.values())))
-        write_records_and_published(args.out, records, values)
-        if args.readme:
-            shown = [short[name] for name in README_DATASETS if name in short]
-            if not shown:
-                raise ValueError(
-                    f"--readme shows {' and '.join(README_DATASETS)}; the records are "
-                    f"of {', '.join(short)}"
-                )
-            full = "\n\n".join((README_LEGEND, *shown))
-            blocks = {"tables": full, "summary": summary(found, grids)}
-            if (measured := args.results / SEARCH_RECORD).exists():
-                blocks["speed"] = speed(measured)
-            for path in args.readme:
-                fill_blocks(path, blocks)
-        if args.figures:
-            draw_architecture(args.figures / "architecture.svg")
-            draw_figures(args.figures, found)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(functools.partial(_run, args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Write the tables and figures, or merge the records of runs."""
+    if args.collect:
+        for path in collect(args.collect, args.results):
+            print(path)
+        return
+    records, values = read_results(args.results, mix=args.mix)
+    found = {r.dataset: r for r in group(records, aligned(values), args.split)}
+    choices = {}
+    if any(record.split == "dev" for record in records):
+        choices = {r.dataset: r for r in group(records, aligned(values), "dev")}
+    short, grids = {}, {}
+    for name, results in found.items():
+        of_dataset = choices.get(name)
+        short[name], grids[name] = write_tables(args.out, results, of_dataset)
+    print("\n\n".join((README_LEGEND, *short.values())))
+    write_records_and_published(args.out, records, values)
+    if args.readme:
+        shown = [short[name] for name in README_DATASETS if name in short]
+        if not shown:
+            raise ValueError(
+                f"--readme shows {' and '.join(README_DATASETS)}; the records are "
+                f"of {', '.join(short)}"
+            )
+        full = "\n\n".join((README_LEGEND, *shown))
+        blocks = {"tables": full, "summary": summary(found, grids)}
+        if (measured := args.results / SEARCH_RECORD).exists():
+            blocks["speed"] = speed(measured)
+        for path in args.readme:
+            fill_blocks(path, blocks)
+    if args.figures:
+        draw_architecture(args.figures / "architecture.svg")
+        draw_figures(args.figures, found)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """What tests of several folders start from: a tiny BEIR folder, real data, a record."""
 
 import json
+import logging
 import os
 import tempfile
 
@@ -46,6 +47,15 @@ SLOWEST = ("tests/parallel/", "tests/encode/", "tests/train/")
 def pytest_collection_modifyitems(items):
     """The longest files first: no process is left alone with one of them at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
+
+
+@pytest.fixture(autouse=True)
+def same_logger():
+    """Undo what a command that a test calls does to the logger of `ehi`."""
+    logger = logging.getLogger("ehi")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture

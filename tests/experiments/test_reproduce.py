@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import logging
 import re
 import shutil
 import signal
@@ -253,6 +254,20 @@ def test_sigterm_ends_with_the_code_that_says_try_again(monkeypatch, capsys):
         preemption._asked.clear()
     assert status == preemption.EXIT_CODE
     assert "what was complete is kept" in capsys.readouterr().err
+
+
+def test_progress_within_a_cell_is_logged_on_stderr(monkeypatch, capsys):
+    def encode(*_, **__):
+        logging.getLogger("ehi").info("encode: 41 of 82 tokens")
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(reproduce, "reproduce", encode)
+    try:
+        arguments = ["--table=T2", "--dataset=pydocs", "--workdir=unused"]
+        assert reproduce.main(arguments) == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err.endswith(" encode: 41 of 82 tokens\n")
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,13 @@ def stop(*_, **__): {INTERRUPT}
 search.load_query_encoder = stop
 sys.exit(search.main())
 """,
+    "tables": f"""
+import sys
+from experiments import tables
+def stop(*_, **__): {INTERRUPT}
+tables.read_results = stop
+sys.exit(tables.main())
+""",
 }
 START["benchmark"] = f"""
 from experiments import benchmark
@@ -361,6 +368,7 @@ ARGUMENTS = {
         "--checkpoint=/n",
     ],
     "reproduce": ["--table=T1", "--dataset=pydocs", "--workdir=/no/such"],
+    "tables": ["--results=/no/such", "--out=/no"],
 }
 
 
