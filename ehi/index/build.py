@@ -6,7 +6,7 @@ embeddings -> leaves of each document -> copies in leaf order -> vectors or code
 import numpy as np
 
 from ehi.index import check
-from ehi.index.contents import Contents, Documents, Segment, check_ids
+from ehi.index.contents import Contents, Segment, StoredDocuments, check_ids
 from ehi.index.parameters import make_parameters
 from ehi.index.search.blas import aligned_empty, one_blas_thread
 from ehi.index.search.codes import decode, factor_bytes, factors_of, pack_codes
@@ -69,7 +69,7 @@ def make_segment(
         leaf_rows=leaf_rows,
         ids=ids,
         rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
-        documents=None if documents is None else Documents.of(documents),
+        documents=None if documents is None else StoredDocuments.of(documents),
         **make_leaves(parameters, embeddings, leaf_rows, leaf_of_copy, leaf_dtype),
     )
 

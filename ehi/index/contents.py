@@ -82,7 +82,7 @@ class StringIds:
 
 
 @dataclass(frozen=True)
-class Documents:
+class StoredDocuments:
     """What to show of each document: JSON lines by row, parsed when asked for.
 
     Attributes:
@@ -225,7 +225,7 @@ class Segment:
     codes: np.ndarray | None = None
     factors: np.ndarray | None = None
     rerank_vectors: np.ndarray | None = None
-    documents: Documents | None = None
+    documents: StoredDocuments | None = None
     first_row: int = 0
     source: tuple[str, ...] | None = None
 

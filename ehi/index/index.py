@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass
 
 from ehi.index import build, store, updates
-from ehi.index.contents import Contents, Documents
+from ehi.index.contents import Contents, StoredDocuments
 from ehi.index.errors import IndexCorruptError
 from ehi.index.parameters import Parameters, tree_shape
 from ehi.index.search import search
@@ -148,7 +148,7 @@ def save_index(index, path, documents=None):
                 f"{len(documents)} documents to show for an index of "
                 f"{contents.num_documents}"
             )
-        texts = {"documents": [Documents.of(documents).text]}
+        texts = {"documents": [StoredDocuments.of(documents).text]}
     if store.write_index(path, index.parameters, contents, arrays, texts):
         index.refresh()
 

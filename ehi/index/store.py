@@ -11,7 +11,13 @@ import numpy as np
 
 from ehi.index.check import check_count
 from ehi.index.commit import replace_files, write_folder
-from ehi.index.contents import SEGMENT_ARRAYS, Contents, Documents, Segment, StringIds
+from ehi.index.contents import (
+    SEGMENT_ARRAYS,
+    Contents,
+    Segment,
+    StoredDocuments,
+    StringIds,
+)
 from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import OLD_VERSIONS, open_folder
 from ehi.index.parameters import (
@@ -282,7 +288,7 @@ def _read_segment(folder, prefix, first_row, source):
         ids = StringIds(arrays.pop("id_offsets"), arrays.pop("id_text"))
     documents = None
     if f"{prefix}documents" in folder.files:
-        documents = Documents(folder.text(f"{prefix}documents"))
+        documents = StoredDocuments(folder.text(f"{prefix}documents"))
     return Segment(
         ids=ids, documents=documents, first_row=first_row, source=source, **arrays
     )

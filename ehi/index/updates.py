@@ -15,8 +15,8 @@ from ehi.index import check, store
 from ehi.index.build import check_unit, make_segment
 from ehi.index.contents import (
     Contents,
-    Documents,
     Segment,
+    StoredDocuments,
     StringIds,
     as_ids,
     check_ids,
@@ -113,7 +113,7 @@ def _incoming(index, embeddings, ids, documents, encoder):
             raise ValueError(
                 f"{len(documents)} documents to show for {len(embeddings)} embeddings"
             )
-        Documents.of(documents)  # refuses values that are not JSON
+        StoredDocuments.of(documents)  # refuses values that are not JSON
 
     def make():
         return make_segment(
@@ -240,7 +240,7 @@ def _merged_segment(contents):
         ids = StringIds(arrays.pop("id_offsets"), arrays.pop("id_text"))
     documents = None
     for parts in merged_texts(contents).values():
-        documents = Documents(np.concatenate(list(parts)))
+        documents = StoredDocuments(np.concatenate(list(parts)))
     return Segment(ids=ids, documents=documents, **arrays)
 
 

@@ -10,7 +10,7 @@ from array import array
 
 import numpy as np
 
-from ehi.index.contents import Documents, StringIds, as_ids
+from ehi.index.contents import StoredDocuments, StringIds, as_ids
 from ehi.index.folder import Stream
 
 _BAND_BYTES = 2**25  # of copies that are sorted in memory
@@ -250,7 +250,7 @@ def _lines(sources):
         while some := list(itertools.islice(values, _SOME_IDS)):
             num += len(some)
             try:
-                yield Documents.of(some).text
+                yield StoredDocuments.of(some).text
             except ValueError as error:
                 raise ValueError(f"{source.label}: {error}") from None
         if num != len(source):
