@@ -103,9 +103,19 @@ class Parameters:
         return self.score in FACTORED
 
     @functools.cached_property
-    def half_norms(self):
-        """|codeword|^2 / 2 of `byte_codebooks`: (M, 256)."""
-        return np.vecdot(self.byte_codebooks, self.byte_codebooks) / 2
+    def l2_table(self):
+        """What the score 'l2' adds for each stored byte: (M, 256), sums to 1/2 - norms.
+
+        It is -|codeword|^2 / 2, and 1/2 more in the first sub-space.
+        """
+        table = np.vecdot(self.byte_codebooks, self.byte_codebooks) / -2
+        table[0] += 0.5
+        return table
+
+    @functools.cached_property
+    def half_centroid_norms(self):
+        """|leaf centroid|^2 / 2: (P,)."""
+        return np.vecdot(self.leaf_centroids, self.leaf_centroids) / 2
 
     @functools.cached_property
     def rotated_centroids(self):

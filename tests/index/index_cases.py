@@ -9,12 +9,14 @@ WIDTH = 4
 QUERIES = np.random.default_rng(1).standard_normal((5, WIDTH)).astype(np.float32)
 
 
-def make_index(seed=0, leaf="pq", kind="per_node", strings=True):
+def make_index(seed=0, leaf="pq", kind="per_node", strings=True, score="ip"):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((30, WIDTH)).astype(np.float32)
-    parts = {}
+    parts = {"score": score}
+    if score in ("cosine", "corrected"):
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
     if leaf == "pq":
-        parts = {
+        parts |= {
             "codebooks": rng.standard_normal((2, 16, 2)).astype(np.float32),
             "rotation": reference.make_rotation(WIDTH, rng),
             "leaf_centroids": rng.standard_normal((4, WIDTH)).astype(np.float32),

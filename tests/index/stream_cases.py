@@ -12,6 +12,7 @@ from ehi.index.stream import Shard
 WIDTH, NUM = 4, 500
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((NUM, WIDTH)).astype(np.float32)
+X /= np.linalg.norm(X, axis=1, keepdims=True)
 IDS = [f"dök/{i}" for i in range(NUM)]
 TREE = reference.make_tree("per_node", 2, 3, WIDTH, RNG, hidden=3)
 CUTS = [0, 120, 120, 121, 400, NUM]  # one shard is empty, one holds one document
@@ -35,6 +36,14 @@ KINDS = {
         "config": {"hash": "def"},
         "query_head": {"projection": RNG.standard_normal((3, WIDTH))},
         **PQ,
+    },
+    "l2": {"tree": TREE, "score": "l2", **PQ},
+    "cosine": {"tree": TREE, "spill": 2, "score": "cosine", **PQ},
+    "corrected": {
+        "tree": TREE,
+        "score": "corrected",
+        "rerank_vectors": True,
+        "codebooks": RNG.standard_normal((2, 256, 2)).astype(np.float32) / 2,
     },
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_cases import QUERIES, make_index
+from index_cases import QUERIES, assert_same_index, make_index
 
 from ehi.index import IndexCorruptError, build_index, open_index, save_index
 
@@ -144,6 +144,39 @@ def test_arrays_that_do_not_fit_are_refused(copy, name, change):
     rewrite(copy, name, change)
     with pytest.raises(IndexCorruptError):
         open_index(copy)
+
+
+@pytest.mark.parametrize("score", ["ip", "l2", "cosine", "corrected"])
+def test_scores_and_factors_that_do_not_fit_are_refused(tmp_path, score):
+    folder, index = tmp_path / "index", make_index(score=score)
+    save_index(index, folder)
+    assert_same_index(index, open_index(folder, verify=True))
+    has_factors = score in ("cosine", "corrected")
+    text = (folder / "manifest.json").read_text()
+    assert json.loads(text)["score"] == score
+    other = "ip" if has_factors else "cosine"
+    edits = [
+        (lambda m: m.update(score="dot"), "score must be one of .*, got 'dot'"),
+        (lambda m: m.update(score=None), "score must be one of .*, got None"),
+        (lambda m: m.pop("score"), "KeyError.*score"),
+        (lambda m: m.update(score=other), f"score '{other}' with "),
+    ]
+    if has_factors:
+        edits.append((lambda m: m["files"].pop("factors"), f"'{score}' with no fact"))
+        edits.append((lambda m: m.update(version=2), "'ip' with factors"))
+    for edit, words in edits:
+        edit_manifest(folder, edit)
+        with pytest.raises(IndexCorruptError, match=words):
+            open_index(folder)
+        (folder / "manifest.json").write_text(text)
+    changes = [lambda a: a[:-1], lambda a: a[:, None], lambda a: a.astype(np.float32)]
+    for change in changes if has_factors else ():
+        content = (folder / "factors.npy").read_bytes()
+        rewrite(folder, "factors", change)
+        with pytest.raises(IndexCorruptError, match="factors is .*expected uint8"):
+            open_index(folder)
+        (folder / "factors.npy").write_bytes(content)
+        (folder / "manifest.json").write_text(text)
 
 
 def test_rows_outside_the_corpus_are_refused(copy):

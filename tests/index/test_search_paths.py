@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ehi.index import build_index, leaf_log_probs, open_index, save_index
-from ehi.index.search.codes import _gathered, decode
+from ehi.index.search.codes import _gathered, decode, factor_table
 from ehi.index.search.routing import route
 from ehi.index.search.search import route_queries
 from ehi.index.search.topk import best_of
 
 WIDTH, HEIGHT, BRANCHING = 4, 3, 3  # 27 leaves, some of them empty
 LEAVES = ["raw", "half", "pq", "pq16", "residual"]
+SCORED = ["pq l2", "pq16 l2", "residual l2", "pq16 cosine", "residual corrected"]
 few_values = st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.0000001])
 
 
@@ -31,6 +32,7 @@ def whole(rng, *shape):
 def make(leaf, spill, folder=None):
     """An index of two segments with deleted documents, and queries."""
     rng = np.random.default_rng(5)
+    leaf, _, score = leaf.partition(" ")
     parts = {"leaf_dtype": "float16"} if leaf == "half" else {}
     if leaf in ("pq", "residual"):
         parts["codebooks"] = whole(rng, 2, 256, 2)
@@ -40,7 +42,12 @@ def make(leaf, spill, folder=None):
         parts["leaf_centroids"] = whole(rng, BRANCHING**HEIGHT, WIDTH)
     tree = reference.make_tree("per_node", HEIGHT, BRANCHING, WIDTH, rng)
     x = whole(rng, 86, WIDTH)
-    index = build_index(x[:80], range(80), tree=tree, spill=spill, **parts)
+    if score in ("cosine", "corrected"):
+        x = x + (x == 0).all(axis=1, keepdims=True)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    index = build_index(
+        x[:80], range(80), tree=tree, spill=spill, score=score or "ip", **parts
+    )
     if folder is not None:
         save_index(index, folder)
         index = open_index(folder)
@@ -60,8 +67,13 @@ def all_scores(index, query, leaves, left_out):
             vectors = decode(segment.codes[start:stop], index.byte_codebooks)
         if index.leaf_centroids is not None:
             vectors = vectors + index.leaf_centroids[leaf]
+        found = vectors @ query
+        if index.score == "l2":
+            found = found + 0.5 - (vectors**2).sum(axis=1) / 2
+        if segment.factors is not None:  # whole numbers times factors round once
+            found = found * factor_table()[segment.factors[start:stop]]
         rows = segment.rows(start, stop).tolist()
-        for row, score in zip(rows, (vectors @ query).tolist(), strict=True):
+        for row, score in zip(rows, found.tolist(), strict=True):
             if row not in left_out:
                 scores[row] = max(score, scores.get(row, -np.inf))
                 copies += 1
@@ -78,7 +90,16 @@ def test_every_path_is_the_sort_of_all_scores(
     if product == "vecdot":  # which many wide vectors use
         for name in ("_STREAMED_WIDTH", "_STREAMED_BYTES"):
             monkeypatch.setattr(f"ehi.index.search.one_query.{name}", 0)
-    index, queries = make(leaf, spill, tmp_path / "index" if mapped else None)
+    check_every_path(*make(leaf, spill, tmp_path / "index" if mapped else None))
+
+
+@pytest.mark.parametrize("spill", [1, 3])
+@pytest.mark.parametrize("leaf", SCORED)
+def test_every_path_of_every_score_is_the_sort_of_all_scores(leaf, spill):
+    check_every_path(*make(leaf, spill))
+
+
+def check_every_path(index, queries):
     assert len(index.segments) == 2  # neither has documents in every leaf
     assert all((np.diff(part.leaf_offsets) == 0).any() for part in index.segments)
     many = np.repeat(queries, 20, axis=0)  # so that leaves are shared

@@ -54,6 +54,17 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("score", ["cosine", "corrected"])
+def test_a_score_that_needs_unit_vectors_names_the_row_and_shard(tmp_path, score):
+    longer = X[121:400].copy()
+    longer[200] *= 1.01
+    words = f"shard 3 holds a vector of norm 1.01, where score '{score}' .* in row 200"
+    with pytest.raises(ValueError, match=words):
+        shards = make_shards(embeddings=longer)
+        build_folder(tmp_path / "new", shards, **KINDS["cosine"] | {"score": score})
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("words", BAD)
 def test_bad_shards_are_refused_and_leave_nothing(tmp_path, words):
     shards = make_shards(**BAD[words])

@@ -16,7 +16,7 @@ import numpy as np
 
 from ehi.index.contents import Segment
 from ehi.index.search.blas import aligned_empty, blas_architecture, map_threads
-from ehi.index.search.codes import decode
+from ehi.index.search.codes import decode, factor_table
 from ehi.index.search.topk import TopK, drop_duplicates, unpack
 
 # Limits that keep what is computed at once in the cache: scores of one product, scores
@@ -264,14 +264,19 @@ class Products(NamedTuple):
     """The matrix products that fill the scores of Blocks.
 
     Attributes:
-        steps: (left, right, out) of each product. If left is (m, .) codes or float16
-            vectors, they are decoded first, and right is the queries (D, n).
+        steps: (left, right, out) of each product of float32 vectors.
+        decoded: (stored, queries, out, centroid) of codes or float16 vectors (m, .),
+            which are decoded first, and queries (D, n); the rotated centroid (D,) is
+            added to what is decoded, or None.
         shifts: (out, shift) (n, m) and (n, 1); the shift of a leaf centroid is added to
             the scores of codes of residuals.
+        factors: (out, factors) (n, m) and (m,), of scores that have factors.
     """
 
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    decoded: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]
     shifts: list[tuple[np.ndarray, np.ndarray]]
+    factors: list[tuple[np.ndarray, np.ndarray]]
 
 
 def products_of(parameters, tasks, copies, blocks, queries, rotated):
@@ -287,7 +292,8 @@ def products_of(parameters, tasks, copies, blocks, queries, rotated):
     """
     coded, order = parameters.codebooks is not None, scores_order()
     asked = rotated if coded else queries
-    products = Products([], [])
+    centroids, l2 = parameters.leaf_centroids, parameters.score == "l2"
+    products = Products([], [], [], [])
     for task, chosen, part, out in zip(
         tasks, copies, blocks.parts, blocks.scores, strict=True
     ):
@@ -299,10 +305,15 @@ def products_of(parameters, tasks, copies, blocks, queries, rotated):
         if stored.dtype == np.float32:
             products.steps.extend(_steps(columns, stored, out))
         else:
-            products.steps.append((stored, columns, out))
-        if parameters.leaf_centroids is not None:
-            shift = queries[part] @ parameters.leaf_centroids[task.leaf]
+            moved = l2 and centroids is not None  # the norms need whole vectors
+            centroid = parameters.rotated_centroids[task.leaf] if moved else None
+            products.decoded.append((stored, columns, out, centroid))
+        if centroids is not None and not l2:
+            shift = queries[part] @ centroids[task.leaf]
             products.shifts.append((out, shift[:, None]))
+        if segment.factors is not None:
+            factors = factor_table().take(segment.factors[chosen])
+            products.factors.append((out, factors))
     return products
 
 
@@ -326,15 +337,16 @@ def multiply(parameters, products, buffer):
         buffer: (rows, D) float32, overwritten by decoded documents.
     """
     for left, right, out in products.steps:
-        if left.dtype == np.float32:
-            np.matmul(left, right, out=out)
-        else:
-            _decode_and_multiply(parameters, left, right, out, buffer)
+        np.matmul(left, right, out=out)
+    for stored, columns, out, centroid in products.decoded:
+        _decode_and_multiply(parameters, stored, columns, out, centroid, buffer)
     for out, shift in products.shifts:
         out += shift
+    for out, factors in products.factors:
+        out *= factors
 
 
-def _decode_and_multiply(parameters, stored, columns, out, buffer):
+def _decode_and_multiply(parameters, stored, columns, out, centroid, buffer):
     """Decodes into one buffer over and over, which stays in the cache.
 
     A cache of decoded leaves was tried (200,000 x 384, batches of 32 and 128). It was
@@ -348,8 +360,12 @@ def _decode_and_multiply(parameters, stored, columns, out, buffer):
             vectors[:] = stored[rows]
         else:
             decode(stored[rows], parameters.byte_codebooks, vectors)
+        if centroid is not None:
+            vectors += centroid
         for left, right, part in _steps(columns, vectors, out[:, rows]):
             np.matmul(left, right, out=part)
+        if parameters.score == "l2":
+            out[:, rows] += 0.5 - np.vecdot(vectors, vectors) / 2
 
 
 def _steps(columns, vectors, out):

@@ -117,6 +117,15 @@ def query_table(columns, rotated):
     return np.matmul(rotated.reshape(num_subspaces, 1, width), columns)[:, 0]
 
 
+def query_tables(columns, rotated):
+    """`query_table` of several vectors (b, D): (b, M, K)."""
+    num_subspaces, width, num_codewords = columns.shape
+    tables = np.empty((len(rotated), num_subspaces, num_codewords), np.float32)
+    parts = rotated.reshape(len(rotated), num_subspaces, width)
+    np.matmul(parts.transpose(1, 0, 2), columns, out=tables.transpose(1, 0, 2))
+    return tables
+
+
 def sum_table(table, parts, out):
     """out = sum_m table[m, codes_m] for arrays of codes (m, M), one after the other."""
     starts, ones = _table_starts(*table.shape), _ones(len(table))

@@ -3,6 +3,9 @@
 Raw leaves hold vectors d and score q.d. PQ leaves hold codes and score
 (q R).decode(codes) + q.centroid(leaf); the last term is there if codes are of residuals
 (Jegou et al., Product quantization for nearest neighbor search, 2011, section IV).
+Codes may have other scores, see codes.py. 'l2' is in the table: w is a codeword there,
+and each leaf with a centroid c has a table of its own, because |x^|^2 is a sum of
+|w|^2 + 2 (c R).w, and |c|^2. The other two multiply by a stored factor.
 
 Queries that share few leaves are searched one after the other too. The arrays here are
 short, so a call into NumPy costs more than its work: some microseconds, once the
@@ -17,11 +20,17 @@ leaves, except for a centroid's share, and no score exceeds it.
 """
 
 import functools
+import itertools
 
 import numpy as np
 
 from ehi.index.search.blas import aligned_row
-from ehi.index.search.codes import query_table, sum_table
+from ehi.index.search.codes import (
+    factor_table,
+    query_table,
+    query_tables,
+    sum_table,
+)
 from ehi.index.search.topk import best_of
 
 # From this width and these bytes of vectors on, one product per row (`vecdot`) is
@@ -121,12 +130,45 @@ def _score_leaves(parameters, contents, query, rotated, leaves):
         else:
             _multiply_all(parts, query, scores, np.dot)
     else:
-        sum_table(query_table(parameters.codeword_columns, rotated), parts, scores)
-    centroids = parameters.leaf_centroids
-    if centroids is not None:
-        shifts = np.tile(centroids[leaves] @ query, len(contents.segments))
-        scores += np.repeat(shifts, [len(part) for part in parts])
+        _score_codes(parameters, query, rotated, leaves, parts, scores)
+    if parameters.has_factors:
+        factors = [
+            segment.factors[i:j]
+            for segment, starts, stops in spans
+            for i, j in zip(starts.tolist(), stops.tolist(), strict=True)
+        ]
+        scores *= factor_table().take(np.concatenate(factors))
     return scores, functools.partial(_rows_of, spans)
+
+
+def _score_codes(parameters, query, rotated, leaves, parts, out):
+    """out = scores of codes without their factors: see `_score_leaves`.
+
+    Args:
+        parts: codes (m, M) of every leaf, segment by segment.
+        out: (sum m,) float32.
+    """
+    columns, centroids = parameters.codeword_columns, parameters.leaf_centroids
+    l2 = parameters.score == "l2"
+    if l2 and centroids is not None:
+        asked = rotated - parameters.rotated_centroids[leaves]
+        tables = query_tables(columns, asked)
+        tables += parameters.l2_table
+        done = 0
+        for table, part in zip(itertools.cycle(tables), parts, strict=False):
+            sum_table(table, [part], out[done : done + len(part)])
+            done += len(part)
+    else:
+        table = query_table(columns, rotated)
+        if l2:
+            table += parameters.l2_table
+        sum_table(table, parts, out)
+    if centroids is not None:
+        shifts = centroids[leaves] @ query
+        if l2:
+            shifts -= parameters.half_centroid_norms[leaves]
+        shifts = np.tile(shifts, len(parts) // len(leaves))
+        out += np.repeat(shifts, [len(part) for part in parts])
 
 
 def _multiply_all(parts, query, out, product):

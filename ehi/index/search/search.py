@@ -118,8 +118,6 @@ def search(
         ValueError: queries of another width or dtype or not finite; k, beam, min_prob,
             rerank or threads out of range; rerank without stored vectors.
     """
-    if parameters.score != "ip":
-        raise NotImplementedError(f"score {parameters.score!r} cannot be searched yet")
     queries = check_queries(queries, parameters.width)
     k = check_results("k", k, contents.num_documents)
     beam, min_prob = check_beam(parameters, beam), check_share("min_prob", min_prob)

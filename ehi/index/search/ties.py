@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ehi.index.search.codes import decode
+from ehi.index.search.codes import decode, factor_table
 from ehi.index.search.one_query import score_allowed
 from ehi.index.search.routing import group_by
 
@@ -38,14 +38,15 @@ def settle(request, queries, rotated, leaves, scores, rows):
         (N, r) float32 scores and (N, r) int64 rows.
     """
     wanted = scores[:, :-1], rows[:, :-1]
-    limit = _CLOSE * _norm(request)
+    norm, others = _sizes(request)
     if len(scores) == 1 and scores.shape[1] <= _FEW:
         # Infinite for a query so large that its square overflows: see below.
-        close = math.sqrt(np.vdot(queries, queries)) * limit
+        close = (math.sqrt(np.vdot(queries, queries)) * norm + others) * _CLOSE
         if _all_apart(scores[0].tolist(), close):
             return wanted
     exact = queries.astype(np.float64)
-    close = (np.sqrt(np.vecdot(exact, exact)) * limit).astype(np.float32)[:, None]
+    close = (np.sqrt(np.vecdot(exact, exact)) * norm + others) * _CLOSE
+    close = close.astype(np.float32)[:, None]
     close = np.maximum(close, _CLOSE * np.abs(scores[:, 1:]))
     with np.errstate(invalid="ignore"):
         gaps = scores[:, :-1] - scores[:, 1:]
@@ -79,11 +80,17 @@ def settle(request, queries, rotated, leaves, scores, rows):
     return scores, rows
 
 
-def _norm(request):
-    """About the largest norm of a document as it is stored."""
+def _sizes(request):
+    """What the terms of a score add up to: |query| times the first, plus the second."""
     parameters = request.parameters
-    coded = parameters.codebooks is not None
-    return parameters.code_norm if coded else request.contents.vector_norm
+    if parameters.codebooks is None:
+        return request.contents.vector_norm, 0.0
+    norm = parameters.code_norm
+    if parameters.score == "l2":
+        return norm, (1 + norm**2) / 2
+    if parameters.has_factors:  # f |x^| is 1, or 1 / cos(x, x^)
+        return max(norm, 2.0), 0.0
+    return norm, 0.0
 
 
 def _all_apart(scores, close):
@@ -148,6 +155,7 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
     """
     scores = np.full(len(rows), -np.inf, np.float32)
     coded, centroids = parameters.codebooks is not None, parameters.leaf_centroids
+    l2 = parameters.score == "l2"
     asked = rotated if coded else queries
     step = max(1, _VALUES // parameters.width)
     for segment in contents.segments if len(rows) else ():
@@ -159,9 +167,15 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
                 vectors = decode(segment.codes[copy[part]], parameters.byte_codebooks)
             else:
                 vectors = segment.vectors[copy[part]].astype(np.float32, copy=False)
+            if l2 and centroids is not None:
+                vectors += parameters.rotated_centroids[leaf[part]]
             found = np.vecdot(asked[which], vectors)
-            if centroids is not None:
+            if l2:
+                found += 0.5 - np.vecdot(vectors, vectors) / 2
+            elif centroids is not None:
                 found += np.vecdot(queries[which], centroids[leaf[part]])
+            if segment.factors is not None:
+                found *= factor_table().take(segment.factors[copy[part]])
             np.maximum.at(scores, item[part], found)
     return scores
 
