@@ -44,7 +44,8 @@ def multiply_adds(index: Index | Baseline, hits: Hits | BaselineHits) -> np.ndar
 
     These are the router with all its layers, for the nodes that were scored; the
     rotation; the look-up table; and for codes of residuals, the centroids of the
-    visited leaves. Additions of biases and softmaxes are left out.
+    visited leaves, which under the score l2 have a table each. Additions of biases and
+    softmaxes are left out.
 
     Args:
         index: the index that was searched.
@@ -57,10 +58,14 @@ def multiply_adds(index: Index | Baseline, hits: Hits | BaselineHits) -> np.ndar
     total = _of_router(parameters.routing_tree, index.width, nodes)
     if parameters.rotation is not None:
         total += parameters.rotation.size  # D^2
-    if parameters.codebooks is not None:
-        total += parameters.codebooks.size  # M K S = K D
+    tables = 1
     if parameters.leaf_centroids is not None:
-        total += index.width * (hits.leaves >= 0).sum(axis=1)
+        leaves = (hits.leaves >= 0).sum(axis=1)
+        total += index.width * leaves
+        if parameters.score == "l2":  # |x^|^2 has a term of the centroid and codeword
+            tables = leaves
+    if parameters.codebooks is not None:
+        total += parameters.codebooks.size * tables  # M K S = K D
     return total
 
 

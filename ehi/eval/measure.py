@@ -237,7 +237,7 @@ def measure(
         "bytes_per_doc": float(index.bytes_per_doc),
         "total_bytes_per_doc": total_bytes_per_doc(index),
         "total_bytes_per_doc_1m": total_bytes_per_doc(index, LARGE),
-        "compression": float(4 * tower_width / index.bytes_per_doc),
+        "compression": float(4 * tower_width / _code_bytes(index)),
         "index_bytes": int(index.index_bytes),
         "beam": beam,
         "min_prob": min_prob,
@@ -260,6 +260,12 @@ def _unlabelled(per_query: np.ndarray, ids: Collection[str] | None) -> dict[str,
         fields["ndcg_at_10_unlabelled"] = float(chosen["ndcg@10"].mean())
         fields["recall_at_100_unlabelled"] = float(chosen["recall@100"].mean())
     return fields
+
+
+def _code_bytes(index: Index | Baseline) -> float:
+    """Bytes per document that a budget limits: codes or vectors without factors."""
+    ours = isinstance(index, Index)
+    return index.code_bytes_per_doc if ours else index.bytes_per_doc
 
 
 def per_query_path(run_path: str | Path) -> Path:

@@ -33,7 +33,9 @@ def make_index(hidden=False, height=1, kind="per_node", **options):
         tree = {"kind": kind, "nodes": nodes, "scale": 3.0}
     if hidden:
         tree |= {"w_in": floats(WIDTH, HIDDEN), "w_out": floats(HIDDEN, WIDTH)}
-    return build_index(floats(DOCS, WIDTH), range(DOCS), tree=tree, **options)
+    documents = floats(DOCS, WIDTH)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    return build_index(documents, range(DOCS), tree=tree, **options)
 
 
 PQ = {"codebooks": floats(4, 16, 2), "rotation": np.eye(WIDTH)}
@@ -50,6 +52,14 @@ RESIDUAL = {"leaf_centroids": floats(LEAVES, WIDTH)}
         # Rotation D^2, look-up table K D, and a centroid in each visited leaf.
         (PQ, 3, LEAVES * WIDTH + WIDTH**2 + 16 * WIDTH),
         (PQ | RESIDUAL, 3, (LEAVES + 3) * WIDTH + WIDTH**2 + 16 * WIDTH),
+        # The score l2 needs a look-up table in each visited leaf.
+        (PQ | {"score": "l2"}, 3, LEAVES * WIDTH + WIDTH**2 + 16 * WIDTH),
+        (
+            PQ | RESIDUAL | {"score": "l2"},
+            3,
+            (LEAVES + 3) * WIDTH + WIDTH**2 + 3 * 16 * WIDTH,
+        ),
+        (PQ | {"score": "cosine"}, 3, LEAVES * WIDTH + WIDTH**2 + 16 * WIDTH),
         # x u and x w, then relu(.) w.
         ({"kind": "per_level"}, 3, WIDTH * (WIDTH + LEAVES) + WIDTH * LEAVES),
         (
@@ -97,6 +107,8 @@ def test_total_bytes_are_codes_leaf_numbers_and_parameters():
     # Four 4-bit codes, and one byte to tell 16 leaves apart.
     assert total_bytes_per_doc(index) == pytest.approx(2 + 1 + fixed / DOCS)
     assert total_bytes_per_doc(index, 10**6) == pytest.approx(3 + fixed / 10**6)
+    factored = make_index(hidden=True, **PQ, **RESIDUAL, score="corrected")
+    assert total_bytes_per_doc(factored) == pytest.approx(3 + 1 + fixed / DOCS)
     spilled = make_index(spill=2)
     per_copy = 4 * WIDTH + 1
     assert total_bytes_per_doc(spilled) == pytest.approx(

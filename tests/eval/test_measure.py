@@ -173,3 +173,17 @@ def test_curve_has_a_point_for_each_setting(corpus):
     visited, ndcg = zip(*points, strict=True)
     assert visited[0] < visited[1] < visited[2] == 1.0
     assert ndcg[0] < ndcg[2]
+
+
+def test_a_budget_names_the_bytes_of_codes_without_factors(corpus):
+    documents, queries, query_ids, qrels = corpus
+    codebooks = np.random.default_rng(2).normal(size=(4, 256, 2)).astype(np.float32)
+    documents = documents / np.linalg.norm(documents, axis=1, keepdims=True)
+    index = make_index(documents, codebooks=codebooks, score="cosine")
+    fields = measure(index, queries, query_ids, qrels, beam=3, tower_width=16)
+    assert fields["compression"] == 4 * 16 / 4
+    assert fields["bytes_per_doc"] == 4 + 1  # and the factor
+    # And a byte for the leaf; 16 nodes and the codebooks are shared.
+    shared = 4 * (16 * WIDTH + codebooks.size)
+    assert fields["total_bytes_per_doc"] == pytest.approx(6 + shared / NUM_DOCS)
+    assert fields["total_bytes_per_doc_1m"] == pytest.approx(6 + shared / 10**6)
