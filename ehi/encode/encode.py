@@ -8,7 +8,6 @@ several (see `ehi.encode.packing`).
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -154,27 +153,24 @@ def cached_encode(
     tower: Tower,
     tokens,
     *,
-    cache_dir: str | Path | None = None,
-    batch_tokens: int | None = None,
     desc: str = "encode",
 ) -> np.ndarray:
     """Outputs of a frozen pretrained tower, encoded once and then memory-mapped.
 
-    The name of the file is a hash of all that the numbers depend on: weights, layers,
-    pooling, normalisation, dtype, and the tokens with their length.
+    The file is in the folder `encoded` of `ehi.files.cache_folder`. Its name is a hash
+    of all that the numbers depend on: weights, layers, pooling, normalisation, dtype,
+    and the tokens with their length.
 
     Args:
         pretrained: the checkpoint that `tower` was loaded from, unchanged since.
         tower: `Tower`.
         tokens: token array as for `encode`, with a string `key` that identifies its
             texts, tokeniser and length.
-        cache_dir: folder of the arrays. Default: `encoded` in the cache folder of ehi.
-        batch_tokens, desc: as for `encode`.
+        desc: as for `encode`.
 
     Returns:
         read-only float32 memory map (len(tokens), T).
     """
-    cache_dir = Path(cache_dir) if cache_dir else cache_folder() / "encoded"
     parts = (
         pretrained.sha256,
         tokens.key,
@@ -184,15 +180,12 @@ def cached_encode(
         np.dtype(tower.dtype).name,
     )
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
-    path = cache_dir / f"{key[:32]}.npy"
+    path = cache_folder() / "encoded" / f"{key[:32]}.npy"
     if not path.is_file():
         check_positions(tower, tokens)
         graphdef, params = nnx.split(tower)
         apply = functools.partial(apply_module, graphdef=graphdef)
-        vectors = encode(
-            apply, params, tokens, batch_tokens=batch_tokens, desc=desc,
-            pack=packing_pays(),
-        )  # fmt: skip
+        vectors = encode(apply, params, tokens, desc=desc, pack=packing_pays())
         atomic_write_npy(path, vectors)
     try:
         return np.load(path, mmap_mode="r")

@@ -14,16 +14,13 @@ from ehi.index import Hits, Index
 MOST_CHARACTERS = 200  # of a title or line that is shown
 
 
-def describe_hits(
-    index: Index, hits: Hits, query_number: int = 0, *, k: int | None = None
-) -> dict[str, Any]:
+def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, Any]:
     """Describe the results of one query as JSON values.
 
     Args:
         index: the one that was searched.
         hits: of N queries.
         query_number: row of the query in `hits`.
-        k: number of results to describe; None for all.
 
     Returns:
         'documents_visited', 'documents', 'leaves' (paths of the visited leaves, best
@@ -33,7 +30,7 @@ def describe_hits(
     """
     leaves = hits.leaves[query_number]
     found = []
-    for rank, row in enumerate(hits.rows[query_number][:k].tolist(), start=1):
+    for rank, row in enumerate(hits.rows[query_number].tolist(), start=1):
         if row < 0:
             break
         title, line = _shown(index.document(row)) if index.has_documents else ("", "")

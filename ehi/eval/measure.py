@@ -143,7 +143,7 @@ def rank(
         query_ids: names of the N queries.
         qrels: grades of the split.
         k: depth of the ranking.
-        ignore_identical_ids: as in `evaluate`.
+        ignore_identical_ids: `ignore` of `without_identical_ids`.
         settings: further arguments of the search.
 
     Returns:
@@ -201,7 +201,7 @@ def measure(
         latency_queries: number of queries timed one by one, spread over the N.
         run_path: path of the TREC run (`NAME.run` or `NAME.run.gz`); the values of each
             query go to `NAME.npy` beside it. None writes neither.
-        ignore_identical_ids: as in `evaluate`.
+        ignore_identical_ids: `ignore` of `without_identical_ids`.
         unlabelled: queries that are also scored apart: see `unlabelled_queries`; None
             if nothing is known of labels.
 
@@ -282,7 +282,6 @@ def curve(
     qrels: Qrels,
     settings: Iterable[Mapping[str, Any]],
     *,
-    threads: int = 1,
     ignore_identical_ids: bool | Collection[str] = False,
 ) -> list[tuple[float, float]]:
     """Measure nDCG@10 and the mean share of documents visited, at some settings.
@@ -293,8 +292,7 @@ def curve(
         query_ids: names of the N queries.
         qrels: grades of the split.
         settings: arguments of one search for each point of the curve.
-        threads: threads of a search.
-        ignore_identical_ids: as in `evaluate`.
+        ignore_identical_ids: `ignore` of `without_identical_ids`.
 
     Returns:
         A pair (share of documents visited, nDCG@10) for each setting.
@@ -302,7 +300,7 @@ def curve(
     points = []
     for setting in track(settings, "curve", "points", bar=False):
         run, hits = rank(
-            index, queries, query_ids, qrels, 10, threads=threads,
+            index, queries, query_ids, qrels, 10,
             ignore_identical_ids=ignore_identical_ids, **setting,
         )  # fmt: skip
         visited = float(hits.visited.mean() / index.num_documents)

@@ -83,7 +83,8 @@ def without_identical_ids(
     Args:
         run: ranking of each query.
         qrels: grades of the split.
-        ignore: True for all queries, or the ids of the queries that drop theirs.
+        ignore: True for all queries, or the ids of the queries that drop theirs. Many
+            data sets number queries and documents alike; there it must be False.
     """
 
     def drops(query_id: str, docs: Mapping[str, float]) -> bool:
@@ -98,8 +99,8 @@ def without_identical_ids(
     }
 
 
-def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
-    """Write a run in TREC format: query, Q0, document, rank, score, tag.
+def write_run(path: str | Path, run: Run) -> None:
+    """Write a run in TREC format: query, Q0, document, rank, score, 'ehi'.
 
     White space separates the columns, so white space and '%' in ids are
     percent-encoded. A path that ends in .gz is compressed: 1,000 queries x 1,000
@@ -108,7 +109,7 @@ def write_run(path: str | Path, run: Run, *, tag: str = "ehi") -> None:
     encode = functools.cache(_encode_id)
     # 9 significant digits represent every float32 exactly.
     lines = [
-        f"{encode(query_id)} Q0 {encode(doc_id)} {rank} {score:.9g} {tag}\n"
+        f"{encode(query_id)} Q0 {encode(doc_id)} {rank} {score:.9g} ehi\n"
         for query_id, docs in run.items()
         for rank, (doc_id, score) in enumerate(docs.items(), start=1)
     ]
@@ -175,9 +176,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def evaluate(
-    run: Run, qrels: Qrels, *, ignore_identical_ids: bool | Collection[str] = False
-) -> np.ndarray:
+def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
     """Score every query of a split that has a relevant document.
 
     A query without hits scores 0. A query without a relevant document is left out.
@@ -185,9 +184,6 @@ def evaluate(
     Args:
         run: ranking of each query.
         qrels: grades of the split, query id -> document id -> grade (> 0 is relevant).
-        ignore_identical_ids: True, or the ids of some queries: of these, the document
-            with the id of the query is not ranked unless it is judged. Many data sets
-            number queries and documents alike; there it must be False.
 
     Returns:
         (N,) structured array, sorted by query id, with the fields `query_id` and the
@@ -196,7 +192,6 @@ def evaluate(
     Raises:
         ValueError: no query has a relevant document.
     """
-    run = without_identical_ids(run, qrels, ignore_identical_ids)
     qrels = {q: dict(d) for q, d in qrels.items() if any(g > 0 for g in d.values())}
     if not qrels:
         raise ValueError("cannot evaluate: no query has a relevant document")

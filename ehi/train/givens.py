@@ -20,7 +20,7 @@ class GivensState(NamedTuple):
 
 
 def givens_descent(
-    learning_rate: optax.ScalarOrSchedule, *, every: int = 1000, decay: float = 0.99
+    learning_rate: optax.ScalarOrSchedule, *, every: int, decay: float
 ) -> optax.GradientTransformation:
     r"""Steepest block-coordinate descent on orthogonal matrices.
 

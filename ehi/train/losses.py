@@ -9,6 +9,8 @@ common:
     influence on the value or on the gradient, whatever it holds.
   weights: weight of each row, >= 0; None for 1. A row of weight 0 has no influence.
 
+Every loss of rows takes both, so that the objective can mask and weight any of them.
+
 Scores and logits have no unit; a temperature divides them. Distances are squared, in
 the units of the embeddings.
 """
@@ -27,7 +29,7 @@ def softmax_contrastive(
     target: jax.Array,
     where: jax.Array | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: float,
     weights: jax.Array | None = None,
 ) -> jax.Array:
     r"""Cross-entropy of the relevant candidate among all candidates (InfoNCE).
@@ -57,7 +59,7 @@ def softmax_contrastive(
     >>> import jax.numpy as jnp
     >>> from ehi.train.losses import softmax_contrastive
     >>> scores = jnp.array([[2.0, 1.0, 0.0]])
-    >>> loss = softmax_contrastive(scores, target=jnp.array([0]))
+    >>> loss = softmax_contrastive(scores, target=jnp.array([0]), temperature=1.0)
     >>> print(f"{loss:.3f}")  # log(e^2 + e + 1) - 2
     0.408
     """
@@ -163,8 +165,8 @@ def distillation(
     student_scores: jax.Array,
     where: jax.Array | None = None,
     *,
-    teacher_temperature: float = 1.0,
-    temperature: float = 1.0,
+    teacher_temperature: float,
+    temperature: float,
     weights: jax.Array | None = None,
 ) -> jax.Array:
     r"""Divergence of the student's ranking of the candidates from the teacher's.
@@ -194,7 +196,8 @@ def distillation(
     >>> import jax.numpy as jnp
     >>> from ehi.train.losses import distillation
     >>> teacher = jnp.log(jnp.array([[0.75, 0.25]]))
-    >>> loss = distillation(teacher, jnp.zeros((1, 2)))
+    >>> options = {"teacher_temperature": 1.0, "temperature": 1.0}
+    >>> loss = distillation(teacher, jnp.zeros((1, 2)), **options)
     >>> print(f"{loss:.3f}")  # 0.75 log(0.75 / 0.5) + 0.25 log(0.25 / 0.5)
     0.131
     """

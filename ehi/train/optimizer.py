@@ -9,6 +9,10 @@ import optax
 from ehi.train.givens import givens_descent
 from ehi.train.phase import Phase
 
+# Steps between two repairs of a rotation, and the memory of its slopes: the same for
+# every method.
+_GIVENS = {"every": 1000, "decay": 0.99}
+
 
 def trained_names(
     params: Mapping[str, jax.Array], rates: Mapping[str, float], last_n: int = 0
@@ -79,7 +83,7 @@ def make_optimizer(phase: Phase) -> optax.GradientTransformation:
     transforms = {group: of_group(group, rate) for group, rate in rates.items() if rate}
     if rates.get("rotation"):
         # Adding to an orthogonal matrix would not keep it orthogonal.
-        transforms["givens"] = givens_descent(schedule(rates["rotation"]))
+        transforms["givens"] = givens_descent(schedule(rates["rotation"]), **_GIVENS)
 
     def label(name: str) -> str:
         return "givens" if name == "rotation/turned" else name.split("/")[0]

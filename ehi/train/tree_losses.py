@@ -81,7 +81,7 @@ def route_distillation(
     log_p_query: jax.Array,
     where: jax.Array | None = None,
     *,
-    teacher_temperature: float = 1.0,
+    teacher_temperature: float,
     weights: jax.Array | None = None,
 ) -> jax.Array:
     r"""Cross-entropy that sends a query to the leaves of its teacher's neighbours.
@@ -112,7 +112,9 @@ def route_distillation(
     >>> teacher = jnp.log(jnp.array([[0.75, 0.25]]))
     >>> documents = jnp.log(jnp.eye(2) + 1e-30)  # each is sure of its own leaf
     >>> queries = jnp.log(jnp.array([[0.5, 0.5]]))
-    >>> print(f"{route_distillation(teacher, documents, queries):.3f}")  # log 2
+    >>> arrays = teacher, documents, queries
+    >>> loss = route_distillation(*arrays, teacher_temperature=1.0)
+    >>> print(f"{loss:.3f}")  # log 2
     0.693
     """
     teacher = jax.lax.stop_gradient(as_float32(teacher_scores)) / teacher_temperature

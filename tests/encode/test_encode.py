@@ -128,6 +128,13 @@ def tiny_pretrained(sha256="0" * 64):
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Folder of cached arrays."""
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path))
+    return tmp_path / "encoded"
+
+
+@pytest.fixture
 def count_encodes(monkeypatch):
     calls = []
 
@@ -139,14 +146,14 @@ def count_encodes(monkeypatch):
     return calls
 
 
-def test_cache_is_used_again(count_encodes, tmp_path):
+def test_cache_is_used_again(count_encodes, cache):
     tokens = FakeTokens(np.array([3, 5, 4]))
-    first = cached_encode(tiny_pretrained(), tiny_tower(), tokens, cache_dir=tmp_path)
-    again = cached_encode(tiny_pretrained(), tiny_tower(), tokens, cache_dir=tmp_path)
+    first = cached_encode(tiny_pretrained(), tiny_tower(), tokens)
+    again = cached_encode(tiny_pretrained(), tiny_tower(), tokens)
     assert len(count_encodes) == 1
     np.testing.assert_array_equal(first, again)
     assert isinstance(again, np.memmap)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+    assert [path.suffix for path in cache.iterdir()] == [".npy"]
 
 
 @pytest.mark.parametrize(
@@ -161,23 +168,23 @@ def test_cache_is_used_again(count_encodes, tmp_path):
     ],
     ids=["weights", "pooling", "normalise", "layers", "dtype", "texts"],
 )
-def test_cache_is_keyed_by_all_that_matters(count_encodes, tmp_path, change):
+def test_cache_is_keyed_by_all_that_matters(count_encodes, cache, change):
     arguments = {
         "pretrained": tiny_pretrained(),
         "tower": tiny_tower(),
         "tokens": FakeTokens(np.array([3, 5, 4])),
     }
-    cached_encode(**arguments, cache_dir=tmp_path)
-    cached_encode(**arguments | change, cache_dir=tmp_path)
+    cached_encode(**arguments)
+    cached_encode(**(arguments | change))
     assert len(count_encodes) == 2
 
 
-def test_interrupted_encoding_leaves_no_cache(monkeypatch, tmp_path):
+def test_interrupted_encoding_leaves_no_cache(monkeypatch, cache):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(encode_module, "encode", interrupted)
     tokens = FakeTokens(np.array([3]))
     with pytest.raises(KeyboardInterrupt):
-        cached_encode(tiny_pretrained(), tiny_tower(), tokens, cache_dir=tmp_path)
-    assert not list(tmp_path.iterdir())
+        cached_encode(tiny_pretrained(), tiny_tower(), tokens)
+    assert not cache.exists() or not list(cache.iterdir())

@@ -46,8 +46,8 @@ def test_description_names_documents_leaves_and_work(index):
 
 
 def test_text_shows_rank_score_title_line_leaf_and_share(index):
-    hits = index.search(np.ones((1, WIDTH), np.float32), 3, beam=2)
-    described = describe_hits(index, hits, k=2)
+    hits = index.search(np.ones((1, WIDTH), np.float32), 2, beam=2)
+    described = describe_hits(index, hits)
     text = format_hits("what is one", described)
     assert text.startswith('"what is one"')
     assert f"visited {hits.visited[0]} of 12 documents" in text

@@ -103,7 +103,7 @@ def test_run_file_round_trip(tmp_path, name):
 
 
 def test_run_file_is_trec_format_and_reproducible(tmp_path):
-    write_run(tmp_path / "a.run", {"q": {"d": 0.5, "e": 0.25}}, tag="ehi")
+    write_run(tmp_path / "a.run", {"q": {"d": 0.5, "e": 0.25}})
     lines = (tmp_path / "a.run").read_text().splitlines()
     assert lines == ["q Q0 d 1 0.5 ehi", "q Q0 e 2 0.25 ehi"]
     for name in ("a.run.gz", "b.run.gz"):

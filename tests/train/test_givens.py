@@ -1,14 +1,18 @@
 """Givens descent: greedy pairs, matrices that stay orthogonal, Procrustes solved."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ehi.train.givens import givens_descent, greedy_pairs
+from ehi.train import givens
+from ehi.train.givens import greedy_pairs
 
 D = 16
+givens_descent = functools.partial(givens.givens_descent, every=1000, decay=0.99)
 
 
 def normal(*shape, seed=0):

@@ -32,7 +32,9 @@ ROW_LOSSES = {
         (SCORES, TARGET),
     ),
     "softmax_where": (
-        lambda s, t, m, w: losses.softmax_contrastive(s, t, m, weights=w),
+        lambda s, t, m, w: losses.softmax_contrastive(
+            s, t, m, temperature=1.0, weights=w
+        ),
         (SCORES, TARGET, WHERE),
     ),
     "hinge": (
@@ -89,7 +91,7 @@ def test_rows_of_weight_zero_do_not_exist(name):
 
 def test_softmax_contrastive_closed_form():
     scores = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
-    loss = losses.softmax_contrastive(scores, jnp.array([1]))
+    loss = losses.softmax_contrastive(scores, jnp.array([1]), temperature=1.0)
     np.testing.assert_allclose(loss, np.log(8 / 2), rtol=1e-6)
     sharp = losses.softmax_contrastive(scores, jnp.array([1]), temperature=0.5)
     np.testing.assert_allclose(sharp, np.log(30 / 4), rtol=1e-6)
@@ -127,7 +129,8 @@ def test_masked_is_the_subset(name):
 
 def test_the_target_counts_even_where_the_mask_forgets_it():
     nothing = jnp.zeros((N, C), bool)
-    assert losses.softmax_contrastive(SCORES, TARGET, nothing) == 0.0
+    loss = losses.softmax_contrastive(SCORES, TARGET, nothing, temperature=1.0)
+    assert loss == 0.0
     assert losses.hinge_contrastive(SCORES, TARGET, nothing, margin=1.0) == 0.0
 
 
@@ -139,8 +142,10 @@ def test_distillation_is_zero_for_equal_rankings_and_kl_otherwise():
     assert equal == pytest.approx(0.0, abs=1e-6)
     p, q = (np.asarray(jax.nn.softmax(s)) for s in (TEACHER, SCORES))
     kl = (p * np.log(p / q)).sum(-1).mean()
-    np.testing.assert_allclose(losses.distillation(TEACHER, SCORES), kl, rtol=1e-5)
-    to_teacher = jax.grad(losses.distillation)(TEACHER, SCORES)
+    plain = {"teacher_temperature": 1.0, "temperature": 1.0}
+    loss = losses.distillation(TEACHER, SCORES, **plain)
+    np.testing.assert_allclose(loss, kl, rtol=1e-5)
+    to_teacher = jax.grad(losses.distillation)(TEACHER, SCORES, **plain)
     assert not to_teacher.any()
 
 
@@ -166,7 +171,7 @@ def test_half_precision_scores_are_scored_in_float32():
 
 def test_scores_and_targets_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"\(4, 6\), \(3,\)"):
-        losses.softmax_contrastive(SCORES, TARGET[:3])
+        losses.softmax_contrastive(SCORES, TARGET[:3], temperature=1.0)
     with pytest.raises(ValueError, match=r"\(6,\), \(4,\)"):
         losses.hinge_contrastive(SCORES[0], TARGET, margin=0.1)
 

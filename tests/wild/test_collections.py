@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ehi.data.datasets import open_dataset
 from ehi.data.pseudo_queries import pseudo_queries
 from ehi.eval.measure import curve, measure
-from ehi.eval.metrics import evaluate, read_run
+from ehi.eval.metrics import evaluate, read_run, without_identical_ids
 from ehi.index import build_index
 
 BOM = "\ufeff"
@@ -388,7 +388,7 @@ def test_which_queries_ignore_the_document_of_their_id(
 )
 def test_a_run_with_the_query_itself(ignore, qrels, expected):
     run = {"x": {"x": 9.0, "d": 1.0}}
-    values = evaluate(run, {"x": qrels}, ignore_identical_ids=ignore)
+    values = evaluate(without_identical_ids(run, {"x": qrels}, ignore), {"x": qrels})
     assert values["ndcg@10"][0] == pytest.approx(expected)
     assert run == {"x": {"x": 9.0, "d": 1.0}}
 

@@ -12,9 +12,8 @@ MAX_NUMBER = 2**32 - 2  # numbers take the low 32 bits, all ones is EMPTY's
 # If more than this fraction of k scores per query pass the floors, raise the floors and
 # filter again.
 _HITS = 0.5
-_STORED = (
-    2**16
-)  # hits of all queries; if more are stored, keep the best and drop others
+# If more hits than this are stored for all queries, keep the best and drop the others.
+_STORED = 2**16
 
 
 def pack(scores, numbers):
