@@ -72,8 +72,35 @@ def beam_for_budget(
     return low
 
 
+def shared_beam_for_budget(
+    index: Baseline, queries: np.ndarray, percent: float
+) -> float | None:
+    """Find the beam, not a whole number, that meets a budget on average.
+
+    It is for indexes that visit as many lists for every query. With the largest whole
+    beam they would waste up to a list; so a part of the queries visits one more.
+
+    Args:
+        index: only routed through; no document is scored.
+        queries: (N, D) embeddings; the mean is over these queries.
+        percent: documents that may be visited, 0 < percent <= 100.
+
+    Returns:
+        The beam, or None if one list for each query is already too much.
+
+    Raises:
+        ValueError: `percent` is out of range.
+    """
+    low = beam_for_budget(index, queries, percent)
+    if low is None or low == index.num_leaves:
+        return low
+    budget = percent / 100 * index.num_documents
+    fewer, more = (index.count_visited(queries, b).mean() for b in (low, low + 1))
+    return low + float(np.clip((budget - fewer) / (more - fewer), 0, 0.999))
+
+
 def min_prob_for_budget(
-    index: Index, queries: np.ndarray, percent: float
+    index: Index | Baseline, queries: np.ndarray, percent: float
 ) -> float | None:
     """Find the least leaf probability for which visiting all such leaves fits a budget.
 
@@ -85,7 +112,7 @@ def min_prob_for_budget(
     Memory: 24 N P bytes.
 
     Args:
-        index: only its tree and the sizes of its leaves are read.
+        index: only its tree, or its centroids, and the sizes of its leaves are read.
         queries: (N, D) embeddings; the mean is over these queries.
         percent: documents that may be visited, 0 < percent <= 100.
 
@@ -97,7 +124,10 @@ def min_prob_for_budget(
         ValueError: `percent` is out of range.
     """
     _check_percent(percent)
-    log_probs = leaf_log_probs(queries, index.routing_tree)  # (N, P)
+    if isinstance(index, Baseline):
+        log_probs = index.leaf_log_probs(queries)  # (N, P)
+    else:
+        log_probs = leaf_log_probs(queries, index.routing_tree)  # (N, P)
     sizes = index.leaf_sizes
     budget = percent / 100 * index.num_documents * len(queries) * (1 + 1e-9)
     best = log_probs.argmax(axis=1)

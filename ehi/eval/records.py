@@ -93,7 +93,7 @@ class Record:
     # How it was searched, and how fast (milliseconds; queries a second). The queries
     # that set beam and min_prob to meet the budget: 'train', 'dev', ... or None.
     budget_queries: str | None = None
-    beam: int | None
+    beam: int | float | None  # 3.4: 40% of the queries visit 4 leaves, others 3
     min_prob: float | None = None  # of visited leaves; None if the beam alone limits
     rerank: int
     leaf_load_max: int | None

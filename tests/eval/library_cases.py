@@ -16,7 +16,19 @@ SIZES = {
     "lsh": {"code_bytes": 16},
     "itq-lsh": {"code_bytes": 8},
     "faiss-hnsw": {},
+    "faiss-hnsw-sq": {},
+    "faiss-hnsw-pq": {"code_bytes": 8},
     "faiss-fastscan": {"code_bytes": 8},
+    "linear-router": {"num_leaves": LISTS},
+    "linear-router-opq": {"num_leaves": LISTS, "code_bytes": 8},
+    "binary-int8": {"code_bytes": 8},
+    "faiss-rabitq": {"code_bytes": 14},
+    "faiss-ivfrabitq": {"num_leaves": LISTS, "code_bytes": 14},
+    "faiss-rq": {"code_bytes": 4},
+    "faiss-lsq": {"code_bytes": 2},
+    "faiss-prq": {"code_bytes": 8},
+    "faiss-pca-pq": {"code_bytes": 8},
+    "faiss-sq": {"code_bytes": 16},
     "scann": {"num_leaves": LISTS, "code_bytes": 8},
 }
 WITH_LISTS = [name for name, sizes in SIZES.items() if "num_leaves" in sizes]
@@ -46,7 +58,9 @@ def skip_without_library(name):
 def built(name, **changes):
     """A baseline of the documents above, built once for all tests."""
     skip_without_library(name)
-    key = (name, *sorted(changes.items()))
+    key = (name, *((n, id(v) if n == "queries" else v) for n, v in changes.items()))
+    if "options" in changes:  # pairs, so that they can be a part of the key
+        changes["options"] = dict(changes["options"])
     if key not in BUILT:
         BUILT[key] = build_baseline(name, DOCUMENTS, **{**SIZES[name], **changes})
     return BUILT[key]

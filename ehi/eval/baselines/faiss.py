@@ -1,6 +1,7 @@
-"""Baselines by Faiss: flat, inverted lists, product codes, hashes and a graph."""
+"""Search of Faiss indexes: flat, lists, codes, bits and graphs."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -10,131 +11,8 @@ import numpy as np
 from ehi.eval.baselines.base import Baseline, padded
 from ehi.index.faiss_to import import_faiss
 
-_KMEANS_ITERATIONS = 25
-# Each round has one iteration of k-means. Four take up to 3 times as long and end at
-# the same distortion (1 and 4: 0.190 and 0.191 on pydocs at 24 bytes, 0.107 and 0.108
-# on SciFact at 48). Codebooks that are fitted afresh to the rotation end at 0.198.
-_OPQ_ROUNDS = 50
-_HNSW_LINKS = 32
-_HNSW_BREADTH = 200
-
-
-def build_faiss(
-    name: str,
-    documents: np.ndarray,
-    *,
-    num_leaves: int | None,
-    code_bytes: int | None,
-    seed: int,
-    doc_ids: Sequence[str] | None,
-    rerank_vectors: bool,
-) -> Baseline:
-    """Train and fill the Faiss index called `name`: see `build_baseline`.
-
-    Raises:
-        ImportError: Faiss is not installed.
-    """
-    faiss = import_faiss()
-    # One thread: with several, places in a graph and the order of sums would differ
-    # between builds of one seed.
-    with omp_threads(faiss, 1):
-        transform, rows = None, documents
-        if "opq" in name or name == "itq-lsh":
-            transform, codebooks = _transform(faiss, name, rows, code_bytes, seed)
-            rows = transform.apply(documents)
-        index = _new_index(faiss, name, rows.shape[1], num_leaves, code_bytes, seed)
-        for clustering in _clusterings(index):
-            _best_kmeans(clustering, len(rows), seed)
-        if name == "faiss-opq":
-            _start_from(faiss, index.pq, codebooks)
-        index.train(rows)
-        index.add(rows)
-        if transform is not None:
-            index = faiss.IndexPreTransform(transform, index)
-        kept = documents.astype(np.float16) if rerank_vectors else None
-        return FaissBaseline(index, documents.shape, doc_ids, kept)
-
-
-def _new_index(faiss, name, width, num_leaves, code_bytes, seed):
-    """An empty index for rows that are already rotated."""
-    product = faiss.METRIC_INNER_PRODUCT
-    if name in ("faiss-ivf", "faiss-ivfpq", "faiss-opq-ivfpq"):
-        coarse = faiss.IndexFlatIP(width)
-        if name == "faiss-ivf":
-            return faiss.IndexIVFFlat(coarse, width, num_leaves, product)
-        return faiss.IndexIVFPQ(coarse, width, num_leaves, code_bytes, 8, product)
-    if name in ("faiss-pq", "faiss-opq"):
-        return faiss.IndexPQ(width, code_bytes, 8, product)
-    if name == "faiss-fastscan":
-        return faiss.IndexPQFastScan(width, 2 * code_bytes, 4, product)
-    if name == "itq-lsh":
-        return faiss.IndexLSH(width, width, False, False)
-    if name == "lsh":
-        # Thresholds at the documents' medians lost recall on pydocs and SciFact at
-        # every size, because queries lie elsewhere.
-        index = faiss.IndexLSH(width, 8 * code_bytes, True, False)
-        index.rrot.init(seed)
-        return index
-    if name == "faiss-hnsw":
-        index = faiss.IndexHNSWFlat(width, _HNSW_LINKS, product)
-        index.hnsw.efConstruction = _HNSW_BREADTH
-        index.hnsw.rng = faiss.RandomGenerator(seed)
-        return index
-    return faiss.IndexFlatIP(width)
-
-
-def _clusterings(index) -> Iterator[Any]:
-    """Settings of each k-means that training runs."""
-    if hasattr(index, "nlist"):
-        # Rows have unit norm, and lists are chosen by inner product.
-        index.cp.spherical = True
-        yield index.cp
-    if hasattr(index, "pq"):
-        yield index.pq.cp
-
-
-def _best_kmeans(clustering, num_rows, seed):
-    """Use all rows; Faiss does not warn if it wants more of them."""
-    clustering.niter = _KMEANS_ITERATIONS
-    clustering.seed = seed
-    clustering.max_points_per_centroid = num_rows
-    clustering.min_points_per_centroid = 1
-
-
-def _transform(faiss, name, rows, code_bytes, seed):
-    """The fitted rotation, and for OPQ its codebooks (M, K, S) as one flat array.
-
-    Raises:
-        ValueError: there are fewer rows than principal axes.
-    """
-    width = rows.shape[1]
-    if name == "itq-lsh":
-        bits = 8 * code_bytes
-        if len(rows) < bits:
-            raise ValueError(f"{len(rows)} documents are fewer than {bits} bits")
-        transform = faiss.ITQTransform(width, bits, bits < width)
-        transform.itq.seed = seed
-        transform.train(rows)
-        return transform, None
-    transform = faiss.OPQMatrix(width, code_bytes, width)
-    transform.niter, transform.niter_pq = _OPQ_ROUNDS, 1
-    transform.max_train_points = len(rows)
-    # Without a start Faiss draws its first rotation from a fixed seed.
-    random = np.random.default_rng(seed).standard_normal((width, width))
-    start = np.linalg.qr(random)[0].astype(np.float32)
-    faiss.copy_array_to_vector(start.ravel(), transform.A)
-    quantiser = faiss.ProductQuantizer(width, code_bytes, 8)
-    _best_kmeans(quantiser.cp, len(rows), seed)
-    transform.pq = quantiser
-    transform.train(rows)
-    transform.pq = None  # Python frees the quantiser when this function returns
-    return transform, faiss.vector_to_array(quantiser.centroids)
-
-
-def _start_from(faiss, quantiser, codebooks):
-    """Make training start from the codebooks of the fitted rotation."""
-    faiss.copy_array_to_vector(codebooks, quantiser.centroids)
-    quantiser.train_type = faiss.ProductQuantizer.Train_hot_start
+# A search of a graph is at least this wide, since all measures look at ten results.
+_LEAST_BREADTH = 10
 
 
 class FaissBaseline(Baseline):
@@ -156,7 +34,13 @@ class FaissBaseline(Baseline):
         self._vectors = vectors
         self._is_ivf = isinstance(self._core, faiss.IndexIVF)
         self._is_graph = isinstance(self._core, faiss.IndexHNSW)
-        self._is_hash = isinstance(self._core, faiss.IndexLSH)
+        self._storage = self._core
+        if self._is_graph:
+            self._storage = faiss.downcast_index(self._core.storage)
+        # The best of these scores is the smallest.
+        self._is_distance = isinstance(self._core, faiss.IndexLSH) or (
+            self._core.metric_type == faiss.METRIC_L2
+        )
         self.num_leaves, self.num_centroids = 1, 0
         self.leaf_sizes = np.array([self.num_documents])  # (1,)
         if self._is_ivf:
@@ -171,41 +55,46 @@ class FaissBaseline(Baseline):
         per_document = (self._code_bytes() + rerank_bytes) / self.num_documents
         self.bytes_per_doc = per_document
         self.index_bytes = faiss.serialize_index(index).nbytes + rerank_bytes
-        self.query_multiply_adds = self._rotation_size() + self._codebooks_size()
-        floats = self.query_multiply_adds + self.num_centroids * self._core.d
-        self.fixed_bytes = 4 * floats
+        table, floats = self._tables()
+        rotation = 0 if self._transform is None else self._transform.A.size()
+        self.query_multiply_adds = rotation + table
+        self.fixed_bytes = 4 * (rotation + floats + self.num_centroids * self._core.d)
 
-    def _rotation_size(self) -> int:
-        """Entries of the matrix that a query is multiplied by before the search."""
-        if self._transform is not None:
-            # ITQ applies its mean, axes and rotation as one matrix.
-            linear = getattr(self._transform, "pca_then_itq", self._transform)
-            return linear.A.size()
-        if self._is_hash and self._core.rotate_data:
-            return self._core.rrot.A.size()
-        return 0
-
-    def _codebooks_size(self) -> int:
-        """K D floats of codebooks; a look-up table takes as many multiply-adds."""
-        quantiser = getattr(self._core, "pq", None)
-        return 0 if quantiser is None else quantiser.ksub * quantiser.d
+    def _tables(self) -> tuple[int, int]:
+        """Multiply-adds of a query for its look-up table, and floats of codebooks."""
+        core, faiss = self._storage, self._faiss
+        if hasattr(core, "pq"):
+            return core.pq.ksub * core.pq.d, core.pq.ksub * core.pq.d
+        for name in ("rq", "lsq", "prq"):
+            if hasattr(core, name):
+                codebooks = getattr(core, name).codebooks.size()
+                return codebooks, codebooks
+        if isinstance(core, faiss.IndexScalarQuantizer):
+            return core.d, core.sq.trained.size()  # steps and least values
+        if isinstance(core, (faiss.IndexRaBitQ, faiss.IndexIVFRaBitQ)):
+            return core.d, core.d  # the centre
+        return 0, 0
 
     def _code_bytes(self) -> int:
         """Bytes of codes or vectors; a graph also has levels, offsets and links."""
+        codes = self._storage.code_size * self.num_documents
         if not self._is_graph:
-            return self._core.code_size * self.num_documents
+            return codes
         graph = self._core.hnsw
         stored = (graph.neighbors, graph.offsets, graph.levels)
         links = sum(self._faiss.vector_to_array(part).nbytes for part in stored)
-        return links + 4 * self.width * self.num_documents
+        return links + codes
 
-    def _find(self, queries, k, beam, rerank, threads):
-        # Faiss widens the search of a graph to k. Asking for at most `beam` documents
+    def _find(self, queries, k, visit, rerank, threads):
+        wanted = rerank or k
+        # Faiss widens the search of a graph to the number of results. Asking for fewer
         # keeps the meaning of the beam.
-        wanted = min(rerank or k, beam) if self._is_graph else rerank or k
+        first = min(wanted, self._breadth(visit)) if self._is_graph else wanted
         with omp_threads(self._faiss, threads):
-            found = self._index.search(queries, wanted, params=self._settings(beam))
-        scores, rows = padded(-found[0] if self._is_hash else found[0], found[1])
+            scores, rows = self._search(queries, first, visit)
+        scores, rows = padded(-scores if self._is_distance else scores, rows)
+        if first < wanted:
+            scores, rows = self._with_neighbours(queries, scores, rows, wanted)
         if rerank:
             scores, rows = self._rescore(queries, rows)
         missing = max(0, k - rows.shape[1])
@@ -214,16 +103,105 @@ class FaissBaseline(Baseline):
             np.pad(rows[:, :k], ((0, 0), (0, missing)), constant_values=-1),
         )
 
-    def _settings(self, beam):
+    def _search(self, queries, wanted, visit):
+        """Scores and rows (N, wanted) as Faiss returns them."""
+        if visit.min_prob is None:
+            return self._index.search(queries, wanted, params=self._settings(visit))
+        lists, centroid_scores = self._probable(queries, visit)  # (N, b)
+        queries = np.ascontiguousarray(self._rotated(queries))
+        if self._core.metric_type == self._faiss.METRIC_L2:
+            # Faiss reads them only where its own coarse search would give distances.
+            centroid_scores = np.zeros_like(centroid_scores)
+        scores = np.empty((len(queries), wanted), np.float32)
+        rows = np.empty((len(queries), wanted), np.int64)
+        pointers = map(
+            self._faiss.swig_ptr, (lists, centroid_scores, scores, rows)
+        )  # fmt: skip
+        self._core.search_preassigned_c(
+            len(queries), self._faiss.swig_ptr(queries), wanted, *pointers, False,
+            self._faiss.SearchParametersIVF(nprobe=lists.shape[1]),
+        )  # fmt: skip
+        return scores, rows
+
+    def _rotated(self, queries):
+        return queries if self._transform is None else self._transform.apply(queries)
+
+    def _probable(self, queries, visit):
+        """Probable lists (N, b), padded with -1, and scores of their centroids."""
+        with omp_threads(self._faiss, 1):
+            scores, lists = self._core.quantizer.search(
+                self._rotated(queries), self.num_leaves
+            )  # (N, P), best first
+        probs = np.exp(_log_softmax(self.scale * scores))
+        visited = probs >= visit.min_prob
+        visited[:, 0] = True
+        visited[:, visit.beam :] = False
+        widest = int(visited.sum(axis=1).max())
+        lists = np.where(visited, lists, -1)[:, :widest]
+        return np.ascontiguousarray(lists), np.ascontiguousarray(scores[:, :widest])
+
+    def _log_probs(self, queries):
+        with omp_threads(self._faiss, 1):
+            scores, lists = self._core.quantizer.search(
+                self._rotated(queries), self.num_leaves
+            )
+        log_probs = np.empty_like(scores)
+        np.put_along_axis(log_probs, lists, _log_softmax(self.scale * scores), axis=1)
+        return log_probs
+
+    def _breadth(self, visit):
+        return min(max(visit.beam, _LEAST_BREADTH), self.num_documents)
+
+    def _settings(self, visit):
         """Parameters of one search; they do not change the index."""
         if self._is_ivf:
-            settings = self._faiss.SearchParametersIVF(nprobe=beam)
-            if self._transform is None:
-                return settings
-            return self._faiss.SearchParametersPreTransform(index_params=settings)
-        if self._is_graph:
-            return self._faiss.SearchParametersHNSW(efSearch=beam)
-        return None
+            settings = self._faiss.SearchParametersIVF(nprobe=visit.beam)
+        elif self._is_graph:
+            settings = self._faiss.SearchParametersHNSW(efSearch=self._breadth(visit))
+        else:
+            return None
+        if self._transform is None:
+            return settings
+        return self._faiss.SearchParametersPreTransform(index_params=settings)
+
+    @functools.cached_property
+    def _links(self):
+        """(N, 2 M) neighbours of each document in the lowest level, padded with -1."""
+        graph = self._core.hnsw
+        starts = self._faiss.vector_to_array(graph.offsets)[:-1].astype(np.int64)
+        places = starts[:, None] + np.arange(graph.nb_neighbors(0))
+        return self._faiss.vector_to_array(graph.neighbors)[places]
+
+    @functools.cached_property
+    def _stored(self):
+        """(N, D) documents as the graph sees them."""
+        return self._storage.reconstruct_n(0, self.num_documents)
+
+    def _with_neighbours(self, queries, scores, rows, wanted):
+        """Lists of a graph, filled with what the search scored but does not return.
+
+        A search ends when the best document that is left is worse than all results. So
+        it has scored the neighbours of every result.
+        """
+        width = min(wanted, self.num_documents)
+        filled = np.full((len(rows), width), -1, np.int64)
+        values = np.full((len(rows), width), -np.inf, np.float32)
+        for query, found in enumerate(rows):
+            found = found[found >= 0]
+            near = np.setdiff1d(self._links[found], found)
+            near = near[near >= 0]
+            their = self._stored[near] @ queries[query]
+            if self._is_distance:
+                apart = self._stored[near] - queries[query]
+                their = -np.einsum("nd,nd->n", apart, apart)
+            best = np.argsort(-their, kind="stable")[: width - len(found)]
+            end = len(found) + len(best)
+            filled[query, :end] = np.concatenate([found, near[best]])
+            # Rounding must not put a neighbour above a result.
+            worst = scores[query, len(found) - 1] if len(found) else np.inf
+            values[query, : len(found)] = scores[query, : len(found)]
+            values[query, len(found) : end] = np.minimum(their[best], worst)
+        return values, filled
 
     def _rescore(self, queries, rows):
         """Order the same candidates by their stored float16 vectors."""
@@ -235,20 +213,24 @@ class FaissBaseline(Baseline):
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
-    def _count(self, queries, beam):
+    def _count(self, queries, visit):
         if self._is_graph:
-            return self._count_in_graph(queries, beam)
+            return self._count_in_graph(queries, visit)
         if not self._is_ivf:
             return np.full(len(queries), self.num_documents, np.int64)
-        if self._transform is not None:
-            queries = self._transform.apply(queries)
-        with omp_threads(self._faiss, 1):
-            _, lists = self._core.quantizer.search(queries, beam)  # (N, b)
-        return self.leaf_sizes[lists].sum(axis=1)
+        if visit.min_prob is None:
+            with omp_threads(self._faiss, 1):
+                _, lists = self._core.quantizer.search(
+                    self._rotated(queries), visit.beam
+                )  # (N, b)
+        else:
+            lists, _ = self._probable(queries, visit)
+        sizes = np.append(self.leaf_sizes, 0)  # list -1 is empty
+        return sizes[lists].sum(axis=1)
 
-    def _count_in_graph(self, queries, beam):
+    def _count_in_graph(self, queries, visit):
         """Count distances; the statistics of Faiss are sums over a batch."""
-        statistics, settings = self._faiss.cvar.hnsw_stats, self._settings(beam)
+        statistics, settings = self._faiss.cvar.hnsw_stats, self._settings(visit)
         visited = np.empty(len(queries), np.int64)
         with omp_threads(self._faiss, 1):
             for query in range(len(queries)):
@@ -256,6 +238,11 @@ class FaissBaseline(Baseline):
                 self._index.search(queries[query : query + 1], 1, params=settings)
                 visited[query] = statistics.ndis
         return visited
+
+
+def _log_softmax(logits):
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 @contextlib.contextmanager

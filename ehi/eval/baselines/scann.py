@@ -2,10 +2,11 @@
 
 `scann_ops_pybind` runs without TensorFlow. ScaNN has no statistics. A search for all
 documents returns those of the visited lists, so counting its results counts the work.
+SOAR (Sun et al. 2023, arXiv 2404.00774) puts each document into a second list.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +16,13 @@ import numpy as np
 from ehi.eval.baselines.base import Baseline, padded
 
 _KMEANS_ITERATIONS = 25
-# The threshold of ScaNN's own examples; recall with 0.1 is the same.
-_ANISOTROPIC = 0.2
 # Results held at once while counting.
 _COUNTED = 2**22
 
 
 def build_scann(
     documents: np.ndarray,
+    options: Mapping[str, Any],
     *,
     num_leaves: int | None,
     code_bytes: int | None,
@@ -50,13 +50,14 @@ def build_scann(
             min_partition_size=1,
             training_iterations=_KMEANS_ITERATIONS,
             spherical=True,
+            soar_lambda=options["soar"],
         )
     if code_bytes is None:
         builder = builder.score_brute_force()
     else:
         builder = builder.score_ah(
             width // (2 * code_bytes),
-            anisotropic_quantization_threshold=_ANISOTROPIC,
+            anisotropic_quantization_threshold=options["anisotropic"],
             training_sample_size=rows,
             training_iterations=_KMEANS_ITERATIONS,
             residual_quantization=False,
@@ -64,12 +65,15 @@ def build_scann(
     if rerank_vectors:
         builder = builder.reorder(rows, quantize=scann.ReorderType.BFLOAT16)
     searcher = builder.set_n_training_threads(1).build()
-    # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte.
+    # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte. With
+    # SOAR a document is in two lists, each with its own copy.
     stored = 4 * width if code_bytes is None else code_bytes
-    stored += 2 * width * rerank_vectors
+    copies = 2 if num_leaves is not None and options["soar"] is not None else 1
+    stored = copies * stored + 2 * width * rerank_vectors
     found = ScannBaseline(
         searcher, documents.shape, doc_ids, rerank_vectors, num_leaves, stored
     )
+    found.options = options
     # 16 codewords in each subspace.
     found.query_multiply_adds = 0 if code_bytes is None else 16 * width
     found.fixed_bytes = 4 * (found.query_multiply_adds + width * found.num_centroids)
@@ -99,6 +103,7 @@ class ScannBaseline(Baseline):
             lists = np.zeros(self.num_documents, np.int64)  # (N,)
             if num_leaves:
                 lists = np.load(Path(name) / "datapoint_to_token.npy")
+        self._lists = lists.reshape(self.num_documents, -1)  # (N, 1 or 2)
         self.leaf_sizes = np.bincount(lists, minlength=self.num_leaves)  # (P,)
 
     def _check_rerank(self, rerank, k):
@@ -110,11 +115,11 @@ class ScannBaseline(Baseline):
             )
         return rerank
 
-    def _find(self, queries, k, beam, rerank, threads):
+    def _find(self, queries, k, visit, rerank, threads):
         settings = {
             "final_num_neighbors": k,
             "pre_reorder_num_neighbors": rerank or k,
-            "leaves_to_search": beam,
+            "leaves_to_search": visit.beam,
         }
         if len(queries) == 1:
             rows, scores = self._searcher.search(queries[0], **settings)
@@ -129,16 +134,30 @@ class ScannBaseline(Baseline):
         # ScaNN pads with row 0 and score NaN.
         return padded(scores, np.where(np.isnan(scores), -1, rows.astype(np.int64)))
 
-    def _count(self, queries, beam):
+    def _count(self, queries, visit):
         if not self.num_centroids:
             return np.full(len(queries), self.num_documents, np.int64)
         visited = np.empty(len(queries), np.int64)
         every, step = self.num_documents, max(1, _COUNTED // self.num_documents)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            _, scores = self._searcher.search_batched(queries[part], every, every, beam)
-            visited[part] = np.count_nonzero(~np.isnan(scores), axis=1)
+            rows, scores = self._searcher.search_batched(
+                queries[part], every, every, visit.beam
+            )
+            visited[part] = self._scored(rows, ~np.isnan(scores))
         return visited
+
+    def _scored(self, rows, found):
+        """Copies that were scored (N,), when all documents found (N, documents) are."""
+        if self._lists.shape[1] == 1:
+            return np.count_nonzero(found, axis=1)
+        # A list was visited if all of its documents were found.
+        scored = np.empty(len(rows), np.int64)
+        for query, (some, real) in enumerate(zip(rows, found, strict=True)):
+            lists = self._lists[some[real]]
+            here = np.bincount(lists.ravel(), minlength=self.num_leaves)
+            scored[query] = here[here == self.leaf_sizes].sum()
+        return scored
 
 
 def import_scann() -> ModuleType:
