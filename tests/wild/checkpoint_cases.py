@@ -21,16 +21,6 @@ TEXTS = ["a b c", "hello", "z y x w v u t s r q p o n m l"]
 LENGTH = 12
 
 
-def passed(*values, id=None, was="passed"):
-    """A parameter set whose id says whether it failed before."""
-    name = id or "-".join(map(str, values))
-    return pytest.param(*values, id=f"{name}-{was}")
-
-
-def failed(*values, **options):
-    return passed(*values, **options, was="failed")
-
-
 @jax.jit
 def call(tower, ids, mask):
     return tower(ids, mask)

@@ -1,6 +1,8 @@
 """Settings, files and folders of checkpoints as they are found.
 
-See `test_checkpoints.py` for the ids of the cases and the comments above them.
+A case that failed before its test was written has `failed` at the end of its id or of
+its test's name, others have `passed`. Comments name the source of what is expected, as
+in `test_checkpoints.py`.
 """
 
 import json
@@ -15,10 +17,9 @@ from checkpoint_cases import (
     both_stacks,
     copy_of,
     edit_json,
-    failed,
     flat_parameters,
-    passed,
 )
+from wild_cases import failed, passed
 
 from ehi.model.pretrained import load_tower, resolve, save_float16, save_tower
 
@@ -38,8 +39,7 @@ def copy(tmp_path):
 # Settings
 
 
-# sentence-transformers reads 1_Pooling/config.json and fails without it; mean pooling
-# was taken silently.
+# sentence-transformers reads 1_Pooling/config.json and fails without it.
 @both_stacks
 def test_a_listed_pooling_without_its_folder_is_refused_failed(copy, vectors):
     folder = copy("minilm_tiny")

@@ -1,9 +1,9 @@
 """Types, names and tokens of checkpoints as they are found.
 
 Unless a test is about one of them, it runs both stacks: `ehi.index.text` (numpy) and
-`ehi.model` (jax). The id of a case ends in `failed` if it failed in one of them before
-this file was written, else in `passed`. The comment above a case names the source of
-what is expected: safetensors (the format), transformers (4.x and 5.x), or
+`ehi.model` (jax). A case that failed in one of them before its test was written has
+`failed` at the end of its id or of its test's name, others have `passed`. Comments name
+the source of what is expected: safetensors (the format), transformers (4.x and 5.x), or
 sentence-transformers (its modules Transformer and Pooling).
 """
 
@@ -21,11 +21,10 @@ from checkpoint_cases import (
     edit_json,
     edit_tensors,
     edit_tokenizer,
-    failed,
     flat_parameters,
-    passed,
 )
 from safetensors.numpy import load_file, save_file
+from wild_cases import failed, passed
 
 from ehi.data.tokens import tokenise
 from ehi.index import build_index
@@ -187,7 +186,7 @@ def test_other_prefixes_are_refused_with_both_lists(copy, vectors, prefix):
     assert f"'{prefix}embeddings.word_embeddings.weight'" in str(error.value)
 
 
-# Which one holds is not said anywhere; one was taken silently.
+# Nothing says which of the two holds.
 @both_stacks
 def test_a_tensor_under_two_names_is_refused_failed(copy, vectors):
     name = "embeddings.word_embeddings.weight"

@@ -1,39 +1,26 @@
-"""Encoding and runs of several processes, with odd inputs, folders and environments.
+"""Encoding with shards that fail, odd folders and odd texts.
 
-The id of a case ends in `failed` if it failed before this file was written, else in
-`passed`. The comment above a case names the source of what is expected.
+A case that failed before its test was written has `failed` at the end of its id or of
+its test's name, others have `passed`. Comments name the source of what is expected.
 """
 
 import errno
-import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from shard_cases import NUM, SHARDS, TESTS, Documents, bytes_of, lengths, make_job, read
+from wild_cases import failed, passed
 
 from ehi.data.tokens import tokenise
 from ehi.encode.encode import encode
 from ehi.encode.shards import attempt_shard, encode_shards, unfinished_shards
-from ehi.parallel import processes
-from ehi.progress import Progress, track
-
-FAILED_BEFORE, PASSED_BEFORE = "failed", "passed"
-
-
-def case(*values, was, **options):
-    """A parameter set whose id says whether it failed before."""
-    name = options.pop("id", None) or "-".join(map(str, values))
-    return pytest.param(*values, id=f"{name}-{was}", **options)
 
 
 def fails_on(*rows):
@@ -55,9 +42,9 @@ def fails_on(*rows):
 @pytest.mark.parametrize(
     ("rows", "failing"),
     [
-        case([0], [0], was=FAILED_BEFORE, id="the first"),
-        case([NUM - 1], [SHARDS - 1], was=PASSED_BEFORE, id="the last"),
-        case([0, 6, 12, 18], [0, 1, 2, 3], was=FAILED_BEFORE, id="all"),
+        failed([0], [0], id="the first"),
+        passed([NUM - 1], [SHARDS - 1], id="the last"),
+        failed([0, 6, 12, 18], [0, 1, 2, 3], id="all"),
     ],
 )
 def test_shards_that_fail_into_a_new_folder(tmp_path, rows, failing):
@@ -95,8 +82,8 @@ def test_an_error_of_several_lines_stays_in_one_failed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "written"),
     [
-        case("dök/漢", "dök/漢", was=PASSED_BEFORE),
-        case("a\ud800", r"a\ud800", was=FAILED_BEFORE, id="surrogate"),
+        passed("dök/漢", "dök/漢"),
+        failed("a\ud800", r"a\ud800", id="surrogate"),
     ],
 )
 def test_ids_in_the_file_of_a_failure(tmp_path, name, written):
@@ -129,7 +116,7 @@ def test_a_failure_is_written_in_utf8_in_an_ascii_locale_failed(tmp_path):
     assert failure.read_text("utf-8").startswith("RuntimeError: nö\n\n漢\n")
 
 
-# `build_folder` could not index such a shard, long after it was encoded.
+# Otherwise `build_folder` refuses such a shard, long after it was encoded.
 @pytest.mark.parametrize("change", [-1, 1])
 def test_an_encoder_that_makes_other_rows_than_texts_failed(tmp_path, change):
     def encode_texts(texts):
@@ -160,10 +147,10 @@ def test_ctrl_c_is_not_taken_for_a_failed_shard_passed(tmp_path):
 @pytest.mark.parametrize(
     ("num", "num_shards", "message"),
     [
-        case(3, 4, "shards=4: allowed are 1 to 3", was=PASSED_BEFORE),
-        case(3, 0, "shards=0: allowed are 1 to 3", was=PASSED_BEFORE),
-        case(0, 1, "the corpus has no documents", was=FAILED_BEFORE),
-        case(0, 0, "the corpus has no documents", was=FAILED_BEFORE),
+        passed(3, 4, "shards=4: allowed are 1 to 3"),
+        passed(3, 0, "shards=0: allowed are 1 to 3"),
+        failed(0, 1, "the corpus has no documents"),
+        failed(0, 0, "the corpus has no documents"),
     ],
 )
 def test_shards_that_cannot_be(tmp_path, num, num_shards, message):
@@ -179,7 +166,7 @@ def test_ids_of_another_number_of_documents_are_refused_failed(tmp_path):
 
 @pytest.mark.parametrize(
     ("num", "num_shards"),
-    [case(1, 1, was=PASSED_BEFORE), case(5, 5, was=PASSED_BEFORE)],
+    [passed(1, 1), passed(5, 5)],
 )
 def test_one_document_in_a_shard(tmp_path, num, num_shards):
     documents = Documents(NUM)[:num]
@@ -212,9 +199,7 @@ def never(texts):
 
 
 # `mkdir -p` says so too, and before any work: EEXIST, ENOTDIR.
-@pytest.mark.parametrize(
-    "name", [case("file", was=FAILED_BEFORE), case("file/out", was=FAILED_BEFORE)]
-)
+@pytest.mark.parametrize("name", [failed("file"), failed("file/out")])
 def test_a_file_where_the_folder_should_be(tmp_path, name):
     (tmp_path / "file").write_text("kept")
     job = make_job(tmp_path / name, never)
@@ -228,8 +213,8 @@ def test_a_file_where_the_folder_should_be(tmp_path, name):
 @pytest.mark.parametrize(
     "number",
     [
-        case(errno.EACCES, was=FAILED_BEFORE, id="EACCES"),
-        case(errno.EROFS, was=FAILED_BEFORE, id="EROFS"),
+        failed(errno.EACCES, id="EACCES"),
+        failed(errno.EROFS, id="EROFS"),
     ],
 )
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number):
@@ -242,9 +227,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number):
 
 
 # A link stands for its target (POSIX path resolution), also where that is not there.
-@pytest.mark.parametrize(
-    "target", [case("there", was=PASSED_BEFORE), case("new", was=FAILED_BEFORE)]
-)
+@pytest.mark.parametrize("target", [passed("there"), failed("new")])
 def test_a_link_to_a_folder(tmp_path, target):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / target)
@@ -253,7 +236,7 @@ def test_a_link_to_a_folder(tmp_path, target):
     assert (tmp_path / "link").is_symlink()
 
 
-# As of row 13 of the issue: a relative path keeps the meaning it was given with.
+# As for an opened index: a relative path keeps the meaning it was given with.
 def test_a_relative_folder_stays_where_it_was_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = make_job("out", lengths)
@@ -269,10 +252,10 @@ def test_a_relative_folder_stays_where_it_was_failed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        case("~/out", "home/out", was=FAILED_BEFORE),
-        case("~", "home", was=FAILED_BEFORE),
-        case("~no-such-user/out", "here/~no-such-user/out", was=PASSED_BEFORE),
-        case("a~/out", "here/a~/out", was=PASSED_BEFORE),
+        failed("~/out", "home/out"),
+        failed("~", "home"),
+        passed("~no-such-user/out", "here/~no-such-user/out"),
+        passed("a~/out", "here/a~/out"),
     ],
 )
 def test_a_home_folder(tmp_path, monkeypatch, given, meant):
@@ -287,10 +270,7 @@ def test_a_home_folder(tmp_path, monkeypatch, given, meant):
 # Names are taken as they are: no pattern, no escape.
 @pytest.mark.parametrize(
     "name",
-    [
-        case(name, was=PASSED_BEFORE)
-        for name in ("a b", "out[1]*", "50%", "漢字", "-out", "x" * 200)
-    ],
+    [passed(name) for name in ("a b", "out[1]*", "50%", "漢字", "-out", "x" * 200)],
 )
 def test_names_of_folders(tmp_path, name):
     encode_all(tmp_path / name)
@@ -312,9 +292,9 @@ def test_other_files_in_the_folder_are_left_alone_passed(tmp_path):
 @pytest.mark.parametrize(
     ("umask", "mode"),
     [
-        case(0o022, 0o755, was=PASSED_BEFORE, id="022"),
-        case(0o002, 0o775, was=FAILED_BEFORE, id="002"),
-        case(0o077, 0o700, was=FAILED_BEFORE, id="077"),
+        passed(0o022, 0o755, id="022"),
+        failed(0o002, 0o775, id="002"),
+        failed(0o077, 0o700, id="077"),
     ],
 )
 def test_the_umask_decides_who_can_read_a_shard(tmp_path, umask, mode):
@@ -327,6 +307,12 @@ def test_the_umask_decides_who_can_read_a_shard(tmp_path, umask, mode):
     assert job.path(2).stat().st_mode & 0o777 == mode
     files = [job.failure(0), *job.path(2).iterdir()]
     assert {file.stat().st_mode & 0o777 for file in files} == {mode & 0o666}
+
+
+# The folder of a job is absolute, so what is sent to another process means the same.
+def test_a_job_that_is_changed_keeps_its_folder_passed(tmp_path):
+    job = make_job(tmp_path / "out", lengths)
+    assert replace(job, encode=never).folder == job.folder == Path(tmp_path / "out")
 
 
 # Texts
@@ -363,11 +349,11 @@ def sums(params, ids, mask):
 @pytest.mark.parametrize(
     "texts",
     [
-        case([()], was=PASSED_BEFORE, id="one empty text"),
-        case([(), (), ()], was=PASSED_BEFORE, id="only empty texts"),
-        case([(7,) * 500, (), (9,)], was=PASSED_BEFORE, id="one long text"),
-        case([(9,)], was=PASSED_BEFORE, id="one text"),
-        case([()] * 100, was=PASSED_BEFORE, id="more than a row holds"),
+        passed([()], id="one empty text"),
+        passed([(), (), ()], id="only empty texts"),
+        passed([(7,) * 500, (), (9,)], id="one long text"),
+        passed([(9,)], id="one text"),
+        passed([()] * 100, id="more than a row holds"),
     ],
 )
 def test_empty_and_few_texts(pack, texts):
@@ -380,12 +366,12 @@ def test_empty_and_few_texts(pack, texts):
 @pytest.mark.parametrize(
     ("text", "like"),
     [
-        case(" \n\t\r", "", was=PASSED_BEFORE, id="white space"),
-        case("\u00a0\u3000", "", was=PASSED_BEFORE, id="white space of Unicode"),
-        case("\x00\x7f\ufffd", "", was=PASSED_BEFORE, id="control characters"),
-        case("a\x00 b", "a b", was=PASSED_BEFORE, id="a NUL"),
-        case("A  B\r\nc", "a b c", was=PASSED_BEFORE, id="line ends of DOS"),
-        case("e\u0301", "e", was=PASSED_BEFORE, id="combining accent"),
+        passed(" \n\t\r", "", id="white space"),
+        passed("\u00a0\u3000", "", id="white space of Unicode"),
+        passed("\x00\x7f\ufffd", "", id="control characters"),
+        passed("a\x00 b", "a b", id="a NUL"),
+        passed("A  B\r\nc", "a b c", id="line ends of DOS"),
+        passed("e\u0301", "e", id="combining accent"),
     ],
 )
 def test_odd_characters_are_encoded_as_plain_ones(tmp_path, text, like):
@@ -402,152 +388,3 @@ def test_odd_characters_are_encoded_as_plain_ones(tmp_path, text, like):
     )  # fmt: skip
     one, other = encode(sums, None, tokens)
     np.testing.assert_array_equal(one, other)
-
-
-# Environments
-
-
-SLURM = {
-    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
-}  # fmt: skip
-OPEN_MPI = {
-    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:34911",
-    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-}  # fmt: skip
-KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
-
-
-@pytest.fixture
-def initialized(monkeypatch):
-    """Function: environment -> whether `initialize` joined other processes."""
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **o: joined.append(o))
-
-    def initialize(environment):
-        for name in (*SLURM, *OPEN_MPI, *KUBERNETES):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        processes.initialize()
-        return bool(joined)
-
-    return initialize
-
-
-def without(environment, name):
-    return {key: value for key, value in environment.items() if key != name}
-
-
-# A variable set to nothing counts as not set, as of many standards (XDG base
-# directories, NO_COLOR); `docker run -e NAME=` makes such ones.
-@pytest.mark.parametrize(
-    ("environment", "joins"),
-    [
-        case(SLURM | {"SLURM_NTASKS": ""}, False, was=FAILED_BEFORE, id="no tasks"),
-        case(dict.fromkeys(SLURM, ""), False, was=FAILED_BEFORE, id="empty Slurm"),
-        case(dict.fromkeys(OPEN_MPI, ""), False, was=FAILED_BEFORE, id="empty MPI"),
-        # A URI that a parent process left behind, without a job of this process.
-        case(
-            without(OPEN_MPI, "OMPI_COMM_WORLD_SIZE"), False, was=FAILED_BEFORE,
-            id="no size",
-        ),
-        case(
-            KUBERNETES | {"JOB_COMPLETION_INDEX": ""}, False, was=FAILED_BEFORE,
-            id="no index",
-        ),
-        # `salloc` without `srun` sets no step.
-        case(
-            without(SLURM, "SLURM_STEP_NODELIST"), False, was=PASSED_BEFORE,
-            id="salloc",
-        ),
-        # Python's `int` ignores spaces around a number.
-        case(SLURM | {"SLURM_NTASKS": " 2 "}, True, was=PASSED_BEFORE, id="spaces"),
-        case(SLURM | {"SLURM_NTASKS": "01"}, False, was=PASSED_BEFORE, id="one task"),
-    ],
-)  # fmt: skip
-def test_odd_environments_of_launchers(initialized, environment, joins):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert initialized(environment) == joins
-
-
-# A number that cannot be read is a mistake, and one sentence that names the launcher.
-@pytest.mark.parametrize(
-    ("environment", "name"),
-    [
-        case(SLURM | {"SLURM_NTASKS": "two"}, "slurm", was=FAILED_BEFORE, id="two"),
-        case(SLURM | {"SLURM_NTASKS": "2(x2)"}, "slurm", was=FAILED_BEFORE, id="(x2)"),
-        case(SLURM | {"SLURM_PROCID": ""}, "slurm", was=FAILED_BEFORE, id="no rank"),
-        case(
-            without(OPEN_MPI, "OMPI_COMM_WORLD_RANK"), "ompi", was=FAILED_BEFORE,
-            id="no MPI rank",
-        ),
-    ],
-)  # fmt: skip
-def test_environments_that_cannot_be_read(initialized, environment, name):
-    message = f"launcher {name} cannot be read .*give --coordinator"
-    with pytest.raises(ValueError, match=message):
-        initialized(environment)
-
-
-# jax reads the number of the job itself, to choose a port: `int("")` in `initialize`.
-def test_a_variable_that_jax_cannot_read_failed(initialized, monkeypatch):
-    def initialize(**_):
-        int(os.environ["SLURM_JOB_ID"])
-
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(ValueError, match="launcher slurm cannot be read"):
-        initialized(SLURM | {"SLURM_JOB_ID": ""})
-
-
-# RFC 3986, section 3.2: an IPv6 host stands in brackets. A port of TCP has 16 bits, and
-# 0 is none that one can connect to.
-@pytest.mark.parametrize(
-    ("address", "fits"),
-    [
-        case("host:1234", True, was=PASSED_BEFORE),
-        case("10.0.0.1:65535", True, was=PASSED_BEFORE),
-        case("[fe80::1]:1234", True, was=PASSED_BEFORE),
-        case("fe80::1:1234", False, was=FAILED_BEFORE),
-        case("http://host:1234", False, was=FAILED_BEFORE),
-        case("host:0", False, was=FAILED_BEFORE),
-        case("host:65536", False, was=FAILED_BEFORE),
-        case("host:²", False, was=FAILED_BEFORE),
-        case("host:", False, was=PASSED_BEFORE),
-        case(":1234", False, was=PASSED_BEFORE),
-        case("host:-1", False, was=PASSED_BEFORE),
-        case("", False, was=PASSED_BEFORE, id="nothing"),
-    ],
-)
-def test_addresses_of_the_coordinator(monkeypatch, address, fits):
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **o: joined.append(a))
-    if fits:
-        processes.initialize(address, 2, 1)
-        assert joined == [(address, 2, 1)]
-    else:
-        with pytest.raises(ValueError, match="is no address"):
-            processes.initialize(address, 2, 1)
-        assert not joined
-
-
-# A process may be started without a stderr (`2>&-`: Python has None), or replace it.
-@pytest.mark.parametrize("stream", [None, "closed", "odd"])
-def test_progress_without_a_stderr_passed(monkeypatch, stream):
-    if stream == "closed":
-        stream = io.StringIO()
-        stream.close()
-    if stream == "odd":
-        stream = SimpleNamespace(write=print, flush=print)
-    monkeypatch.setattr(sys, "stderr", stream)
-    assert list(track(range(3), "work", "items")) == [0, 1, 2]
-    with Progress("one call"):
-        pass
-
-
-# The folder of a job is absolute, so what is sent to another process means the same.
-def test_a_job_that_is_changed_keeps_its_folder_passed(tmp_path):
-    job = make_job(tmp_path / "out", lengths)
-    assert replace(job, encode=never).folder == job.folder == Path(tmp_path / "out")

@@ -1,7 +1,8 @@
 """Queries, filters and corpora of every kind: the right answer, or one sentence.
 
 Expected values are those of a sort of all scores, of NumPy's own conversions, or of the
-same search with plain arguments. A comment says what failed before.
+same search with plain arguments. A case that failed before its test was written has
+`failed` at the end of its id or of its test's name, others have `passed`.
 """
 
 import fractions
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wild_cases import failed, passed
 
 from ehi.index import build_index, open_index, save_index
 from ehi.index.search.search import route_queries
@@ -66,8 +68,8 @@ def in_shards(parts, k, rerank=0, **settings):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_documents_come_in_row_order(kind, tmp_path):
-    """Failed before: issue 18, row 20. Up to 20 of 64 rankings of single queries."""
+def test_equal_documents_come_in_row_order_failed(kind, tmp_path):
+    """Alone, in batches, by threads and by shards."""
     x, which = with_copies(NUM)
     index = build_index(x, range(NUM), tree=TREE, **KINDS[kind])
     save_index(index, tmp_path / "index")
@@ -91,8 +93,8 @@ def test_equal_documents_come_in_row_order(kind, tmp_path):
         np.testing.assert_allclose(batch.scores, scores, atol=2e-6, rtol=1e-5)
 
 
-def test_copies_whose_scores_nearly_cancel():
-    """Failed before. Scores are far smaller than the rounding errors of their terms."""
+def test_copies_whose_scores_nearly_cancel_failed():
+    """Scores are far smaller than the rounding errors of their terms."""
     x, which = with_copies(NUM, seed=2)
     x = np.concatenate([x, np.full((NUM, 1), 30, np.float32)], axis=1)
     x = np.pad(x, ((0, 0), (0, WIDTH % 8 + 7)))[:, : WIDTH + 8]
@@ -107,7 +109,7 @@ def test_copies_whose_scores_nearly_cancel():
         assert_copies_in_row_order(np.concatenate(ones), which)
 
 
-def test_a_shard_without_any_document_that_may_be_found(tmp_path):  # passed
+def test_a_shard_without_any_document_that_may_be_found_passed(tmp_path):
     index = build_index(with_copies(NUM)[0], range(NUM), tree=TREE)
     save_index(index, tmp_path / "index")
     folders = split_index(tmp_path / "index", tmp_path, 3)
@@ -119,8 +121,8 @@ def test_a_shard_without_any_document_that_may_be_found(tmp_path):  # passed
         assert (found["visited"] == hits.visited).all()
 
 
-def test_equal_documents_of_all_segments_come_in_row_order():
-    """Failed before. Copies were added later, and some of them deleted."""
+def test_equal_documents_of_all_segments_come_in_row_order_failed():
+    """Copies are added later, and some of them are deleted."""
     x, which = with_copies(NUM, seed=1)
     index = build_index(x[:200], range(200), tree=TREE)
     index.add(x[200:350], range(200, 350))
@@ -139,8 +141,8 @@ def test_equal_documents_of_all_segments_come_in_row_order():
 
 @pytest.mark.parametrize("leaf_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("num", [1, 33, 5000])
-def test_a_corpus_of_one_document_over_and_over(num, leaf_dtype):
-    """Failed before. An empty text may stand in a corpus many thousand times."""
+def test_a_corpus_of_one_document_over_and_over_failed(num, leaf_dtype):
+    """An empty text may stand in a corpus many thousand times."""
     x = np.tile(QUERIES[:1], (num, 1))
     index = build_index(x, range(num), tree=None, leaf_dtype=leaf_dtype)
     for queries in (QUERIES, QUERIES[:1], -QUERIES[:1]):
@@ -154,10 +156,9 @@ def test_a_corpus_of_one_document_over_and_over(num, leaf_dtype):
     st.integers(1, 60), st.integers(1, 70), st.sampled_from([3, 8, 33]),
     st.integers(0, 2**32 - 1), st.booleans(),
 )  # fmt: skip
-def test_any_corpus_with_copies_is_ranked_by_score_and_then_row(
+def test_any_corpus_with_copies_is_ranked_by_score_and_then_row_failed(
     num, k, width, seed, shared
 ):
-    """Failed before for some of these."""
     rng = np.random.default_rng(seed)
     base = rng.standard_normal((max(1, num // 3), width), np.float32)
     which = rng.integers(0, len(base), num)
@@ -197,10 +198,13 @@ def shaped(array, how):
 @pytest.mark.parametrize("how", ["backwards", "gaps", "broadcast", "unaligned"])
 @pytest.mark.parametrize(
     "dtype",
-    ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "longdouble", ml_dtypes.bfloat16],
+    [
+        *map(passed, ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "longdouble"]),
+        failed(ml_dtypes.bfloat16, id="bfloat16"),
+    ],
 )
 def test_floats_of_every_kind_and_layout(dtype, how):
-    """bfloat16 failed before; the others passed. The expectation is NumPy's cast."""
+    """They are what NumPy casts them to."""
     queries = shaped(FEW.astype(dtype), how)
     plain = np.ascontiguousarray(np.asarray(queries), np.float32)
     queries.flags.writeable = False
@@ -210,7 +214,7 @@ def test_floats_of_every_kind_and_layout(dtype, how):
         assert (hits.scores == expected.scores).all()
 
 
-def test_fortran_order_and_nested_lists():  # passed
+def test_fortran_order_and_nested_lists_passed():
     expected = SMALL.search(FEW, 4).ids
     assert (SMALL.search(shaped(FEW, "fortran"), 4).ids == expected).all()
     assert (SMALL.search(shaped(FEW, "list"), 4).ids == expected).all()
@@ -224,18 +228,18 @@ def test_fortran_order_and_nested_lists():  # passed
     ],
     ids=lambda queries: str(queries.dtype),
 )  # fmt: skip
-def test_queries_that_are_no_floats_are_refused(queries):  # passed
+def test_queries_that_are_no_floats_are_refused_passed(queries):
     with pytest.raises(ValueError, match="queries must be floats, got dtype"):
         SMALL.search(queries)
 
 
 @pytest.mark.parametrize("shape", [(8,), (), (2, 0), (2, 7), (2, 1, 8), (8, 2)])
-def test_queries_of_another_shape_are_refused(shape):  # passed
+def test_queries_of_another_shape_are_refused_passed(shape):
     with pytest.raises(ValueError, match=r"shape \(N, 8\), the width of the index"):
         SMALL.search(np.zeros(shape))
 
 
-def test_zero_and_tiny_queries_rank_alike_alone_and_together():  # passed
+def test_zero_and_tiny_queries_rank_alike_alone_and_together_passed():
     """All scores of a zero query are 0, so its results are the first rows."""
     zero = np.zeros((6, 8), np.float32)
     zero[::2] = -0.0
@@ -247,8 +251,8 @@ def test_zero_and_tiny_queries_rank_alike_alone_and_together():  # passed
         assert (NUMBERED.search(tiny[part], 7).ids == expected).all()
 
 
-def test_products_that_overflow_are_refused_and_others_rank_alike():
-    """Failed before: row 19. inf - inf lost a result, in a batch another one."""
+def test_products_that_overflow_are_refused_and_others_rank_alike_failed():
+    """inf - inf would lose a result, and another one in a batch."""
     x = np.where(np.arange(50)[:, None] == 3, 1e30, X)
     with pytest.raises(ValueError, match="float32 products overflow.*first in row 3"):
         build_index(x, range(50), tree=None)
@@ -261,14 +265,14 @@ def test_products_that_overflow_are_refused_and_others_rank_alike():
 
 
 @pytest.mark.parametrize("k", [1, np.int8(3), np.uint64(3), True, 50, 51, 2**20])
-def test_numbers_of_results_of_every_kind(k):  # passed
+def test_numbers_of_results_of_every_kind_passed(k):
     hits = SMALL.search(FEW[:1], k)
     assert hits.ids.shape == (1, int(k))
     assert (hits.rows >= 0).sum() == min(int(k), 50)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2**20 + 1, 2**63, 3.0, "3", None, [3]])
-def test_numbers_of_results_that_are_none_are_refused(k):  # passed
+def test_numbers_of_results_that_are_none_are_refused_passed(k):
     with pytest.raises(ValueError, match="^k must be (at|a whole)"):
         SMALL.search(FEW, k)
 
@@ -288,7 +292,7 @@ def found_rows(index, k=50, **options):
     ],
     ids=lambda ids: type(ids).__name__,
 )  # fmt: skip
-def test_allowed_numbers_in_any_container(ids):  # passed
+def test_allowed_numbers_in_any_container_passed(ids):
     assert found_rows(NUMBERED, allow=ids) == [3, 7]
 
 
@@ -300,11 +304,11 @@ def test_allowed_numbers_in_any_container(ids):  # passed
     ],
     ids=lambda ids: type(ids).__name__,
 )  # fmt: skip
-def test_allowed_names_in_any_container(ids):  # passed
+def test_allowed_names_in_any_container_passed(ids):
     assert found_rows(SMALL, allow=ids) == [3, 7]
 
 
-def test_masks_of_any_layout_and_both_filters():  # passed
+def test_masks_of_any_layout_and_both_filters_passed():
     mask = np.isin(np.arange(50), [3, 7])
     wide = np.zeros(100, bool)
     wide[::2] = mask
@@ -337,7 +341,7 @@ def test_masks_of_any_layout_and_both_filters():  # passed
     ],
 )
 @pytest.mark.parametrize("name", ["allow", "deny"])
-def test_filters_that_are_none_are_refused(name, chosen, words):  # passed
+def test_filters_that_are_none_are_refused_passed(name, chosen, words):
     with pytest.raises(ValueError, match=words):
         SMALL.search(FEW, **{name: chosen})
 
@@ -345,17 +349,17 @@ def test_filters_that_are_none_are_refused(name, chosen, words):  # passed
 @pytest.mark.parametrize(
     "min_prob", [np.float16(0.5), fractions.Fraction(1, 2), True, 0]
 )
-def test_probabilities_of_every_kind(min_prob):  # passed
+def test_probabilities_of_every_kind_passed(min_prob):
     assert (SMALL.search(FEW, 3, min_prob=min_prob).leaves == 0).all()
 
 
 @pytest.mark.parametrize("min_prob", [np.nan, -1e-9, 1.0001, "0.5", None, 1j, [0.5]])
-def test_probabilities_that_are_none_are_refused(min_prob):  # passed
+def test_probabilities_that_are_none_are_refused_passed(min_prob):
     with pytest.raises(ValueError, match="min_prob must be a number between 0 and 1"):
         SMALL.search(FEW, min_prob=min_prob)
 
 
-def test_more_threads_than_work():  # passed
+def test_more_threads_than_work_passed():
     for queries in (FEW, FEW[:1], FEW[:0]):
         many = SMALL.search(queries, 3, threads=np.int32(40))
         assert (many.ids == SMALL.search(queries, 3).ids).all()

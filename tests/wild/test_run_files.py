@@ -1,7 +1,7 @@
 """Run files of other TREC tools: Anserini, pyserini, PyTerrier, ranx, trec_eval's own.
 
-The id of a case ends in `failed` if it failed before this file was written, else in
-`passed`. The comment above a case names the source of what is expected.
+A case that failed before its test was written has `failed` at the end of its id or of
+its test's name, others have `passed`. Comments name the source of what is expected.
 """
 
 import gzip
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wild_cases import failed, passed
 
 from ehi.eval.metrics import read_run, write_run
 from ehi.eval.records import read_records
@@ -17,38 +18,33 @@ from ehi.eval.records import read_records
 BOM = b"\xef\xbb\xbf"
 
 
-def case(*values, id, was):
-    """A parameter set whose id says whether it failed before."""
-    return pytest.param(*values, id=f"{id}-{was}")
-
-
 # trec_eval reads six columns between ASCII white space (isspace of the C locale), and a
 # score by atof.
 @pytest.mark.parametrize(
     "content, expected",
     [
-        case(b"q Q0 d 1 0.5 tag\n", {"q": {"d": 0.5}}, id="plain", was="passed"),
-        case(b"q\tQ0\td\t1\t0.5\ttag\r\n", {"q": {"d": 0.5}}, id="tabs", was="passed"),
-        case(b"  q Q0  d 1 5e-1 tag", {"q": {"d": 0.5}}, id="spaces", was="passed"),
-        case(BOM + b"q Q0 d 1 0.5 tag\n", {"q": {"d": 0.5}}, id="bom", was="failed"),
-        case(b"\nq Q0 d 1 0.5 tag\n\n", {"q": {"d": 0.5}}, id="blank", was="failed"),
-        case(b"q Q0 d 1 inf tag\n", {"q": {"d": np.inf}}, id="inf", was="passed"),
-        case("q Q0 a\u00a0b 1 0.5 t\n".encode(), {"q": {"a\u00a0b": 0.5}},
-             id="no-break-space", was="failed"),
-        case("q Q0 a\u2028b 1 0.5 t\n".encode(), {"q": {"a\u2028b": 0.5}},
-             id="line-separator", was="failed"),
-        case("q Q0 \u7b2c\u4e00 1 0.5 t\n".encode(), {"q": {"\u7b2c\u4e00": 0.5}},
-             id="chinese", was="passed"),
-        case(b"1 Q0 2 1 0.5 t\n", {"1": {"2": 0.5}}, id="numbers", was="passed"),
-        case(b'q Q0 "d" 1 0.5 t\n', {"q": {'"d"': 0.5}}, id="quotes", was="passed"),
+        passed(b"q Q0 d 1 0.5 tag\n", {"q": {"d": 0.5}}, id="plain"),
+        passed(b"q\tQ0\td\t1\t0.5\ttag\r\n", {"q": {"d": 0.5}}, id="tabs"),
+        passed(b"  q Q0  d 1 5e-1 tag", {"q": {"d": 0.5}}, id="spaces"),
+        failed(BOM + b"q Q0 d 1 0.5 tag\n", {"q": {"d": 0.5}}, id="bom"),
+        failed(b"\nq Q0 d 1 0.5 tag\n\n", {"q": {"d": 0.5}}, id="blank"),
+        passed(b"q Q0 d 1 inf tag\n", {"q": {"d": np.inf}}, id="inf"),
+        failed("q Q0 a\u00a0b 1 0.5 t\n".encode(), {"q": {"a\u00a0b": 0.5}},
+               id="no-break-space"),
+        failed("q Q0 a\u2028b 1 0.5 t\n".encode(), {"q": {"a\u2028b": 0.5}},
+               id="line-separator"),
+        passed("q Q0 \u7b2c\u4e00 1 0.5 t\n".encode(), {"q": {"\u7b2c\u4e00": 0.5}},
+               id="chinese"),
+        passed(b"1 Q0 2 1 0.5 t\n", {"1": {"2": 0.5}}, id="numbers"),
+        passed(b'q Q0 "d" 1 0.5 t\n', {"q": {'"d"': 0.5}}, id="quotes"),
         # Ids that are addresses (ClueWeb, Common Crawl) stay as their tool wrote them.
-        case(b"q Q0 http://x/a%2Fb 1 0.5 t\n", {"q": {"http://x/a%2Fb": 0.5}},
-             id="address", was="failed"),
-        case(b"q Q0 a%FF 2 0.5 t\nq Q0 b%20c 1 0.6 t\n",
-             {"q": {"a%FF": 0.5, "b%20c": 0.6}}, id="byte-escape", was="failed"),
-        case(b"q Q0 100% 1 0.5 t\n", {"q": {"100%": 0.5}}, id="percent", was="passed"),
+        failed(b"q Q0 http://x/a%2Fb 1 0.5 t\n", {"q": {"http://x/a%2Fb": 0.5}},
+               id="address"),
+        failed(b"q Q0 a%FF 2 0.5 t\nq Q0 b%20c 1 0.6 t\n",
+             {"q": {"a%FF": 0.5, "b%20c": 0.6}}, id="byte-escape"),
+        passed(b"q Q0 100% 1 0.5 t\n", {"q": {"100%": 0.5}}, id="percent"),
         # What `write_run` writes is decoded.
-        case(b"q Q0 b%20c 1 0.6 t\n", {"q": {"b c": 0.6}}, id="ours", was="passed"),
+        passed(b"q Q0 b%20c 1 0.6 t\n", {"q": {"b c": 0.6}}, id="ours"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["text", "gzip"])
@@ -74,17 +70,16 @@ PACKED = gzip.compress(b"".join(b"q Q0 %d 1 0.5 t\n" % n for n in range(50)))
 @pytest.mark.parametrize(
     "content, message",
     [
-        case(b"q Q0 d 1 0.5 t x\n", "line 1: expected", id="seven", was="passed"),
-        case(b"q d 0.5\n", "line 1: expected", id="three", was="passed"),
-        case(b"q Q0 d 1 0,5 t\n", "line 1: expected", id="comma", was="passed"),
-        case(b"q Q0 d 1 nan t\n", "line 1: expected", id="nan", was="failed"),
-        case(b"q Q0 d 1 0.5 t\nq Q0 d 2 0.4 t\n", "line 2: query 'q' has 'd' twice",
-             id="twice", was="failed"),
-        case(b"q Q0 d\xe9 1 0.5 t\n", "line 1: not UTF-8", id="latin-1", was="failed"),
-        case("q Q0 d 1 0.5 t\n".encode("utf-16"), "line 1: ", id="utf-16",
-             was="failed"),
-        case(PACKED[:-9], "is damaged", id="cut-gzip", was="failed"),
-        case(PACKED[:-8] + b"\0" * 8, "is damaged", id="crc-gzip", was="failed"),
+        passed(b"q Q0 d 1 0.5 t x\n", "line 1: expected", id="seven"),
+        passed(b"q d 0.5\n", "line 1: expected", id="three"),
+        passed(b"q Q0 d 1 0,5 t\n", "line 1: expected", id="comma"),
+        failed(b"q Q0 d 1 nan t\n", "line 1: expected", id="nan"),
+        failed(b"q Q0 d 1 0.5 t\nq Q0 d 2 0.4 t\n", "line 2: query 'q' has 'd' twice",
+               id="twice"),
+        failed(b"q Q0 d\xe9 1 0.5 t\n", "line 1: not UTF-8", id="latin-1"),
+        failed("q Q0 d 1 0.5 t\n".encode("utf-16"), "line 1: ", id="utf-16"),
+        failed(PACKED[:-9], "is damaged", id="cut-gzip"),
+        failed(PACKED[:-8] + b"\0" * 8, "is damaged", id="crc-gzip"),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_read_are_one_sentence(tmp_path, content, message):

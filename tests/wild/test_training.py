@@ -1,10 +1,9 @@
 """Training with odd seeds, rows, options, folders, logs, signals and full disks.
 
-The id of a case ends in `failed` if it failed before this file was written, else in
-`passed`. The comment above a case names the source of what is expected.
+A case that failed before its test was written has `failed` at the end of its id or of
+its test's name, others have `passed`. Comments name the source of what is expected.
 """
 
-import errno
 import functools
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import make_model, make_tiny, phase_of
+from wild_cases import failed, passed
 
 from ehi.model.params import merge_model
 from ehi.train import checkpoint, loop
@@ -24,7 +24,6 @@ from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.starts import fit_starts
 
-FAILED, PASSED = "failed", "passed"
 PHASE = phase_of(
     steps=6, losses={"semantic": 1.0}, rates={"head": 1e-2},
     log_every=2, checkpoint_every=2,
@@ -33,12 +32,6 @@ PLAIN = {
     "fitted": False, "tree": None, "num_subspaces": 0, "rotation": "none",
     "residual": False,
 }  # fmt: skip
-
-
-def case(*values, was, **options):
-    """A parameter set whose id says whether it failed before."""
-    name = options.pop("id", None) or "-".join(map(repr, values))
-    return pytest.param(*values, id=f"{name}-{was}", **options)
 
 
 def train(folder, data=None, phase=PHASE, seed=0, log=None):
@@ -92,17 +85,18 @@ def cut(monkeypatch):
 
 
 # NumPy's SeedSequence and jax.random.key take these; a seed is a number, whatever its
-# type. NumPy's own types overflowed when the number of a source was added.
+# type. NumPy's own
+# types overflow when the number of a source is added.
 @pytest.mark.parametrize(
     "seed",
     [
-        case(2**31 - 1, was=PASSED),
-        case(2**31, was=PASSED),
-        case(2**32, was=PASSED),
-        case(2**63 - 1, was=PASSED),
-        case(np.int32(2**31 - 1), was=FAILED),
-        case(np.int64(2**63 - 1), was=FAILED),
-        case(np.uint8(255), was=FAILED),
+        passed(2**31 - 1),
+        passed(2**31),
+        passed(2**32),
+        passed(2**63 - 1),
+        failed(np.int32(2**31 - 1)),
+        failed(np.int64(2**63 - 1)),
+        failed(np.uint8(255)),
     ],
 )
 def test_a_seed_of_any_integer_type_gives_the_batch_of_its_number(seed):
@@ -119,7 +113,7 @@ def test_a_seed_of_any_integer_type_gives_the_batch_of_its_number(seed):
 # before the first step.
 @pytest.mark.parametrize(
     "seed",
-    [case(-1, was=FAILED), case(2**63, was=FAILED), case(1.5, was=FAILED)],
+    [failed(-1), failed(2**63), failed(1.5)],
 )
 def test_a_seed_that_no_generator_takes_is_refused_with_the_range(seed, tmp_path):
     message = rf"seed is {seed}; allowed: whole numbers from 0 to 9223372036854775807"
@@ -136,10 +130,10 @@ def test_a_seed_that_no_generator_takes_is_refused_with_the_range(seed, tmp_path
 @pytest.mark.parametrize(
     "dtype",
     [
-        case(np.uint8, was=FAILED),
-        case(np.int16, was=PASSED),
-        case(np.uint32, was=PASSED),
-        case(np.uint64, was=FAILED),
+        failed(np.uint8),
+        passed(np.int16),
+        passed(np.uint32),
+        failed(np.uint64),
     ],
 )
 def test_pairs_of_any_integer_type_have_their_positives(dtype):
@@ -158,8 +152,8 @@ def test_pairs_of_any_integer_type_have_their_positives(dtype):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        case(-1, "query row -1; allowed: 0 to 2", was=FAILED),
-        case(3, "query row 3; allowed: 0 to 2", was=FAILED),
+        failed(-1, "query row -1; allowed: 0 to 2"),
+        failed(3, "query row 3; allowed: 0 to 2"),
     ],
 )
 def test_a_row_that_does_not_exist_is_named(row, message):
@@ -169,7 +163,7 @@ def test_a_row_that_does_not_exist_is_named(row, message):
 
 
 # BEIR sets list some judgements twice; a pair says the same however often it is said.
-@pytest.mark.parametrize("times", [case(1, was=PASSED), case(3, was=PASSED)])
+@pytest.mark.parametrize("times", [passed(1), passed(3)])
 def test_a_pair_that_is_given_twice_masks_the_same_documents(times):
     queries, documents = np.array([0, 0, 1]), np.array([0, 2, 1])
     pairs = {"labelled": (np.tile(queries, times), np.tile(documents, times))}
@@ -186,7 +180,7 @@ def test_a_pair_that_is_given_twice_masks_the_same_documents(times):
 
 
 # One candidate has all the probability, so the cross-entropy is 0.
-@pytest.mark.parametrize("batch_size", [case(1, was=PASSED), case(5, was=PASSED)])
+@pytest.mark.parametrize("batch_size", [passed(1), passed(5)])
 def test_one_pair_alone_trains_to_a_loss_of_zero(batch_size, tmp_path):
     one = np.zeros(1, int)
     data = TrainingSet(1, 1, {"labelled": (one, one)})
@@ -206,15 +200,15 @@ def test_one_pair_alone_trains_to_a_loss_of_zero(batch_size, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        case("clip", float("nan"), "clip is nan; must be finite", was=FAILED),
-        case("temperature", float("inf"), "temperature is inf", was=FAILED),
-        case("margin", float("nan"), "margin is nan; must be finite", was=FAILED),
-        case("steps", 12.5, "steps is 12.5; must be a whole number", was=FAILED),
-        case("steps", "12", "steps is '12'; must be a whole number", was=FAILED),
-        case("steps", -1, "steps is -1; must be at least 0", was=PASSED),
-        case("rates", {"head": float("inf")}, "rates.head is inf", was=FAILED),
-        case("losses", {"path": float("nan")}, "'path' is nan", was=PASSED),
-        case("sources", {"pseudo": -0.5}, "sources.pseudo is -0.5", was=PASSED),
+        failed("clip", float("nan"), "clip is nan; must be finite"),
+        failed("temperature", float("inf"), "temperature is inf"),
+        failed("margin", float("nan"), "margin is nan; must be finite"),
+        failed("steps", 12.5, "steps is 12.5; must be a whole number"),
+        failed("steps", "12", "steps is '12'; must be a whole number"),
+        passed("steps", -1, "steps is -1; must be at least 0"),
+        failed("rates", {"head": float("inf")}, "rates.head is inf"),
+        passed("losses", {"path": float("nan")}, "'path' is nan"),
+        passed("sources", {"pseudo": -0.5}, "sources.pseudo is -0.5"),
     ],
 )
 def test_a_value_that_no_phase_can_have_is_refused_with_it(field, value, message):
@@ -230,7 +224,7 @@ def test_a_value_that_no_phase_can_have_is_refused_with_it(field, value, message
 @pytest.mark.parametrize(
     "name",
     [
-        case(name, was=PASSED)
+        passed(name)
         for name in ("a b", "a#b", "a?b", "a%20b", "é", "a:b", "{a}", "*", "~")
     ],
 )
@@ -242,12 +236,12 @@ def test_a_workdir_of_any_name_is_resumed(name, tmp_path, whole, cut):
 
 
 # A backslash is legal, too, but tensorstore takes it as a slash and reads another
-# folder. A name in another encoding than UTF-8 failed at the first checkpoint.
+# folder. It cannot write a name in another encoding than UTF-8 at all.
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        case("a\\b", "has a backslash", was=FAILED),
-        case("caf\udce9", "is not UTF-8 to this process", was=FAILED, id="Latin-1"),
+        failed("a\\b", "has a backslash"),
+        failed("caf\udce9", "is not UTF-8 to this process", id="Latin-1"),
     ],
 )
 def test_a_workdir_that_orbax_cannot_write_is_refused(name, message, tmp_path):
@@ -261,15 +255,14 @@ def test_a_workdir_that_orbax_cannot_write_is_refused(name, message, tmp_path):
 @pytest.mark.parametrize(
     "leave",
     [
-        case(lambda c: (c / ".DS_Store").write_bytes(b"\0"), was=PASSED, id="Finder"),
-        case(lambda c: (c / "5").write_text("x"), was=PASSED, id="a file of a number"),
-        case(lambda c: (c / "old").mkdir(), was=PASSED, id="a folder of no number"),
-        case(
+        passed(lambda c: (c / ".DS_Store").write_bytes(b"\0"), id="Finder"),
+        passed(lambda c: (c / "5").write_text("x"), id="a file of a number"),
+        passed(lambda c: (c / "old").mkdir(), id="a folder of no number"),
+        passed(
             lambda c: (c / "6.orbax-checkpoint-tmp").mkdir(),
-            was=PASSED,
             id="half saved",
         ),
-        case(lambda c: shutil.copytree(c / "4", c / "4 copy"), was=PASSED, id="a copy"),
+        passed(lambda c: shutil.copytree(c / "4", c / "4 copy"), id="a copy"),
     ],
 )
 def test_stray_files_beside_a_checkpoint_do_not_count(leave, tmp_path, whole, cut):
@@ -279,29 +272,27 @@ def test_stray_files_beside_a_checkpoint_do_not_count(leave, tmp_path, whole, cu
 
 
 # A tool that copies folders first, or a disk that lost the files.
-@pytest.mark.parametrize("name", [case("5", was=PASSED)])
-def test_an_empty_checkpoint_is_refused_in_one_sentence(name, tmp_path, cut):
+def test_an_empty_checkpoint_is_refused_in_one_sentence_passed(tmp_path, cut):
     cut(tmp_path, step=5)
-    (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "5").mkdir()
     with pytest.raises(ValueError, match="is damaged .remove it, and this phase"):
         train(tmp_path)
 
 
 # mkdir -p goes through a link to a folder and refuses one to nothing (EEXIST).
-@pytest.mark.parametrize("target", [case("folder", was=PASSED)])
-def test_checkpoints_may_be_a_link_to_another_disk(target, tmp_path, whole):
-    (tmp_path / target).mkdir()
+def test_checkpoints_may_be_a_link_to_another_disk_passed(tmp_path, whole):
+    (tmp_path / "folder").mkdir()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / target)
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "folder")
     assert_same(train(tmp_path / "run"), whole)
-    assert [path.name for path in (tmp_path / target).iterdir()] == ["6"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["6"]
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        case(lambda path: path.write_text("x"), was=FAILED, id="a file"),
-        case(lambda path: path.symlink_to("nothing"), was=FAILED, id="a dangling link"),
+        failed(lambda path: path.write_text("x"), id="a file"),
+        failed(lambda path: path.symlink_to("nothing"), id="a dangling link"),
     ],
 )
 def test_what_is_no_folder_is_refused_before_training(make, tmp_path):
@@ -312,8 +303,7 @@ def test_what_is_no_folder_is_refused_before_training(make, tmp_path):
 
 
 # As `open_index` does: a relative path means the folder that it meant at the start.
-@pytest.mark.parametrize("was", [case(FAILED, was=FAILED, id="the log")])
-def test_a_relative_workdir_stays_where_it_was(was, tmp_path, whole, monkeypatch):
+def test_a_relative_workdir_stays_where_it_was_failed(tmp_path, whole, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -336,15 +326,15 @@ LINE = json.dumps(ROW).encode() + b"\n"
 @pytest.mark.parametrize(
     ("before", "kept"),
     [
-        case(b"\0" * 20 + b"\n" + LINE, [2], was=PASSED, id="zeros"),
-        case(b"\xff\xfe{\n" + LINE, [2], was=FAILED, id="not UTF-8"),
-        case(b"\xef\xbb\xbf" + LINE, [2], was=FAILED, id="a mark at the start"),
-        case(LINE.replace(b"\n", b"\r\n"), [2], was=PASSED, id="CRLF"),
-        case(b"{}\n" + LINE, [2], was=FAILED, id="an empty object"),
-        case(b"[1]\nNaN\n" + LINE, [2], was=PASSED, id="no object"),
-        case(b'{"run": "r"}\n' + LINE, [2], was=FAILED, id="fields missing"),
-        case(LINE.replace(b"2", b'"2"'), [], was=FAILED, id="a step in quotes"),
-        case(LINE[:-9], [], was=PASSED, id="a torn line"),
+        passed(b"\0" * 20 + b"\n" + LINE, [2], id="zeros"),
+        failed(b"\xff\xfe{\n" + LINE, [2], id="not UTF-8"),
+        failed(b"\xef\xbb\xbf" + LINE, [2], id="a mark at the start"),
+        passed(LINE.replace(b"\n", b"\r\n"), [2], id="CRLF"),
+        failed(b"{}\n" + LINE, [2], id="an empty object"),
+        passed(b"[1]\nNaN\n" + LINE, [2], id="no object"),
+        failed(b'{"run": "r"}\n' + LINE, [2], id="fields missing"),
+        failed(LINE.replace(b"2", b'"2"'), [], id="a step in quotes"),
+        passed(LINE[:-9], [], id="a torn line"),
     ],
 )
 def test_a_damaged_log_keeps_its_whole_lines(before, kept, tmp_path):
@@ -365,12 +355,10 @@ def test_a_damaged_log_keeps_its_whole_lines(before, kept, tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        case(lambda data: b"", was=FAILED, id="empty"),
-        case(lambda data: data[: len(data) // 2], was=FAILED, id="half"),
-        case(lambda data: b"\0" * len(data), was=FAILED, id="zeros"),
-        case(
-            lambda data: data[:99] + b"x" + data[100:], was=FAILED, id="a changed byte"
-        ),
+        failed(lambda data: b"", id="empty"),
+        failed(lambda data: data[: len(data) // 2], id="half"),
+        failed(lambda data: b"\0" * len(data), id="zeros"),
+        failed(lambda data: data[:99] + b"x" + data[100:], id="a changed byte"),
     ],
 )
 def test_a_damaged_fit_is_made_again(damage, tmp_path):
@@ -392,7 +380,7 @@ def test_a_damaged_fit_is_made_again(damage, tmp_path):
 
 # Ctrl-C is SIGINT: Python raises KeyboardInterrupt between two instructions. As after a
 # kill, the run that is started again ends with the bits of one that went through.
-@pytest.mark.parametrize("step", [case(step, was=PASSED) for step in (0, 1, 2, 5)])
+@pytest.mark.parametrize("step", [passed(step) for step in (0, 1, 2, 5)])
 def test_a_run_that_ctrl_c_ends_goes_on_to_the_same_bits(step, tmp_path, whole, cut):
     cut(tmp_path, step)
     saved = checkpoint.latest_step(tmp_path / "checkpoints")
@@ -430,8 +418,7 @@ def child(folder, **environment):
 
 # write(2) fails with EFBIG beyond RLIMIT_FSIZE, as with ENOSPC on a full disk: one
 # sentence, the checkpoint before stays, and the process ends.
-@pytest.mark.parametrize("limit", [case("a full disk", was=PASSED)])
-def test_a_full_disk_keeps_the_checkpoint_before(limit, tmp_path, whole):
+def test_a_full_disk_keeps_the_checkpoint_before_passed(tmp_path, whole):
     code, said = child(tmp_path, FULL="1")
     assert code == 1
     last = said.strip().splitlines()[-1]
@@ -440,10 +427,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(limit, tmp_path, whole):
     assert_same(train(tmp_path), whole)
 
 
-# A folder that cannot be made: orbax left threads that waited for it for 20 minutes,
-# and the process did not end.
-@pytest.mark.parametrize("number", [case(errno.ENOSPC, was=FAILED, id="no inodes")])
-def test_a_process_ends_when_a_checkpoint_folder_cannot_be_made(number, tmp_path):
+# The threads of orbax may wait 20 minutes for a folder that cannot be made; the process
+# must not wait for them.
+def test_a_process_ends_when_a_checkpoint_folder_cannot_be_made_failed(tmp_path):
     code = (
         "import pathlib, sys, jax.numpy as jnp\n"
         "from ehi.train import checkpoint\n"
@@ -465,8 +451,8 @@ def test_a_process_ends_when_a_checkpoint_folder_cannot_be_made(number, tmp_path
 @pytest.mark.parametrize(
     "environment",
     [
-        case({"HOME": "/proc", "TMPDIR": "/nonexistent"}, was=PASSED, id="no home"),
-        case({"LC_ALL": "C"}, was=PASSED, id="no locale"),
+        passed({"HOME": "/proc", "TMPDIR": "/nonexistent"}, id="no home"),
+        passed({"LC_ALL": "C"}, id="no locale"),
     ],
 )
 def test_a_job_without_home_or_locale_trains(environment, tmp_path, whole):
@@ -478,8 +464,7 @@ def test_a_job_without_home_or_locale_trains(environment, tmp_path, whole):
 
 # The same with an ASCII file system encoding, which Python avoids if it may: refused
 # before the first step, not at the first checkpoint.
-@pytest.mark.parametrize("encoding", [case("ascii", was=FAILED)])
-def test_a_path_beyond_the_encoding_of_the_system_is_refused(encoding, tmp_path):
+def test_a_path_beyond_the_encoding_of_the_system_is_refused_failed(tmp_path):
     options = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     code, said = child(tmp_path / "arbre é", **options)
     assert code == 1
