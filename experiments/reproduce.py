@@ -38,11 +38,13 @@ from experiments.command import (
 )
 from experiments.paper.definitions import TABLES, cells
 from experiments.paper.results import collect
+from experiments.run import ageing
 from experiments.run.experiment import open_experiment, run_cells
 from experiments.systems import SYSTEMS, Budget, get_system
 
 # The records of a checkout; an installed package has none.
 RESULTS = Path("experiments/results")
+AGEING = "T6"  # its records are of documents that come and go, not of cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,14 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Run the chosen cells; return the exit code."""
-    split = split_of(args.table, args.split)
-    wanted = wanted_cells(args.table, args.systems, args.variants)
     results = results_folder(args.results)
-    try:
-        reproduce(
-            args.dataset, wanted, args.seeds, args.workdir, results,
+    if AGEING in args.table:
+        systems, split = systems_of_ageing(args), args.split or "test"
+        run = functools.partial(
+            reproduce_ageing, args.dataset, args.seeds, args.workdir, results, systems,
+            split=split,
+        )  # fmt: skip
+    else:
+        split = split_of(args.table, args.split)
+        wanted = wanted_cells(args.table, args.systems, args.variants)
+        run = functools.partial(
+            reproduce, args.dataset, wanted, args.seeds, args.workdir, results,
             split=split, rerun=args.rerun,
         )  # fmt: skip
+    try:
+        run()
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         return stopped.code
@@ -75,7 +85,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(prog="python -m experiments.reproduce")
     parser.add_argument(
-        "--table", required=True, nargs="+", choices=tuple(TABLES), help="T1 ... T5"
+        "--table", required=True, nargs="+", choices=(*TABLES, AGEING), help="T1 ... T6"
     )
     parser.add_argument(
         "--dataset", required=True, help="pydocs, beir/<name>, a BEIR folder or zip"
@@ -142,6 +152,44 @@ def seed_range(text: str) -> range:
             f"{text!r} is neither a number of seeds nor from:to"
         )
     return seeds
+
+
+def systems_of_ageing(args) -> tuple[str, ...]:
+    """Return the systems of T6 that were asked for.
+
+    Raises:
+      ValueError: other tables are asked for too, or none of its systems is.
+    """
+    if len(args.table) > 1:
+        raise ValueError(f"{AGEING} has a data set of its own halves: run it alone")
+    if args.variants:
+        raise ValueError(f"{AGEING} runs all of its variants: leave out --variants")
+    asked = args.systems or ageing.SYSTEMS
+    systems = tuple(name for name in ageing.SYSTEMS if name in asked)
+    if not systems:
+        raise ValueError(
+            f"{AGEING} has no cell of --systems={args.systems}; it has "
+            f"{', '.join(ageing.SYSTEMS)}"
+        )
+    return systems
+
+
+def reproduce_ageing(
+    dataset: str, seeds, workdir: Path, results: Path, systems, *, split: str
+) -> None:
+    """Run T6, seed by seed, and add each record to the results."""
+    for seed in seeds:
+        config = config_for(dataset, "", seed, split)
+        name = Path(dataset).name
+        folder = workdir / name / f"seed{seed}" / "ageing"
+        for part, record in ageing.age(config, folder, systems):
+            print(
+                f"{name} seed {seed} {record.system} {record.variant or 'whole'} "
+                f"{record.split}: nDCG@10 {record.ndcg_at_10:.4f}, "
+                f"{100 * record.docs_visited:.1f}% visited",
+                flush=True,
+            )
+            collect([part], results)
 
 
 def split_of(tables, given: str | None) -> str:

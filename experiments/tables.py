@@ -4,7 +4,7 @@
         [--readme README.md DIR/README.md] [--figures=DIR/figures]
     python -m experiments.tables --results=DIR --collect RUN_DIR ...
 
-The first form writes OUT/<dataset>/T1 ... T5 as .md, .csv and .tex, for T1 and T2 also
+The first form writes OUT/<dataset>/T1 ... T6 as .md, .csv and .tex, for T1 and T2 also
 as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
 has the numbers that papers print. --readme fills the blocks `summary` and `speed`
 (small tables) and `tables` (all tables) of files; --figures draws the three figures of
@@ -28,6 +28,7 @@ from ehi.eval.significance import compare
 from ehi.eval.tables import Table, latex, markdown, to_csv
 from ehi.files import atomic_write
 from experiments.command import accept_any_text, exit_code, user_path
+from experiments.paper.ageing import ageing_table
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
 from experiments.paper.fill import Filled, fill, missing
@@ -83,6 +84,9 @@ def _run(args: argparse.Namespace) -> None:
     for name, results in found.items():
         of_dataset = choices.get(name)
         short[name], grids[name] = write_tables(args.out, results, of_dataset)
+        ageing = ageing_table(name, args.split, records, aligned(values))
+        if ageing is not None:
+            short[name] += f"\n\n{write_ageing(args.out / name, ageing)}"
     print("\n\n".join((README_LEGEND, *short.values())))
     write_records_and_published(args.out, records, values)
     if args.readme:
@@ -207,6 +211,16 @@ def write_table(
     atomic_write(folder / f"{table.name}.csv", to_csv(last).encode())
     with_notes = dataclasses.replace(first, notes=tuple(notes))
     atomic_write(folder / f"{table.name}.tex", latex(with_notes).encode())
+
+
+def write_ageing(folder: Path, table: Table) -> str:
+    """Write T6 as .md, .csv and .tex; return it in short form as Markdown."""
+    text = f"# {table.title}\n\n{markdown(table)}\n"
+    atomic_write(folder / "T6.md", text.encode())
+    atomic_write(folder / "T6.csv", to_csv(table).encode())
+    atomic_write(folder / "T6.tex", latex(table).encode())
+    plain = dataclasses.replace(table, notes=())
+    return f"### {table.title}\n\n{markdown(plain)}"
 
 
 def _drawn(table: PaperTable, results: Results) -> dict:

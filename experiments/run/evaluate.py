@@ -51,15 +51,10 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
     identity = identity_of(config, trained, inputs)
     identity |= save_query_tower(inputs, trained.params, path)
     started = monotonic()
-    index = build_index(
-        trained.documents,
-        inputs.dataset.doc_ids,
-        **index_arrays(trained.graphdef, trained.params),
-        spill=config.tree.spill,
-        leaves=trained.leaves,
-        encoder=identity,
+    index = in_memory(
+        config, trained, inputs.dataset.doc_ids, encoder=identity,
         query_head=query_head_arrays(trained.graphdef, trained.params),
-    )
+    )  # fmt: skip
     seconds = monotonic() - started
     parameters = dataclasses.replace(
         index.parameters,
@@ -72,6 +67,18 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
     return Built(open_index(path), path, seconds)
 
 
+def in_memory(config, trained: Trained, doc_ids: list[str], **options) -> Index:
+    """Build the index of a trained system; `options` go to `build_index`."""
+    return build_index(
+        trained.documents,
+        doc_ids,
+        **index_arrays(trained.graphdef, trained.params),
+        spill=config.tree.spill,
+        leaves=trained.leaves,
+        **options,
+    )
+
+
 def evaluate_budget(
     config, built: Built, trained: Trained, inputs: Inputs, name: str, budget: Budget,
     folder: Path,
@@ -81,7 +88,7 @@ def evaluate_budget(
     setting, setters = {"beam": index.num_leaves}, None
     if budget.visit is not None:
         setters, rows = budget_queries(inputs, config.split)
-        setting = _setting(config, index, trained.queries[rows], budget.visit)
+        setting = search_setting(config, index, trained.queries[rows], budget.visit)
         if None in setting.values():
             LOG.warning(
                 "%s %s: the smallest search visits %.2f%% of the documents",
@@ -101,13 +108,27 @@ def evaluate_budget(
         ignore_identical_ids=inputs.identical_ids,
         unlabelled=unlabelled_queries(qrels[config.split], qrels.get("train", {})),
     )  # fmt: skip
+    fields |= {"budget_queries": setters, "build_seconds": built.seconds}
+    return record_of(config, inputs, trained, cell, fields)
+
+
+def record_of(
+    config, inputs: Inputs, trained: Trained, cell: Cell, fields: dict
+) -> Record:
+    """Return the record of a cell: what was measured, and where it comes from.
+
+    Args:
+      config: the experiment.
+      inputs: what it was trained on.
+      trained: the system.
+      cell: what the record is of.
+      fields: from `measure`, with `budget_queries` and `build_seconds`.
+    """
     return Record(
         **cell._asdict(),
         **fields,
-        budget_queries=setters,
         examples_per_second=trained.examples_per_second,
         train_seconds=trained.seconds,
-        build_seconds=built.seconds,
         config_hash=_config_hash(config, inputs),
         recipe=config.recipe,
         git_commit=provenance.git_commit(Path(__file__).parent),
@@ -150,7 +171,7 @@ def _config_hash(config, inputs: Inputs) -> str:
     return provenance.config_hash(values, without=without)
 
 
-def _setting(config, index, queries, percent: float) -> dict:
+def search_setting(config, index, queries, percent: float) -> dict:
     """Return the search settings that meet a budget; a value is None if none does.
 
     Faiss and ScaNN have no probabilities: there, all queries visit as many lists.
@@ -173,7 +194,7 @@ def visited_curve(config, built: Built, trained: Trained, inputs: Inputs, split:
     # The best leaf of every query may be empty.
     least = max(smallest_visited(index, setters), 1 / index.num_documents)
     settings = [{"beam": 1}] + [
-        _setting(config, index, setters, percent)
+        search_setting(config, index, setters, percent)
         for percent in np.geomspace(100 * least, 100, 12)[1:]
     ]
     return curve(

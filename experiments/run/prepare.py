@@ -109,10 +109,20 @@ class Inputs:
 
 def load_inputs(config) -> Inputs:
     """Open the data set of a config, tokenise it, and make the training pairs."""
+    return inputs_of(config, open_split(config))
+
+
+def open_split(config) -> RetrievalDataset:
+    """Open the data set of a config; the split dev is carved out if it has none."""
     dataset = open_dataset(config.dataset)
     if config.split == "dev" and "dev" not in dataset.qrels:
         dataset = carve_dev(dataset, fraction=config.dev_fraction, seed=0)
         LOG.info("dev carved out of train by document")
+    return dataset
+
+
+def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
+    """Tokenise a data set, and make the training pairs."""
     eval_rows, ignored = _evaluated(config, dataset)
     pretrained = resolve(config.tower.name)
     check_lengths(config, pretrained)
