@@ -153,9 +153,10 @@ def _fit_opq(tmp_path):
     [
         (_encode, "encode", "tokens"),
         (_encode_shards, "shards", "documents"),
-        (_kmeans, "k-means of 8 rows", "so far"),
-        (_kmeans_tree, "k-means tree", "levels"),
+        (_kmeans, "k-means of 8 rows", "0 of 25 iterations"),
+        (_kmeans_tree, "k-means tree", "0 of 50 iterations"),
         (_fit_opq, "OPQ", "rounds"),
+        (_fit_opq, "OPQ, last k-means", "0 of 25 iterations"),
     ],
 )
 def test_long_work_says_how_far_it_is(said, monkeypatch, tmp_path, work, label, unit):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ehi.model.pq import nearest
-from ehi.progress import Progress, track
+from ehi.progress import Progress
 
 # Rows whose distances to all centroids are in memory at once.
 _CHUNK = 16384
@@ -46,9 +46,11 @@ def kmeans(
     x = check_rows(x, num_clusters, "clusters")
     root = jnp.zeros(len(x), jnp.int32)
     start = jnp.zeros((1, num_clusters, x.shape[1]))
-    with Progress(f"k-means of {len(x):,} rows"):
-        found = _split_groups(x, root, start, iterations, key, spherical)
-        centroids, chosen = jax.block_until_ready(found)
+    label = f"k-means of {len(x):,} rows"
+    with Progress(label, iterations, "iterations", bar=False) as progress:
+        centroids, chosen = _split_groups(
+            x, root, start, iterations, key, spherical, progress
+        )
     return centroids[0], chosen
 
 
@@ -77,36 +79,44 @@ def kmeans_tree(
     """
     x = _unit(check_rows(x, branching**height, "leaves"))
     nodes, parents, levels = jnp.zeros(len(x), jnp.int32), _unit(x.mean(0))[None], []
-    for h in track(range(height), "k-means tree", "levels", bar=False):
-        seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
-        shape = (branching**h, branching, x.shape[1])
-        # If a node has fewer rows than children, noise tells the other children apart.
-        noise = 0.1 * _unit(jax.random.normal(noise_key, shape))
-        start = _unit(parents[:, None] + noise)  # (B^h, B, D)
-        found = _split_groups(x, nodes, start, iterations, seed_key, True)
-        children, nodes = jax.block_until_ready(found)  # so that time counts
-        levels.append(children)
-        parents = children.reshape(-1, x.shape[1])  # (B^(h+1), D)
+    total = height * iterations
+    with Progress("k-means tree", total, "iterations", bar=False) as progress:
+        for h in range(height):
+            seed_key, noise_key = jax.random.split(jax.random.fold_in(key, h))
+            shape = (branching**h, branching, x.shape[1])
+            # A node may have fewer rows than children: noise tells the others apart.
+            noise = 0.1 * _unit(jax.random.normal(noise_key, shape))
+            start = _unit(parents[:, None] + noise)  # (B^h, B, D)
+            children, nodes = _split_groups(
+                x, nodes, start, iterations, seed_key, True, progress
+            )
+            levels.append(children)
+            parents = children.reshape(-1, x.shape[1])  # (B^(h+1), D)
     return levels, nodes
 
 
-@functools.partial(jax.jit, static_argnames=("spherical",))
-def _split_groups(x, groups, start, iterations, key, spherical):
+def _split_groups(x, groups, start, iterations, key, spherical, progress):
     """k-means in all of G groups of rows at once, from random rows of each group.
 
     Args: x (N, D), groups (N,), start (G, B, D) for groups with fewer than B rows.
     Returns: centroids (G, B, D), and for each row the best one of its group (N,), as a
       number among all G B centroids.
     """
+    found = _start(x, groups, start, key)
+    for _ in range(iterations):
+        found = _refine(x, groups, *found, spherical=spherical)
+        jax.block_until_ready(found)  # an iteration counts when it is computed
+        progress.update()
+    return jax.block_until_ready(found)
+
+
+@jax.jit
+def _start(x, groups, start, key):
+    """Random rows of each group as centroids (G, B, D), and the choices (N,)."""
     random = jax.random.uniform(key, (len(x),))
     everywhere = jnp.ones(start.shape[:2], bool)
     start = _move_to_rows(start, everywhere, x, groups, random)
-    chosen = choose(x, groups, start)
-
-    def iteration(_, state):
-        return refine(x, groups, *state, spherical=spherical)
-
-    return jax.lax.fori_loop(0, iterations, iteration, (start, chosen))
+    return start, choose(x, groups, start)
 
 
 def refine(x, groups, centroids, chosen, *, spherical=False):
@@ -126,6 +136,9 @@ def refine(x, groups, centroids, chosen, *, spherical=False):
     # Rarely needed after the first iterations; its sort costs as much as all the rest.
     centroids = jax.lax.cond(empty.any(), fill, lambda same: same, means)
     return centroids, choose(x, groups, centroids)
+
+
+_refine = functools.partial(jax.jit, static_argnames="spherical")(refine)
 
 
 def _move_to_rows(centroids, which, x, groups, priority):

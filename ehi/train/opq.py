@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ehi.model.pq import check_sizes, decode
-from ehi.progress import Progress, track
+from ehi.progress import track
 from ehi.train.kmeans import check_rows, choose, refine
 
 _dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
@@ -46,10 +46,8 @@ def fit_pq(
     """
     x = check_rows(x, num_codewords, "codewords")
     check_sizes(x.shape[1], num_subspaces, num_codewords)
-    with Progress(f"PQ of {len(x):,} rows"):
-        codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
-        codebooks, _ = _refine_codebooks(x, codebooks, codes, iterations)
-        return jax.block_until_ready(codebooks)
+    codebooks, codes = _start_codebooks(x, num_subspaces, num_codewords, key)
+    return _last_codebooks(x, codebooks, codes, iterations, f"PQ of {len(x):,} rows")
 
 
 def fit_opq(
@@ -99,15 +97,22 @@ def fit_opq(
         codebooks, codes = _refine_codebooks(z, codebooks, codes, 2)
         rotation = _procrustes(_cross(x, codebooks, codes))
         z = _dot(x, rotation)
-    with Progress("OPQ, last iterations"):
-        codebooks, _ = _refine_codebooks(z, codebooks, codes, iterations)
-        return rotation, jax.block_until_ready(codebooks)
+    label = "OPQ, last k-means"
+    return rotation, _last_codebooks(z, codebooks, codes, iterations, label)
 
 
 def _start_codebooks(z, num_subspaces, num_codewords, key):
     rows = jax.random.permutation(key, len(z))[:num_codewords]
     codebooks = z[rows].reshape(num_codewords, num_subspaces, -1).swapaxes(0, 1)
     return codebooks, _encode(codebooks, z)
+
+
+def _last_codebooks(z, codebooks, codes, iterations: int, label: str):
+    """Codebooks after `iterations` of k-means, each of which is counted."""
+    for _ in track(range(iterations), label, "iterations", bar=False):
+        codebooks, codes = _refine_codebooks(z, codebooks, codes, 1)
+        jax.block_until_ready(codebooks)  # an iteration counts when it is computed
+    return jax.block_until_ready(codebooks)
 
 
 @jax.jit
