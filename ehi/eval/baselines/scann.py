@@ -65,14 +65,14 @@ def build_scann(
     if rerank_vectors:
         builder = builder.reorder(rows, quantize=scann.ReorderType.BFLOAT16)
     searcher = builder.set_n_training_threads(1).build()
-    # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte. With
-    # SOAR a document is in two lists, each with its own copy.
+    # A scan reads two 4-bit codes from a byte; `serialize` writes one code a byte.
     stored = 4 * width if code_bytes is None else code_bytes
-    copies = 2 if num_leaves is not None and options["soar"] is not None else 1
-    stored = copies * stored + 2 * width * rerank_vectors
     found = ScannBaseline(
-        searcher, documents.shape, doc_ids, rerank_vectors, num_leaves, stored
+        searcher, documents.shape, doc_ids, rerank_vectors, num_leaves
     )
+    # With SOAR most documents are in two lists, each with its own copy.
+    copies = found.leaf_sizes.sum() / rows
+    found.bytes_per_doc = float(copies * stored + 2 * width * rerank_vectors)
     found.options = options
     # 16 codewords in each subspace.
     found.query_multiply_adds = 0 if code_bytes is None else 16 * width
@@ -90,12 +90,10 @@ class ScannBaseline(Baseline):
         doc_ids: Sequence[str] | None,
         reranks: bool,
         num_leaves: int | None,
-        bytes_per_doc: int,
     ):
         super().__init__(shape, doc_ids, reranks)
         self._searcher = searcher
         self.num_leaves, self.num_centroids = num_leaves or 1, num_leaves or 0
-        self.bytes_per_doc = bytes_per_doc
         with tempfile.TemporaryDirectory() as name:
             searcher.serialize(name)
             files = list(Path(name).iterdir())
@@ -103,8 +101,11 @@ class ScannBaseline(Baseline):
             lists = np.zeros(self.num_documents, np.int64)  # (N,)
             if num_leaves:
                 lists = np.load(Path(name) / "datapoint_to_token.npy")
+        # SOAR leaves out a second list that would be the first: -1.
         self._lists = lists.reshape(self.num_documents, -1)  # (N, 1 or 2)
-        self.leaf_sizes = np.bincount(lists, minlength=self.num_leaves)  # (P,)
+        self.leaf_sizes = np.bincount(
+            lists[lists >= 0], minlength=self.num_leaves
+        )  # (P,)
 
     def _check_rerank(self, rerank, k):
         rerank = super()._check_rerank(rerank, k)
@@ -155,7 +156,7 @@ class ScannBaseline(Baseline):
         scored = np.empty(len(rows), np.int64)
         for query, (some, real) in enumerate(zip(rows, found, strict=True)):
             lists = self._lists[some[real]]
-            here = np.bincount(lists.ravel(), minlength=self.num_leaves)
+            here = np.bincount(lists[lists >= 0], minlength=self.num_leaves)
             scored[query] = here[here == self.leaf_sizes].sum()
         return scored
 
