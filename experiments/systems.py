@@ -54,6 +54,21 @@ _SEPARATE = {
 _QUANTISED = {"joint.losses.distill_raw": 0.0}
 _FLAT = {"leaves.residual": False}
 
+# (tree, pq) -> systems built by libraries.
+LIBRARY_SYSTEMS = {
+    (False, False): ("faiss-flat",),
+    (True, False): ("faiss-ivf", "linear-router", "faiss-hnsw", "faiss-hnsw-sq"),
+    (False, True): (
+        "faiss-pq", "faiss-opq", "faiss-fastscan", "faiss-pca-pq", "faiss-sq",
+        "faiss-rq", "faiss-lsq", "faiss-prq", "faiss-rabitq", "lsh", "itq-lsh",
+        "binary-int8",
+    ),
+    (True, True): (
+        "faiss-ivfpq", "faiss-opq-ivfpq", "linear-router-opq", "faiss-ivfrabitq",
+        "faiss-hnsw-pq", "scann",
+    ),
+}  # fmt: skip
+
 SYSTEMS = {
     "dense-zero-shot": System(overrides={"head.hidden": 0, "head.query_head": False}),
     "dense": System(phases=("dense",), overrides={"head.query_head": False}),
@@ -61,18 +76,12 @@ SYSTEMS = {
     "kmeans-tree": System("dense", tree=True, overrides=_SEPARATE),
     "opq": System("dense", pq=True, overrides=_SEPARATE | _FLAT),
     "kmeans-tree-opq": System("dense", tree=True, pq=True, overrides=_SEPARATE),
-    # The same by libraries.
-    "faiss-flat": System("dense", library=True),
-    "faiss-ivf": System("dense", tree=True, library=True),
-    "faiss-hnsw": System("dense", tree=True, library=True),
-    "faiss-pq": System("dense", pq=True, library=True),
-    "faiss-opq": System("dense", pq=True, library=True),
-    "faiss-fastscan": System("dense", pq=True, library=True),
-    "faiss-ivfpq": System("dense", tree=True, pq=True, library=True),
-    "faiss-opq-ivfpq": System("dense", tree=True, pq=True, library=True),
-    "lsh": System("dense", pq=True, library=True),
-    "itq-lsh": System("dense", pq=True, library=True),
-    "scann": System("dense", tree=True, pq=True, library=True),
+    # The same by libraries, and other indexes that they have.
+    **{
+        name: System("dense", tree=tree, pq=pq, library=True)
+        for (tree, pq), names in LIBRARY_SYSTEMS.items()
+        for name in names
+    },
     # Ours.
     "ehi": System("dense", tree=True, phases=("joint",), counterpart="kmeans-tree"),
     "joint-pq": System(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ehi.eval.baselines.base import Baseline, BaselineHits
+from ehi.eval.baselines.options import options_text
 from ehi.eval.costs import LARGE, total_bytes_per_doc, work
 from ehi.eval.metrics import (
     Qrels,
@@ -253,6 +254,8 @@ def measure(
         write_run(run_path, run)
         atomic_write_npy(per_query_path(run_path), per_query)
 
+    library = isinstance(index, Baseline)
+
     def search(rows: np.ndarray, threads: int = 1) -> None:
         index.search(rows, top, threads=threads, **settings)
 
@@ -272,6 +275,7 @@ def measure(
         "beam": beam,
         "min_prob": min_prob,
         "rerank": rerank,
+        "options": options_text(index.options) if library and index.options else None,
         "leaf_load_max": index.leaf_load_max,
         "leaf_load_cv": index.leaf_load_cv,
         **_latency(search, queries, latency_queries),

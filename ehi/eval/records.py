@@ -96,6 +96,7 @@ class Record:
     beam: int | float | None  # 3.4: 40% of the queries visit 4 leaves, others 3
     min_prob: float | None = None  # of visited leaves; None if the beam alone limits
     rerank: int
+    options: str | None = None  # of a library's index: 'metric=l2 residual=False'
     leaf_load_max: int | None
     leaf_load_cv: float | None
     latency_ms_p50: float
@@ -168,6 +169,7 @@ _ADDED_LATER = {
     "total_bytes_per_doc",
     "total_bytes_per_doc_1m",
     "budget_queries",
+    "options",
 }
 
 

@@ -4,6 +4,7 @@ import math
 import re
 
 from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
+from ehi.eval.baselines.options import WITHOUT_CODEBOOKS
 from ehi.index.search.codes import SCORES
 from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
@@ -172,7 +173,7 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
     codewords = config.leaves.num_codewords
     if system.library:
         codewords = {"faiss-fastscan": 16, "scann": 16}.get(name, 256)
-        codewords = 0 if name.endswith("lsh") else codewords
+        codewords = 0 if name in WITHOUT_CODEBOOKS else codewords
     if num_documents < codewords:
         raise ValueError(
             f"{name} fits {codewords} codewords (leaves.num_codewords: 0, 16 or 256) "

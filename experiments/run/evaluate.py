@@ -1,4 +1,4 @@
-"""A trained system -> its index, ours or a library's, and a record for each budget."""
+"""A trained system -> its index, and a record for each budget."""
 
 import dataclasses
 import json
@@ -12,8 +12,14 @@ from time import monotonic
 import numpy as np
 
 from ehi.eval import provenance
-from ehi.eval.baselines.build import WITH_LISTS, build_baseline
-from ehi.eval.measure import beam_for_budget, curve, measure, min_prob_for_budget
+from ehi.eval.baselines.base import Baseline
+from ehi.eval.measure import (
+    beam_for_budget,
+    curve,
+    measure,
+    min_prob_for_budget,
+    shared_beam_for_budget,
+)
 from ehi.eval.metrics import unlabelled_queries
 from ehi.eval.records import Cell, Record
 from ehi.index import Index, build_index, open_index, save_index
@@ -149,14 +155,15 @@ def budget_queries(inputs: Inputs, split: str) -> tuple[str, np.ndarray]:
     for other in ("train", "dev"):
         if other != split and dataset.qrels.get(other):
             rows = np.array([row_of[name] for name in dataset.qrels[other]], np.int64)
-            return other, _spaced(rows)
+            return other, spaced(rows)
     pseudo = inputs.training.pairs["pseudo"][0]
     if len(pseudo):
-        return "pseudo", _spaced(pseudo)
-    return "documents", _spaced(inputs.training.pairs["documents"][0])
+        return "pseudo", spaced(pseudo)
+    return "documents", spaced(inputs.training.pairs["documents"][0])
 
 
-def _spaced(rows: np.ndarray) -> np.ndarray:
+def spaced(rows: np.ndarray) -> np.ndarray:
+    """Return at most about `CALIBRATION_QUERIES` rows, evenly spaced."""
     return rows[:: -(-len(rows) // CALIBRATION_QUERIES)]
 
 
@@ -174,11 +181,15 @@ def _config_hash(config, inputs: Inputs) -> str:
 def search_setting(config, index, queries, percent: float) -> dict:
     """Return the search settings that meet a budget; a value is None if none does.
 
-    Faiss and ScaNN have no probabilities: there, all queries visit as many lists.
+    ScaNN has no probabilities: there, all queries visit as many lists, but for one more
+    in a part of them.
     """
-    if config.tree.adaptive and isinstance(index, Index):
+    library = isinstance(index, Baseline)
+    if config.tree.adaptive and (not library or index.scale is not None):
         min_prob = min_prob_for_budget(index, queries, percent)
         return {"beam": index.num_leaves, "min_prob": min_prob}
+    if library and index.num_centroids:
+        return {"beam": shared_beam_for_budget(index, queries, percent)}
     return {"beam": beam_for_budget(index, queries, percent)}
 
 
@@ -208,7 +219,7 @@ def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:
     if not config.tree.adaptive or index.num_leaves == 1:
         leaves = index.num_leaves * DEFAULT_PERCENT / 100
         return {"default_beam": max(1, round(leaves))}
-    rows = _spaced(np.unique(known_pairs(inputs.training.pairs)[0]))
+    rows = spaced(np.unique(known_pairs(inputs.training.pairs)[0]))
     min_prob = min_prob_for_budget(index, trained.queries[rows], DEFAULT_PERCENT)
     # If one leaf already exceeds the percentage, a search visits one leaf.
     min_prob = 1.0 if min_prob is None else min_prob
@@ -271,30 +282,3 @@ def shown(dataset) -> list[dict]:
         }
         for document in dataset.documents
     ]
-
-
-def build_library(
-    config, name: str, budget: Budget, parent: Trained, inputs: Inputs
-) -> Built:
-    """Build the index of a library from the parent's embeddings, in memory.
-
-    It gets as many lists as our trees have leaves, and as many bytes as our codes.
-    """
-    code_bytes = None
-    if budget.compression is not None:
-        code_bytes = 4 * inputs.tower_width // budget.compression
-    started = monotonic()
-    index = build_baseline(
-        name, parent.documents, doc_ids=inputs.dataset.doc_ids,
-        num_leaves=lists_of(config, name, budget),
-        code_bytes=code_bytes, seed=config.seed,
-    )  # fmt: skip
-    return Built(index, Path(), monotonic() - started)
-
-
-def lists_of(config, name: str, budget: Budget) -> int | None:
-    """Number of inverted lists of a library's index; None for one without lists."""
-    asks_all = budget.visit is None and budget.compression is not None
-    if name not in WITH_LISTS or (name == "scann" and asks_all):
-        return None
-    return config.tree.branching**config.tree.height

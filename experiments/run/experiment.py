@@ -17,10 +17,9 @@ from experiments.run.checks import check_config, check_corpus
 from experiments.run.evaluate import (
     Built,
     build,
-    build_library,
     evaluate_budget,
-    lists_of,
 )
+from experiments.run.library import LibraryBuilds
 from experiments.run.prepare import Inputs, load_inputs
 from experiments.run.train import Trained, run_name, train_system
 from experiments.run.workdir import (
@@ -164,16 +163,15 @@ def _by_library(experiment: Experiment, name: str, compression: int | None):
         config, config.library_parent, None, inputs, own_folder(experiment.workdir),
         experiment.log, experiment.trained, experiment.source,
     )  # fmt: skip
-    built = {}
+    run = run_name(name, compression)
+    builds = LibraryBuilds(
+        config, name, compression, parent, inputs, experiment.workdir
+    )
 
     def built_for(budget: Budget) -> Built:
-        lists = lists_of(config, name, budget)
-        if lists not in built:
-            run = run_name(name, compression)
-            LOG.info("%s: build", run)
-            with Progress(f"{run}: build of {len(parent.documents):,} documents"):
-                built[lists] = build_library(config, name, budget, parent, inputs)
-        return built[lists]
+        LOG.info("%s: build", run)
+        with Progress(f"{run}: builds of {len(parent.documents):,} documents"):
+            return builds.best_for(budget)
 
     # The library trains on no examples, so the parent's speed is not its own.
     return dataclasses.replace(parent, examples_per_second=None), built_for

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ehi.eval.baselines.base import Baseline
-from ehi.eval.baselines.options import OPTIONS, RABITQ_FACTORS, Options, check_options
+from ehi.eval.baselines.options import (
+    OPTIONS,
+    RABITQ_FACTORS,
+    WITHOUT_CODEBOOKS,
+    Options,
+    check_options,
+)
 from ehi.index.check import check_count, check_embeddings, check_queries
 
 BASELINES = tuple(OPTIONS)
@@ -16,8 +22,6 @@ WITH_LISTS = {
 }  # fmt: skip
 _RAW = {"faiss-flat", "faiss-ivf", "linear-router", "faiss-hnsw", "faiss-hnsw-sq"}
 _CODES = set(BASELINES) - _RAW - {"scann"}
-# Names without codebooks, so that they need no least number of documents.
-_BITS = {"lsh", "itq-lsh", "binary-int8", "faiss-sq", "faiss-rabitq", "faiss-ivfrabitq"}
 _ADDITIVE = {"faiss-rq", "faiss-lsq", "faiss-prq"}
 
 
@@ -105,7 +109,7 @@ def _check_sizes(name, shape, num_leaves, code_bytes):
             f"{name} stores {RABITQ_FACTORS} bytes of factors with the bits: code_bytes"
             f" must be more, got {code_bytes}"
         )
-    if name not in _BITS:
+    if name not in WITHOUT_CODEBOOKS:
         _check_codes(name, rows, width, code_bytes)
 
 

@@ -35,6 +35,10 @@ from typing import Any
 
 TRIALS = 4
 ROUTERS = {"linear-router", "linear-router-opq"}  # need queries to learn from
+# So they need no least number of documents.
+WITHOUT_CODEBOOKS = {
+    "lsh", "itq-lsh", "binary-int8", "faiss-sq", "faiss-rabitq", "faiss-ivfrabitq",
+}  # fmt: skip
 RABITQ_FACTORS = 8  # bytes: Faiss stores two floats with the bits of RaBitQ
 
 Options = dict[str, Any]
