@@ -149,6 +149,16 @@ class FaissIndex:
         index: the faiss index; its ids are rows of `source`.
         source: the Index as it was when exported. Only `rerank` reads its leaves, so an
             index that is mapped into memory takes little memory.
+
+    Example:
+        >>> import faiss, tempfile, numpy as np
+        >>> from ehi.index import build_index
+        >>> source = build_index(np.eye(4), ["a", "b", "c", "d"], tree=None)
+        >>> path = f"{tempfile.mkdtemp()}/index.faiss"
+        >>> to_faiss(source).write(path)
+        >>> index = FaissIndex.read(path, source)
+        >>> index.search(np.eye(4)[2:], k=1)[0].tolist()
+        [['c'], ['d']]
     """
 
     index: Any

@@ -118,6 +118,24 @@ class Folder:
         except (OSError, ValueError):
             return False
 
+    def verify(self):
+        """Checks the sha256 sum of every file.
+
+        Raises:
+            IndexCorruptError: naming what was altered.
+            ValueError: somebody has written to the folder since it was opened, and
+                files that the manifest names are gone.
+        """
+        try:
+            self.check_sums()
+        except IndexCorruptError:
+            if self.is_newest():
+                raise
+            raise ValueError(
+                f"{self.path} was written to since this index was opened, and files "
+                "that it needs are gone: refresh() first"
+            ) from None
+
     def check_sums(self):
         """Raises IndexCorruptError naming the first file whose sha256 differs."""
         for name, entry in self.files.items():

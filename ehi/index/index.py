@@ -9,9 +9,8 @@ import functools
 from dataclasses import dataclass
 
 from ehi.index import build, store, updates
-from ehi.index.contents import Contents, StoredDocuments
-from ehi.index.errors import IndexCorruptError
-from ehi.index.parameters import Parameters, tree_shape
+from ehi.index.contents import Contents
+from ehi.index.parameters import Parameters, path_to_leaf
 from ehi.index.search import search
 from ehi.index.search.search import Hits
 from ehi.index.text.encoder import load_text_encoder
@@ -140,15 +139,8 @@ def save_index(index, path, documents=None):
     {'title': 'b'}
     """
     contents = index.contents
-    arrays, texts = updates.merged_arrays(contents), updates.merged_texts(contents)
-    if documents is not None:
-        documents = list(documents)
-        if len(documents) != contents.num_documents:
-            raise ValueError(
-                f"{len(documents)} documents to show for an index of "
-                f"{contents.num_documents}"
-            )
-        texts = {"documents": [StoredDocuments.of(documents).text]}
+    arrays = updates.merged_arrays(contents)
+    texts = updates.merged_texts(contents, documents)
     if store.write_index(path, index.parameters, contents, arrays, texts):
         index.refresh()
 
@@ -168,6 +160,15 @@ class Index:
         parameters: the Parameters. All of them are attributes of the index as well:
             `index.width` is `index.parameters.width`.
         contents: the documents.
+
+    >>> import numpy as np
+    >>> tree = {"kind": "per_node", "nodes": [np.eye(2)[None]], "scale": 1.0}
+    >>> index = build_index(np.eye(2)[[0, 1, 1]], ["a", "b", "c"], tree=tree)
+    >>> index.num_documents, index.leaf_sizes.tolist(), index.bytes_per_doc
+    (3, [1, 2], 8.0)
+    >>> list(index.parameter_arrays())
+    ['tree.nodes.0']
+    >>> index.check_addresses()  # nothing to complain about
     """
 
     parameters: Parameters
@@ -244,6 +245,12 @@ class Index:
             ValueError: something is not a str; the index names no encoder, since it was
                 built from embeddings; or the encoder found is another one.
             FileNotFoundError: the tower is not on this machine.
+
+        >>> import numpy as np
+        >>> encoder = {"tower": "tests/fixtures/bert_tiny", "query_length": 12}
+        >>> index = build_index(np.eye(32), range(32), tree=None, encoder=encoder)
+        >>> index.search_text(["a b c", "hello"], k=3).ids.shape
+        (2, 3)
         """
         queries = self.text_encoder(texts, threads=threads)
         return self.search(queries, k, threads=threads, **search_arguments)
@@ -257,6 +264,11 @@ class Index:
         """Copies of documents that each query would visit: (N,) int64.
 
         Queries are routed; nothing is scored.
+
+        >>> import numpy as np
+        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+        >>> index.count_visited(np.eye(3)[:2], beam=1).tolist()
+        [3, 3]
         """
         return search.count_visited(
             self.parameters, self.contents, queries, beam, min_prob
@@ -383,6 +395,13 @@ class Index:
         Raises:
             ValueError: the index was saved without documents.
             IndexError: no such row.
+
+        >>> import tempfile, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/index"
+        >>> index = build_index(np.eye(2), [7, 8], tree=None)
+        >>> save_index(index, path, documents=["a text", {"title": "another"}])
+        >>> open_index(path).document(1)
+        {'title': 'another'}
         """
         return self.contents.document(row)
 
@@ -395,13 +414,7 @@ class Index:
         >>> build_index(np.ones((9, 2)), range(9), tree=tree).leaf_path(5)
         (1, 2)
         """
-        if not 0 <= leaf < self.num_leaves:
-            raise ValueError(f"leaf {leaf} is outside the {self.num_leaves} leaves")
-        height, branching = tree_shape(self.tree)
-        return tuple(
-            int(leaf) // branching ** (height - level) % branching
-            for level in range(1, height + 1)
-        )
+        return path_to_leaf(self.tree, leaf)
 
     @property
     def segments(self):
@@ -472,17 +485,14 @@ class Index:
             IndexCorruptError: naming what was altered.
             ValueError: somebody has written to the folder since it was opened, and
                 files of this snapshot are gone: `refresh` first.
+
+        >>> import tempfile, numpy as np
+        >>> path = f"{tempfile.mkdtemp()}/index"
+        >>> save_index(build_index(np.eye(3), ["a", "b", "c"], tree=None), path)
+        >>> open_index(path).verify()  # nothing was altered
         """
         if self.folder is not None:
-            try:
-                self.folder.check_sums()
-            except IndexCorruptError:
-                if not self.folder.is_newest():
-                    raise ValueError(
-                        f"{self.folder.path} was written to since this index was "
-                        "opened, and files that it needs are gone: refresh() first"
-                    ) from None
-                raise
+            self.folder.verify()
         self.check_addresses()
 
     def check_addresses(self):

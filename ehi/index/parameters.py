@@ -289,6 +289,17 @@ def tree_shape(tree):
     return len(tree["w"]), tree["w"][0].shape[1]
 
 
+def path_to_leaf(tree, leaf):
+    """The child numbers from the root to a leaf: a tuple of H ints."""
+    height, branching = tree_shape(tree)
+    if not 0 <= leaf < branching**height:
+        raise ValueError(f"leaf {leaf} is outside the {branching**height} leaves")
+    return tuple(
+        int(leaf) // branching ** (height - level) % branching
+        for level in range(1, height + 1)
+    )
+
+
 def _check_same_shape(tree, query_tree):
     if query_tree is not None and tree_shape(query_tree) != tree_shape(tree):
         raise ValueError(

@@ -57,6 +57,14 @@ def split_index(path, out_dir, shards):
     Raises:
         ValueError: more shards than documents.
         FileExistsError, OSError: as of `save_index`.
+
+    >>> import tempfile
+    >>> from ehi.index import build_index
+    >>> path = tempfile.mkdtemp()
+    >>> save_index(build_index(np.eye(5), range(5), tree=None), f"{path}/whole")
+    >>> folders = split_index(f"{path}/whole", f"{path}/parts", shards=2)
+    >>> [open_index(folder).num_documents for folder in folders]
+    [2, 3]
     """
     index, shards = open_index(path), check_count("shards", shards)
     out_dir = Path(out_dir).absolute()  # the folders stay right after `os.chdir`
@@ -99,6 +107,17 @@ class ShardedIndex:
     """Document shards behind one router. Made by `start`; `close` ends its actors.
 
     Only one thread at a time may search, and nobody may write to the folders.
+
+    >>> import tempfile
+    >>> from ehi.index import build_index
+    >>> path = tempfile.mkdtemp()
+    >>> save_index(build_index(np.eye(5), range(5), tree=None), f"{path}/whole")
+    >>> folders = split_index(f"{path}/whole", f"{path}/parts", shards=2)
+    >>> index = ShardedIndex.start(folders)
+    >>> hits = index.search(np.eye(5)[3:], k=1)
+    >>> type(hits).__name__, hits.ids.tolist(), hits.answered
+    ('ShardedHits', [[3], [4]], 1.0)
+    >>> index.close()
     """
 
     def __init__(self, ray, actors, sizes, owns_ray, router):
@@ -306,6 +325,12 @@ def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **sett
 
     Raises:
         ValueError: as `Index.search`.
+
+    >>> from ehi.index import build_index
+    >>> part = build_index(np.eye(2), ["a", "b"], tree=None)
+    >>> found = answer(part, np.array([[0.5, 1]]), np.zeros((1, 1), int), k=2)
+    >>> found["ids"].tolist(), found["scores"].tolist()
+    ([['b', 'a']], [[1.0, 0.5]])
     """
     parameters, contents = index.parameters, index.contents
     settings["mask"] = row_mask(contents, allow, deny)
@@ -328,6 +353,14 @@ def merge_answers(answers, first_rows, k):
         answers: of `answer`, one for each shard.
         first_rows: (shards,) where the rows of each start.
         k: results of each query.
+
+    >>> from ehi.index import build_index
+    >>> queries, leaves = np.array([[1, 2, 4, 3.0]]), np.zeros((1, 1), int)
+    >>> parts = [build_index(np.eye(4)[:2], ["a", "b"], tree=None)]
+    >>> parts += [build_index(np.eye(4)[2:], ["c", "d"], tree=None)]
+    >>> answers = [answer(part, queries, leaves, k=3) for part in parts]
+    >>> merge_answers(answers, [0, 2], k=3)["ids"].tolist()
+    [['c', 'd', 'b']]
     """
     rows = [
         np.where(found["rows"] < 0, -1, found["rows"] + first)

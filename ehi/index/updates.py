@@ -218,12 +218,27 @@ def merged_arrays(contents):
     return arrays | _ids(contents)
 
 
-def merged_texts(contents):
+def merged_texts(contents, documents=None):
     """What to show of the documents that are not deleted.
+
+    Args:
+        contents: the documents.
+        documents: JSON values to show instead of those that are stored, or None.
 
     Returns:
         'documents' -> parts of bytes; or nothing if there is nothing to show.
+
+    Raises:
+        ValueError: not as many values as documents, or one that is not JSON.
     """
+    if documents is not None:
+        documents = list(documents)
+        if len(documents) != contents.num_documents:
+            raise ValueError(
+                f"{len(documents)} documents to show for an index of "
+                f"{contents.num_documents}"
+            )
+        return {"documents": [StoredDocuments.of(documents).text]}
     if contents.segments[0].documents is None:
         return {}
     return {"documents": (s.documents.keep(mask) for s, mask in _masks(contents))}

@@ -30,6 +30,15 @@ class Shard:
             order of the shards given.
         documents: n JSON values to show, or a function that returns an iterable of
             them, or None; read once.
+
+    Example:
+        >>> import tempfile
+        >>> from ehi.index import build_folder, open_index
+        >>> path = f"{tempfile.mkdtemp()}/index"
+        >>> blocks = lambda: (np.eye(2) * sign for sign in (1, -1))
+        >>> build_folder(path, [Shard(blocks, ["a", "b", "c", "d"])], tree=None)
+        >>> open_index(path).search(np.array([[0.0, -1]]), k=1).ids.tolist()
+        [['d']]
     """
 
     embeddings: object
