@@ -5,10 +5,10 @@ where stderr is not a terminal, a thread logs a line every 30 seconds:
 
     shards: 1,232,896 of 8,841,823 documents (14%), 412 documents/s, 5:07:51 left
 
-It does so even while a single call computes for longer than that, such as the search of
-all queries of an evaluation, whose scores would round differently in other batches. The
-line then has the time so far instead of a count. Work that takes less than 30 seconds
-logs nothing. The logger is `ehi`, the level INFO.
+It does so even while a single call computes for longer than that, such as one that
+builds or searches a library's index. The line then has the time so far instead of a
+count. Work that takes less than 30 seconds logs nothing. The logger is `ehi`, the level
+INFO.
 """
 
 import logging

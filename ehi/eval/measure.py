@@ -23,7 +23,8 @@ from ehi.eval.metrics import (
 from ehi.files import atomic_write_npy
 from ehi.index import Hits, Index
 from ehi.index.search.routing import leaf_log_probs
-from ehi.progress import track
+from ehi.index.search.search import joined, queries_at_once
+from ehi.progress import Progress, track
 
 # Results that a user looks at. Effectiveness is measured on more: `k` of `measure`.
 LATENCY_K = 10
@@ -180,7 +181,7 @@ def rank(
     Returns:
         The run, and the hits of the first search.
     """
-    hits = index.search(queries, k, **settings)
+    hits = _search(index, queries, k, settings)
     run = run_from_hits(query_ids, hits.ids, hits.scores)
     kept = without_identical_ids(run, qrels, ignore_identical_ids)
     again = [i for i, name in enumerate(query_ids) if len(kept[name]) < len(run[name])]
@@ -192,6 +193,31 @@ def rank(
         longer = without_identical_ids(longer, qrels, ignore_identical_ids)
         kept |= {name: dict(islice(docs.items(), k)) for name, docs in longer.items()}
     return kept, hits
+
+
+def _search(index, queries, k, settings) -> Hits | BaselineHits:
+    """Search in the batches of `Index.search`, so that progress is logged.
+
+    The bits are those of one search. A library searches all queries in one call: its
+    scores would round differently in other batches.
+    """
+    if isinstance(index, Baseline):
+        return index.search(queries, k, **settings)
+    most = settings.get("rerank") or k
+    step = queries_at_once(index.parameters, settings.get("beam", 1), most)
+    parts = []
+    with Progress("search", len(queries), "queries", bar=False) as progress:
+        for start in range(0, max(len(queries), 1), step):
+            part = queries[start : start + step]
+            parts.append(index.search(part, k, **settings))
+            progress.update(len(part))
+    if len(parts) == 1:
+        return parts[0]
+    found = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("ids", "scores", "visited", "nodes_scored", "rows")
+    }
+    return Hits(**found, leaves=joined([part.leaves for part in parts]))
 
 
 def measure(

@@ -9,6 +9,7 @@ from ehi.eval.measure import (
     measure,
     min_prob_for_budget,
     per_query_path,
+    rank,
 )
 from ehi.eval.metrics import evaluate, read_run
 from ehi.eval.records import Record
@@ -187,3 +188,22 @@ def test_a_budget_names_the_bytes_of_codes_without_factors(corpus):
     shared = 4 * (16 * WIDTH + codebooks.size)
     assert fields["total_bytes_per_doc"] == pytest.approx(6 + shared / NUM_DOCS)
     assert fields["total_bytes_per_doc_1m"] == pytest.approx(6 + shared / 10**6)
+
+
+def test_a_ranking_in_parts_has_the_bits_of_one_search(corpus, monkeypatch):
+    documents, _, _, qrels = corpus
+    index, settings = make_index(documents), {"beam": 4}
+    queries = np.random.default_rng(2).normal(size=(9000, WIDTH)).astype(np.float32)
+    whole = index.search(queries, 5, **settings)
+    searched, search = [], type(index).search
+
+    def counted(index, part, k, **settings):
+        searched.append(len(part))
+        return search(index, part, k, **settings)
+
+    monkeypatch.setattr(type(index), "search", counted)
+    names = [f"q{number}" for number in range(len(queries))]
+    _, hits = rank(index, queries, names, qrels, 5, **settings)
+    assert len(searched) > 1 and sum(searched) == len(queries)
+    for name in ("ids", "scores", "visited", "nodes_scored", "leaves", "rows"):
+        np.testing.assert_array_equal(getattr(hits, name), getattr(whole, name))

@@ -139,7 +139,7 @@ def search(
     if len(parts) == 1:
         return parts[0]
     *found, leaves = zip(*parts, strict=True)
-    return Found(*map(np.concatenate, found), _joined(leaves))
+    return Found(*map(np.concatenate, found), joined(leaves))
 
 
 def queries_at_once(parameters, beam, k):
@@ -263,7 +263,7 @@ def route_queries(parameters, queries, beam=1, min_prob=0.0):
     """
     parts = [part for _, part in _routed(parameters, queries, beam, min_prob)]
     nodes_scored = np.concatenate([part.nodes_scored for part in parts])
-    return _joined([part.leaves for part in parts]), nodes_scored
+    return joined([part.leaves for part in parts]), nodes_scored
 
 
 def count_visited(parameters, contents, queries, beam, min_prob=0.0):
@@ -288,7 +288,7 @@ def _routed(parameters, queries, beam, min_prob):
             yield part, route(queries[part], tree, beam, min_prob, False)
 
 
-def _joined(parts):
+def joined(parts):
     """Leaves (n, b) of parts with different b, padded with -1 to the widest: (N, b)."""
     widest = max(part.shape[1] for part in parts)
     widened = [
