@@ -110,6 +110,12 @@ VARIANTS = {
         "on the embeddings of ehi instead of dense",
         {"library_parent": "ehi"},
     ),
+    "no-reassignment": Variant(
+        ("jtr",),
+        "documents stay in the two leaves that k-means gives them",
+        {"jtr_reassigned.steps": 0},
+    ),
+    "no-jpq": Variant(("repconc",), "no JPQ stage", {"repconc_jpq.steps": 0}),
     "both-heads": Variant(
         ("distill-vq",),
         "the documents' head trained too",

@@ -3,11 +3,11 @@
     python -m experiments.sweep --systems jpq ehi-pq --budget=flat-64x \\
         --dataset=pydocs --workdir=DIR
 
-A trial changes one thing in every phase of a system: its rates, its steps, or the
-documents that a query is compared with. Every finished trial is one record in
-DIR/results, its variant is the trial's name, and the same command resumes an
-interrupted sweep. The last lines are a table of each system, the best trial first.
-Nothing is ever scored on test.
+A trial changes one thing in every phase of a system: its rates, its steps, the
+documents that a query is compared with, or how codes are scored. Every finished trial
+is one record in DIR/results, its variant is the trial's name, and the same command
+resumes an interrupted sweep. The last lines are a table of each system, the best trial
+first. Nothing is ever scored on test.
 """
 
 import argparse
@@ -89,28 +89,32 @@ def sweep(
       ValueError: the budget does not fit a system, or the data set has no dev split and
         no train split to carve one from.
     """
-    wanted = Budget.parse(budget)
+    of_bytes = Budget.parse(budget).compression is not None
     for name in systems:
-        if (wanted.compression is not None) != get_system(name).pq:
+        if of_bytes != get_system(name).pq:
             raise ValueError(
                 f"budget {budget!r} does not apply to {name}: a budget of bytes needs "
                 "PQ leaves"
             )
-    progress = reproduce.CellProgress(len(systems) * len(trials) * len(seeds))
+    wanted = [
+        (seed, name, trial)
+        for seed in seeds
+        for name in systems
+        for trial in trials
+        if get_system(name).pq or not trial.startswith("score-")  # raw leaves are exact
+    ]
+    progress = reproduce.CellProgress(len(wanted))
     results = workdir / "results"
-    for seed in seeds:
-        for name in systems:
-            for trial in trials:
-                config = reproduce.config_for(dataset, "", seed, SPLIT)
-                config.update_from_flattened_dict(overrides(config, name, trial))
-                config.variant = trial
-                if _recorded(results, name, trial, seed, budget):
-                    progress.skip()
-                    continue
-                folder = workdir / f"seed{seed}" / f"{name}-{trial}"
-                reproduce.run_variant(
-                    config, {name: [wanted]}, folder, results, progress
-                )
+    for seed, name, trial in wanted:
+        if _recorded(results, name, trial, seed, budget):
+            progress.skip()
+            continue
+        config = reproduce.config_for(dataset, "", seed, SPLIT)
+        config.update_from_flattened_dict(overrides(config, name, trial))
+        config.variant = trial
+        folder = workdir / f"seed{seed}" / f"{name}-{trial}"
+        todo = {name: [Budget.parse(budget)]}
+        reproduce.run_variant(config, todo, folder, results, progress)
     for name in systems:
         print_table(name, [r for r in _records(results) if r.system == name])
 
@@ -122,6 +126,8 @@ def overrides(config, system: str, trial: str) -> dict[str, object]:
     >>> overrides(base.get_config(), "jtr", "steps-double")["jtr.steps"]
     800
     """
+    if isinstance(TRIALS[trial], Mapping):
+        return dict(TRIALS[trial])
     changed = {}
     for phase in get_system(system).phases:
         for field, value in TRIALS[trial](config[phase]).items():
@@ -144,8 +150,8 @@ def _times(times: int, *fields: str) -> Callable:
     return lambda phase: {field: times * phase[field] for field in fields}
 
 
-# Name -> a function: section of a phase -> its changed fields.
-TRIALS: dict[str, Callable] = {
+# Name -> changed fields, or a function: section of a phase -> its changed fields.
+TRIALS: dict[str, Callable | Mapping] = {
     "as-it-is": lambda phase: {},
     "heads-third": _rates(1 / 3, lambda group: group in HEADS),
     "heads-triple": _rates(3.0, lambda group: group in HEADS),
@@ -154,6 +160,9 @@ TRIALS: dict[str, Callable] = {
     "steps-double": _times(2, "steps"),
     "steps-five": _times(5, "steps"),
     "pool-double": _times(2, "pool", "top_k"),
+    "score-ip": {"leaves.score": "ip"},
+    "score-l2": {"leaves.score": "l2"},
+    "score-cosine": {"leaves.score": "cosine"},
 }
 
 

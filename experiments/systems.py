@@ -118,6 +118,7 @@ SYSTEMS = {
         tree=True,
         pq=True,
         phases=("poeem_warmup", "poeem"),
+        score="l2",  # the authors' tutorial serves by L2
         overrides={"tree.kind": "nearest", "leaves.codeword_gradient": False},
         counterpart="kmeans-tree-opq",
     ),

@@ -17,7 +17,7 @@ from ehi.index.parameters import (
 )
 
 _KINDS = ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
-_UNIT = 1e-4  # largest error of a norm that Faiss made 1
+_UNIT = 1e-4  # from 1, the norms of vectors that Faiss normalised
 _L2 = (
     "this {} ranks by L2 distance, but an Index by inner product. The orders differ "
     "unless all norms are equal: normalise the embeddings and build the Faiss index "
@@ -220,7 +220,7 @@ def _one_list(core, id_map):
 
 
 def _lists(faiss, core, id_map):
-    """Starts of the lists (P + 1,); the id (C,) and the bytes (C, m) of each copy.
+    """Where each list starts (P + 1,); the id (C,) and the bytes (C, m) of each copy.
 
     Within a list, copies are in the order of their ids.
     """

@@ -23,6 +23,10 @@ settings are in `experiments/configs/papers/`. nDCG@10 on that dev split, seed 0
     10% visited, raw; k-means tree .573
                         jtr .577 (rate 3e-3), .575 (1e-3, kept: better at 5%)
 
+These are of `repconc`, `poeem` and `jtr` before recipe 4, which restored what they
+lacked; of `distill-vq` without its dense loss. What recipe 4 tried is in
+`experiments/results/FINDINGS.md`.
+
 Rates of the codebooks, on the same split with recipe 3, seeds 0, 1, at 64x, flat:
 
     jpq         1e-4 .570 .561    3e-4 .574 .565    1e-3 .576 .564 (kept)
@@ -261,7 +265,7 @@ def jtr() -> dict:
         steps=400,
         batch_size=512,
         losses={"leaf_likelihood": 1.0},
-        rates={"query_head": 1e-4, "query_router": 1e-3},
+        rates={"query_head": 3e-5, "query_router": 1e-3},
         **PAIRS,
     )
 

@@ -30,7 +30,7 @@ from experiments.run.dry_run import (
     tower_shape,
 )
 from experiments.run.flops import count_flops
-from experiments.systems import get_system
+from experiments.systems import config_of, get_system
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -116,7 +116,8 @@ def test_abstract_arrays_are_those_of_a_real_step(trains, encoded):
     for name in c.joint.sources:
         c.joint.sources[name] = float(name == "labelled")
     sizes = Sizes(documents, queries)
-    model = abstract_model(c, get_system("joint-pq"), 8, sizes, TOWER)
+    own = config_of(c, "joint-pq")
+    model = abstract_model(own, get_system("joint-pq"), 8, sizes, TOWER)
     _, params = split_model(model)
     phase = Phase.from_mapping(c.joint.to_dict())
     lengths = (8 * trains, 12 * trains)

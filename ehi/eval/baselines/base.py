@@ -1,4 +1,4 @@
-"""The common part of all library indexes: the search and the counts of an `Index`."""
+"""What all library indexes share: the search and the counts of an `Index`."""
 
 import dataclasses
 import functools

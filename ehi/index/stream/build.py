@@ -138,7 +138,7 @@ def build_folder(
 
 @dataclass(frozen=True, eq=False)
 class _Build:
-    """Values that all steps of one build share."""
+    """What all steps of one build share."""
 
     parameters: Parameters
     sources: list
