@@ -15,9 +15,13 @@ from ehi.index.search.routing import assign_leaves
 _ENCODE_ROWS = 2048  # copies encoded at once: their distances stay in the cache
 
 
+def count_nothing(documents):
+    """The `progress` of a build that nobody watches."""
+
+
 def build(
     embeddings, doc_ids, *, leaves=None, leaf_dtype="float32", rerank_vectors=False,
-    **parameters,
+    progress=None, **parameters,
 ):  # fmt: skip
     """The Parameters and the Contents of a new index: see `build_index`."""
     embeddings = check.check_embeddings(embeddings)
@@ -32,6 +36,7 @@ def build(
     segment = make_segment(
         parameters, embeddings, ids, leaf_dtype=leaf_dtype,
         rerank_vectors=rerank_vectors, leaves=leaves,
+        progress=progress or count_nothing,
     )  # fmt: skip
     return parameters, Contents((segment,))
 
@@ -44,7 +49,7 @@ def check_unit(parameters, embeddings):
 
 def make_segment(
     parameters, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None,
-    leaves=None,
+    leaves=None, progress=count_nothing,
 ):  # fmt: skip
     """Routes documents and stores them as the parameters say.
 
@@ -56,13 +61,18 @@ def make_segment(
         rerank_vectors: also keep all vectors as float16.
         documents: JSON values to show, one for each row, or None.
         leaves: (N, s) int64 of each document, or None for those of the tree.
+        progress: called with the number of documents of every block that is done.
 
     Returns:
         Segment.
     """
     assigned = leaves
     if leaves is None:
-        assigned = assign_leaves(embeddings, parameters.tree, parameters.spill)
+        assigned = assign_leaves(
+            embeddings, parameters.tree, parameters.spill, progress=progress
+        )
+    else:
+        progress(len(embeddings))
     leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(assigned, parameters.num_leaves)
     return Segment(
         leaf_offsets=leaf_offsets,
@@ -70,7 +80,9 @@ def make_segment(
         ids=ids,
         rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
         documents=None if documents is None else StoredDocuments.of(documents),
-        **make_leaves(parameters, embeddings, leaf_rows, leaf_of_copy, leaf_dtype),
+        **make_leaves(
+            parameters, embeddings, leaf_rows, leaf_of_copy, leaf_dtype, progress
+        ),
     )
 
 
@@ -89,7 +101,9 @@ def _by_leaf(assigned, num_leaves):
     return leaf_offsets, leaf_rows, copies[order]
 
 
-def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
+def make_leaves(
+    parameters, embeddings, rows, leaf_of_copy, leaf_dtype, progress=count_nothing
+):
     """The vectors, or codes and factors, of copies of documents, as of a Segment.
 
     Args:
@@ -98,6 +112,7 @@ def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
         rows: (C,) document of each copy, in leaf order.
         leaf_of_copy: (C,) leaf of each copy.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
+        progress: called with the number of documents of every block that is done.
 
     Returns:
         name -> array; 'factors' only if the score needs them.
@@ -111,17 +126,18 @@ def make_leaves(parameters, embeddings, rows, leaf_of_copy, leaf_dtype):
             embeddings = half("embeddings", embeddings)
         vectors = aligned_empty((len(rows), parameters.width), leaf_dtype)
         embeddings.take(rows, 0, out=vectors, mode="clip")  # 'clip' avoids a copy
+        progress(len(rows) // parameters.spill)
         return {"vectors": vectors}
-    codes, factors = encode_copies(parameters, embeddings, rows, leaf_of_copy)
+    codes, factors = encode_copies(parameters, embeddings, rows, leaf_of_copy, progress)
     stored = {"codes": pack_codes(codes, parameters.codebooks.shape[1])}
     return stored if factors is None else {**stored, "factors": factors}
 
 
-def encode_copies(parameters, embeddings, rows, leaf_of_copy):
+def encode_copies(parameters, embeddings, rows, leaf_of_copy, progress):
     """Codes and factors of copies of documents, a block of them at a time.
 
     Args:
-        parameters, embeddings, rows, leaf_of_copy: as of `make_leaves`.
+        parameters, embeddings, rows, leaf_of_copy, progress: as of `make_leaves`.
 
     Returns:
         (C, M) uint8, one code a byte; (C,) uint8, or None if the score needs none.
@@ -147,6 +163,8 @@ def encode_copies(parameters, embeddings, rows, leaf_of_copy):
                     vectors += centroids
                 found = factors_of(parameters.score, known, vectors)
                 factors[part] = factor_bytes(found)
+            stop = min(part.stop, len(rows))
+            progress(stop // parameters.spill - start // parameters.spill)
     return codes, factors
 
 

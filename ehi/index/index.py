@@ -34,6 +34,7 @@ def build_index(
     encoder=None,
     config=None,
     query_head=None,
+    progress=None,
 ):
     """Routes every document to its top leaves and stores its vector or code there.
 
@@ -57,6 +58,9 @@ def build_index(
         rerank_vectors: also keep all vectors as float16, for search(rerank=).
         encoder, config: JSON dicts, the identity of what made the embeddings.
         query_head: dict of arrays kept beside the index, or None.
+        progress: called with the number of documents of every block that is done, or
+            None. Each document is counted twice: for its leaves, and for its code or
+            vector.
 
     Returns:
         Index, in memory.
@@ -81,7 +85,7 @@ def build_index(
             tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
             assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids,
             leaves=leaves, score=score, spill=spill, encoder=encoder, config=config,
-            query_head=query_head,
+            query_head=query_head, progress=progress,
         )
     )  # fmt: skip
 

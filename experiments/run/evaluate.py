@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -47,7 +48,10 @@ class Built:
     seconds: float
 
 
-def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
+def build(
+    config, trained: Trained, inputs: Inputs, path: Path,
+    progress: Callable[[int], None] | None = None,
+) -> Built:  # fmt: skip
     """Build and save the index of a trained system, or open the one that is there."""
     if path.exists():
         index = open_index(path)
@@ -60,6 +64,7 @@ def build(config, trained: Trained, inputs: Inputs, path: Path) -> Built:
     index = in_memory(
         config, trained, inputs.dataset.doc_ids, encoder=identity,
         query_head=query_head_arrays(trained.graphdef, trained.params),
+        progress=progress,
     )  # fmt: skip
     seconds = monotonic() - started
     parameters = dataclasses.replace(

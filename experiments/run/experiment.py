@@ -150,8 +150,12 @@ def _train_and_build(experiment: Experiment, name: str, compression: int | None)
         return trained, None
     LOG.info("%s: index", run)
     path = _index_path(config, workdir, run)
-    with Progress(f"{run}: index of {len(trained.documents):,} documents"):
-        built = build(config_of(config, name), trained, inputs, path)
+    # The index routes every document, then encodes it: both are counted.
+    total, unit = 2 * len(trained.documents), "readings of documents"
+    with Progress(f"{run}: index", total, unit, bar=False) as progress:
+        built = build(
+            config_of(config, name), trained, inputs, path, progress=progress.update
+        )
         experiment.built[run] = built
     return trained, lambda budget: built
 

@@ -32,6 +32,20 @@ def test_leaves_hold_every_document_in_its_top_leaves_once():
 
 
 @pytest.mark.parametrize("codebooks", [None, CODEBOOKS])
+@pytest.mark.parametrize(("tree", "spill"), [(TREE, 3), (TREE, 1), (None, 1)])
+def test_progress_counts_leaves_and_codes_of_every_document(tree, spill, codebooks):
+    done, many = [], RNG.standard_normal((5000, WIDTH)).astype(np.float32)
+    options = {"tree": tree, "spill": spill, "codebooks": codebooks}
+    index = build_index(many, range(5000), progress=done.append, **options)
+    assert sum(done) == 2 * 5000
+    silent = all_arrays(build_index(many, range(5000), **options))
+    for name, found in all_arrays(index).items():
+        assert (found == silent[name]).all()
+    if codebooks is not None:
+        assert len(done) >= 1 + 5000 * spill // 2048
+
+
+@pytest.mark.parametrize("codebooks", [None, CODEBOOKS])
 def test_given_leaves_hold_the_documents_and_added_ones_follow_the_tree(codebooks):
     """JTR moves documents to leaves that the tree would not choose."""
     leaves = np.array([RNG.permutation(9)[:2] for _ in range(20)], np.int32)

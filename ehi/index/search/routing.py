@@ -63,7 +63,7 @@ def route(x, tree, beam, min_prob=0.0, normalise=True):
     return found
 
 
-def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
+def assign_leaves(x, tree, spill=1, *, beam=None, threads=1, progress=None):
     """The top leaves of documents, best first, in chunks of documents.
 
     By default the result is exact, and all P leaves are scored. With a beam, each level
@@ -77,6 +77,8 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
         spill: leaves that each document is stored in, s.
         beam: nodes kept at each level, at least s, or None for all of them.
         threads: Python threads over chunks of documents, one BLAS thread each.
+        progress: called with the number of documents of every chunk that is done, in
+            its thread; or None.
 
     Returns:
         (N, s) int64; equal probabilities go to the smaller leaf.
@@ -97,6 +99,8 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
     threads = check_count("threads", threads)
     leaves = np.zeros((len(x), spill), np.int64)
     if not height:
+        if progress is not None:
+            progress(len(x))
         return leaves
     beam = branching**height if beam is None else beam
     # Twice the rows of a search: more documents share each pruned node's product.
@@ -105,6 +109,8 @@ def assign_leaves(x, tree, spill=1, *, beam=None, threads=1):
     def assign(start):
         part = slice(start, start + rows)
         leaves[part] = _descend(x[part], tree, beam, spill, normalise=False).leaves
+        if progress is not None:
+            progress(len(x[part]))
 
     starts = range(0, len(x), rows)
     with one_blas_thread() if threads > 1 else contextlib.nullcontext():
