@@ -266,8 +266,8 @@ class Products(NamedTuple):
     Attributes:
         steps: (left, right, out) of each product of float32 vectors.
         decoded: (stored, queries, out, centroid) of codes or float16 vectors (m, .),
-            which are decoded first, and queries (D, n); the rotated centroid (D,) is
-            added to what is decoded, or None.
+            which are decoded first, and queries (D, n); the rotated centroid (D,) of
+            residuals that 'l2' scores, or None.
         shifts: (out, shift) (n, m) and (n, 1); the shift of a leaf centroid is added to
             the scores of codes of residuals.
         factors: (out, factors) (n, m) and (m,), of scores that have factors.
@@ -302,15 +302,17 @@ def products_of(parameters, tasks, copies, blocks, queries, rotated):
         columns = asked[part].T  # (D, n)
         if order == "F" and columns.size <= _SMALL_PRODUCT // _SMALL_ROWS:
             columns = np.ascontiguousarray(columns)
+        centroid = None
+        if centroids is not None:
+            shift = queries[part] @ centroids[task.leaf]
+            if l2:
+                centroid = parameters.rotated_centroids[task.leaf]
+                shift -= parameters.half_centroid_norms[task.leaf]
+            products.shifts.append((out, shift[:, None]))
         if stored.dtype == np.float32:
             products.steps.extend(_steps(columns, stored, out))
         else:
-            moved = l2 and centroids is not None  # the norms need whole vectors
-            centroid = parameters.rotated_centroids[task.leaf] if moved else None
             products.decoded.append((stored, columns, out, centroid))
-        if centroids is not None and not l2:
-            shift = queries[part] @ centroids[task.leaf]
-            products.shifts.append((out, shift[:, None]))
         if segment.factors is not None:
             factors = factor_table().take(segment.factors[chosen])
             products.factors.append((out, factors))
@@ -360,12 +362,13 @@ def _decode_and_multiply(parameters, stored, columns, out, centroid, buffer):
             vectors[:] = stored[rows]
         else:
             decode(stored[rows], parameters.byte_codebooks, vectors)
-        if centroid is not None:
-            vectors += centroid
         for left, right, part in _steps(columns, vectors, out[:, rows]):
             np.matmul(left, right, out=part)
         if parameters.score == "l2":
-            out[:, rows] += 0.5 - np.vecdot(vectors, vectors) / 2
+            terms = 0.5 - np.vecdot(vectors, vectors) / 2
+            if centroid is not None:
+                terms -= vectors @ centroid
+            out[:, rows] += terms
 
 
 def _steps(columns, vectors, out):
