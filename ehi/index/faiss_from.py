@@ -16,28 +16,32 @@ from ehi.index.parameters import (
     check_tree,
 )
 
-_KINDS = ("IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ")
-_UNIT = 1e-4  # from 1, the norms of vectors that Faiss normalised
+_KINDS = ("IndexFlatIP", "IndexIVFFlat", "IndexPQ", "IndexIVFPQ")
+_UNIT = 1e-4  # largest error of a norm that counts as 1
 _L2 = (
-    "this {} ranks by L2 distance, but an Index by inner product. The orders differ "
-    "unless all norms are equal: normalise the embeddings and build the Faiss index "
-    "with METRIC_INNER_PRODUCT, or with an L2norm transform before it"
+    "this {} ranks by L2 distance, but an Index scores raw vectors by inner product. "
+    "The orders differ unless all vectors have unit norm: normalise the embeddings, or "
+    "build the Faiss index with METRIC_INNER_PRODUCT"
 )
 
 
 def from_faiss(faiss_index, ids=None):
-    """An inner-product index of Faiss as an Index.
+    """An index of Faiss as an Index.
+
+    The metric is the inner product or L2. Codes of an L2 index get the score 'l2',
+    which ranks as Faiss does: 1 - d / 2 for a unit query and Faiss's squared distance
+    d. Raw vectors of an L2 index must have unit norm, and inner products rank them.
 
     Lists and codes do not change. The coarse centroids become the nodes of a tree of
     height 1, so `search(beam=b)` visits the lists that Faiss visits with nprobe = b. A
     flat index becomes an index of one leaf. A rotation of raw vectors is undone.
 
     Args:
-        faiss_index: IndexFlatIP, IndexIVFFlat, or IndexIVFPQ of 4 or 8 bits. Its coarse
-            quantiser is IndexFlatIP or IndexFlatL2. Orthonormal LinearTransforms (OPQ)
-            may come before it, and an L2norm if all queries and new documents have unit
-            norm; flat vectors may then have the L2 metric. An IDMap or IDMap2 around
-            any of these keeps its ids.
+        faiss_index: IndexFlatIP, IndexFlatL2, IndexIVFFlat, or IndexPQ or IndexIVFPQ of
+            4 or 8 bits. Its coarse quantiser is IndexFlatIP or IndexFlatL2. Orthonormal
+            LinearTransforms (OPQ) may come before it, and an L2norm if all queries and
+            new documents have unit norm. An IDMap or IDMap2 around any of these keeps
+            its ids.
         ids: the external id of Faiss id i is ids[i]; None takes the Faiss ids. An id in
             several lists is one spilled document; all ids must be in the same number of
             lists. For an export of `to_faiss`, i is the row, and rows of deleted
@@ -61,23 +65,25 @@ def from_faiss(faiss_index, ids=None):
     """
     faiss = import_faiss()
     core, steps, id_map = _unwrapped(faiss, faiss_index)
-    _check_core(faiss, core, steps)
+    _check_core(faiss, core)
     rotation = _rotation(faiss, steps, core.d)
     width, tree, centroids = core.d, None, None
     if isinstance(core, faiss.IndexIVF):
         tree, centroids = _coarse(faiss, core, rotation)
         offsets, numbers, stored = _lists(faiss, core, id_map)
     else:
-        offsets, numbers, stored = _one_list(core, id_map)
+        offsets, numbers, stored = _one_list(faiss, core, id_map)
     if not len(numbers):
         raise ValueError("this Faiss index is empty")
     quantiser, leaves = {}, {}
-    if isinstance(core, faiss.IndexIVFPQ):
+    if isinstance(core, faiss.IndexIVFPQ | faiss.IndexPQ):
+        residual = tree is not None and core.by_residual
         quantiser = check_quantiser(
-            width, core.nlist, codebooks=_codebooks(faiss, core.pq),
+            width, len(offsets) - 1, codebooks=_codebooks(faiss, core.pq),
             assign_codebooks=None, rotation=rotation,
-            leaf_centroids=centroids if core.by_residual else None,
+            leaf_centroids=centroids if residual else None,
         )  # fmt: skip
+        quantiser["score"] = "l2" if core.metric_type == faiss.METRIC_L2 else "ip"
         leaves["codes"] = stored
     else:
         vectors = finite_rows("vectors", stored.view(np.float32))
@@ -123,22 +129,19 @@ def _unwrapped(faiss, index):
     return index, steps, id_map
 
 
-def _check_core(faiss, core, steps):
+def _check_core(faiss, core):
     """Refuses a kind or a metric that an Index cannot represent."""
     kind = type(core).__name__
-    raw = kind in ("IndexFlat", "IndexFlatL2", "IndexIVFFlat")
     # A subclass holds something else beside its lists, or in them.
-    if kind not in _KINDS and not raw:
+    if kind not in (*_KINDS, "IndexFlat", "IndexFlatL2"):
         raise ValueError(
             f"cannot take {kind}; allowed are {', '.join(_KINDS)}, also in an "
             "IndexPreTransform or an IndexIDMap"
         )
-    if core.metric_type == faiss.METRIC_L2:
-        if not (raw and any(_is_l2norm(faiss, step) for step in steps)):
-            raise ValueError(_L2.format(kind))
-    elif core.metric_type != faiss.METRIC_INNER_PRODUCT:
+    if core.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
         raise ValueError(
-            f"the metric must be METRIC_INNER_PRODUCT, got number {core.metric_type}"
+            "the metric must be METRIC_INNER_PRODUCT or METRIC_L2, got number "
+            f"{core.metric_type}"
         )
 
 
@@ -211,12 +214,12 @@ def _coarse(faiss, core, rotation):
     return tree, centroids
 
 
-def _one_list(core, id_map):
-    """`_lists` of a flat index."""
+def _one_list(faiss, core, id_map):
+    """`_lists` of an index without lists."""
     numbers = _mapped(np.arange(core.ntotal), id_map)
     order = np.argsort(numbers, kind="stable")
-    stored = core.reconstruct_n(0, core.ntotal)[order] if core.ntotal else None
-    return np.array([0, core.ntotal]), numbers[order], stored
+    stored = faiss.vector_to_array(core.codes).reshape(core.ntotal, core.code_size)
+    return np.array([0, core.ntotal]), numbers[order], stored[order]
 
 
 def _lists(faiss, core, id_map):

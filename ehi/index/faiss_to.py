@@ -1,8 +1,12 @@
 """An Index as an index of Faiss, and a search of it in the leaves that we choose.
 
 Raw leaves become the inverted lists of an IndexIVFFlat, float16 vectors as float32.
-Codes become those of an IndexIVFPQ, byte for byte. The metric is the inner product, and
-ids in the lists are document rows. A rotation comes first, in an IndexPreTransform.
+Codes become those of an IndexIVFPQ, byte for byte. The metric is L2 if the score is
+'l2', else the inner product, and ids in the lists are document rows. A rotation comes
+first, in an IndexPreTransform.
+
+Faiss has no factors. It finds candidates by their inner products, and the stored
+factors score these again: see `FaissIndex.exact`.
 
 The functions import Faiss when they run.
 """
@@ -68,15 +72,14 @@ def to_faiss(index, *, fastscan=False):
     if fastscan and (codebooks is None or codebooks.shape[1] != 16):
         leaves = "raw vectors" if codebooks is None else f"K = {codebooks.shape[1]}"
         raise ValueError(f"fastscan needs codes of K = 16 codewords, got {leaves}")
+    metric = _metric(faiss, index)
     shape = (faiss.IndexFlatIP(width), width, index.num_leaves)
     if codebooks is None:
-        lists = faiss.IndexIVFFlat(*shape, faiss.METRIC_INNER_PRODUCT)
+        lists = faiss.IndexIVFFlat(*shape, metric)
     else:
         num_subspaces, num_codewords, _ = codebooks.shape
         bits = num_codewords.bit_length() - 1
-        lists = faiss.IndexIVFPQ(
-            *shape, num_subspaces, bits, faiss.METRIC_INNER_PRODUCT
-        )
+        lists = faiss.IndexIVFPQ(*shape, num_subspaces, bits, metric)
         faiss.copy_array_to_vector(codebooks.ravel(), lists.pq.centroids)
         lists.by_residual = index.leaf_centroids is not None
     shape[0].add(_fill(faiss, lists, source))
@@ -89,6 +92,12 @@ def to_faiss(index, *, fastscan=False):
     faiss.copy_array_to_vector(index.rotation.T.ravel(), rotation.A)
     rotation.is_trained = rotation.is_orthonormal = True
     return FaissIndex(faiss.IndexPreTransform(rotation, lists), source)
+
+
+def _metric(faiss, index):
+    """The metric that orders documents as the score of an Index does, if one does."""
+    l2 = index.score == "l2"
+    return faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
 
 
 def _fill(faiss, lists, index):
@@ -147,8 +156,8 @@ class FaissIndex:
 
     Attributes:
         index: the faiss index; its ids are rows of `source`.
-        source: the Index as it was when exported. Only `rerank` reads its leaves, so an
-            index that is mapped into memory takes little memory.
+        source: the Index as it was when exported. Its leaves are read only to score
+            candidates again, so an index that is mapped into memory takes little.
 
     Example:
         >>> import faiss, tempfile, numpy as np
@@ -164,18 +173,30 @@ class FaissIndex:
     index: Any
     source: Index
 
+    @functools.cached_property
+    def exact(self):
+        """Whether Faiss's own scores are those of `source`, up to rounding.
+
+        They are not if the score has factors, or if fast-scan rounds its tables.
+        """
+        faiss = import_faiss()
+        rounds = isinstance(self._lists, faiss.IndexIVFPQFastScan)
+        return not (self.source.parameters.has_factors or rounds)
+
     def search(self, queries, k=10, *, beam=1, rerank=0):
         """The k best documents in the `beam` best leaves of each query.
 
-        Ids are those of `source.search` at the time of the export, and scores are
-        within 1e-4; documents of equal scores may swap. Fast-scan rounds its scores, so
-        `rerank` candidates by these are scored again with the exact codes.
+        If `exact`, ids are those of `source.search` at the time of the export, and
+        scores are within 1e-4; documents of equal scores may swap. Otherwise, `rerank`
+        candidates of Faiss are scored again with the codes and factors of `source`, and
+        a document is missed only if it is not among them.
 
         Args:
             queries: (N, D) floats.
             k: results of a query.
             beam: leaves visited, 1 .. P.
-            rerank: 0, or how many candidates to score again.
+            rerank: how many candidates to score again. 0 is none, or 4 k and at least
+                100 if the score has factors.
 
         Returns:
             ids (N, k), external ones, padded with -1 or None; scores (N, k) float32,
@@ -192,6 +213,8 @@ class FaissIndex:
         rerank = check_results("rerank", rerank, source.num_documents, least=0)
         if 0 < rerank < k:
             raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
+        if source.parameters.has_factors and not rerank:
+            rerank = max(k, min(max(4 * k, 100), source.num_documents))
         most = max(beam, rerank * source.spill) * source.width
         step = max(1, _VALUES // most)
         step = min(step, rows_at_once(source.routing_tree, beam))
@@ -241,6 +264,11 @@ class FaissIndex:
                 f"{path} has {lists.nlist} lists of width {lists.d}, the index "
                 f"{source.num_leaves} leaves of width {source.width}"
             )
+        if lists.metric_type != _metric(faiss, source):
+            raise ValueError(
+                f"{path} has the metric number {lists.metric_type}, which is not that "
+                f"of the score {source.score!r}: export the index again"
+            )
         for leaf in range(lists.nlist):
             ids = list_ids(faiss, lists.invlists, leaf)
             if not np.array_equal(ids, source.contents.rows_in_leaf(leaf)):
@@ -264,12 +292,18 @@ class FaissIndex:
         with one_blas_thread():
             leaves = route(queries, source.routing_tree, beam).leaves
             rotated = queries if source.rotation is None else queries @ source.rotation
-            offsets = np.zeros(leaves.shape, np.float32)  # (N, b), q . centroid
+            norms = np.vecdot(queries, queries)[:, None]  # (N, 1), of l2
+            offsets = np.zeros(leaves.shape, np.float32)  # (N, b)
             if source.leaf_centroids is not None:
                 centroids = source.leaf_centroids[leaves]  # (N, b, D)
                 offsets = np.matmul(centroids, queries[:, :, None])[:, :, 0]
+                if source.score == "l2":  # |q - c|^2 instead of q.c
+                    half = source.parameters.half_centroid_norms[leaves]
+                    offsets = norms + 2 * (half - offsets)
         wanted = (rerank or k) * source.spill
         scores, rows = self._search_leaves(rotated, wanted, leaves, offsets)
+        if source.score == "l2":
+            scores = (1 + norms - scores) / 2
         keys = keys_of(scores, rows)
         keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
         if rerank:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ehi.index import build_index
+from ehi.index.search.codes import SCORES
 
 faiss = pytest.importorskip("faiss")
 
@@ -17,6 +18,8 @@ LEAVES = ["raw", "half"] + [
     for bits in (8, 4)
     for parts in ("", " rotated", " residual", " rotated residual")
 ]
+L2 = [f"{leaf} l2" for leaf in LEAVES if "bit" in leaf]
+FACTORED = ["8-bit cosine", "4-bit rotated residual corrected"]
 
 NUM = 700
 RNG = np.random.default_rng(11)
@@ -45,8 +48,12 @@ def make(leaf, kind="per_node", height=2, spill=1, strings=False, own=True, seed
         parts["rotation"] = reference.make_rotation(WIDTH, rng)
     if "residual" in leaf:
         parts["leaf_centroids"] = normal(num_leaves, WIDTH)
+    scores = [score for score in SCORES if leaf.endswith(score)]
+    parts["score"] = scores[0] if scores else "ip"
     names = [f"d{row}" if strings else 7 * row + 1 for row in range(100)]
     x = normal(100, WIDTH) * 2
+    if parts["score"] in ("cosine", "corrected"):
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
     index = build_index(
         x[:40], names[:40], tree=tree, query_tree=query_tree if own else None,
         spill=min(spill, num_leaves), **parts,

@@ -18,6 +18,12 @@ def l2(index):
     return index
 
 
+def flat_l2():
+    index = faiss.IndexFlatL2(WIDTH)
+    index.add(X)
+    return index
+
+
 def biased():
     step = faiss.PCAMatrix(WIDTH, WIDTH)
     index = faiss.IndexPreTransform(step, trained("IVF2,Flat", add=False))
@@ -29,13 +35,13 @@ def biased():
 @pytest.mark.parametrize(
     ("make_index", "words"),
     [
-        (lambda: faiss.IndexFlatL2(WIDTH), "IndexFlatL2 ranks by L2.*normalise"),
+        (flat_l2, "IndexFlatL2 ranks by L2.*normalise"),
         (lambda: l2(trained("IVF2,Flat")), "IndexIVFFlat ranks by L2"),
         (
             lambda: faiss.index_factory(WIDTH, "OPQ8,IVF2,PQ8x4np"),
-            "IndexIVFPQ ranks by L2",
+            "OPQMatrix is not trained",
         ),
-        (lambda: faiss.IndexFlat(WIDTH, faiss.METRIC_L1), "PRODUCT, got number 2"),
+        (lambda: faiss.IndexFlat(WIDTH, faiss.METRIC_L1), "METRIC_L2, got number 2"),
         (
             lambda: trained("HNSW8"),
             "cannot take IndexHNSWFlat; allowed are IndexFlatIP, IndexIVFFlat, Ind",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from faiss_cases import (
+    L2,
     LEAVES,
     NUM,
     PRODUCT,
@@ -105,7 +106,7 @@ def test_a_direct_map_changes_nothing():
     assert_same_as_faiss(from_faiss(source), source)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("leaf", LEAVES + L2)
 @pytest.mark.parametrize("spill", [1, 2])
 def test_ours_to_faiss_to_a_file_to_faiss_to_ours(leaf, spill, tmp_path):
     index, more, names, queries = make(leaf, spill=spill, strings=True)
@@ -114,6 +115,7 @@ def test_ours_to_faiss_to_a_file_to_faiss_to_ours(leaf, spill, tmp_path):
     read = faiss.read_index(str(tmp_path / "x.faiss"))
     again = from_faiss(read, names)
     assert (again.spill, again.num_documents) == (spill, 94)
+    assert again.score == index.score
     hits = index.search(queries, 12, beam=9)  # all leaves: the trees differ
     found = again.search(queries, 12, beam=9)
     assert_same(hits, found.ids, found.scores)

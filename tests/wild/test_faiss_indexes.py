@@ -89,6 +89,34 @@ def test_vectors_that_faiss_normalises_are_taken(recipe, metric):
         assert (hits.ids == scaled.ids).all()
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        failed("IVF12,PQ8x8np"),
+        failed("OPQ8,IVF12,PQ8x4np"),
+        failed("L2norm,RR,IVF12,PQ8x8np"),
+        failed("PQ8x8"),
+        failed("IDMap2,OPQ8,PQ8x4np"),
+        failed("Flat"),
+        failed("IVF12,Flat"),
+    ],
+)
+def test_l2_indexes_of_unit_vectors_are_taken(recipe):
+    source = faiss.index_factory(WIDTH, recipe)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    source.train(unit)
+    source.add_with_ids(unit, IDS) if recipe.startswith("IDMap") else source.add(unit)
+    index = from_faiss(source)
+    assert index.score == ("l2" if "PQ" in recipe else "ip")
+    for nprobe in (3, 12) if "IVF" in recipe else (None,):
+        assert_same_as_faiss(index, source, UNIT, nprobe=nprobe)
+
+
+def test_pq_by_inner_product_is_taken_failed():
+    source = trained("PQ8x8")
+    assert_same_as_faiss(from_faiss(source), source)
+
+
 def test_l2_of_vectors_that_do_not_have_unit_norm_is_refused_passed():
     """A zero vector stays zero behind an L2norm, and L2 ranks it before others."""
     source = faiss.index_factory(WIDTH, "L2norm,Flat", faiss.METRIC_L2)
@@ -168,7 +196,7 @@ def test_a_list_with_all_documents_and_empty_lists_passed():
         ("IDMap,HNSW8", "IndexHNSWFlat"),
         ("IVF4,Flat,RFlat", "IndexRefineFlat"),
         ("IVF4,PQ8x4np,Refine(Flat)", "IndexRefine"),
-        ("PQ8x8", "IndexPQ"),
+        ("PQ8x4fs", "IndexPQFastScan"),
         ("SQ8", "IndexScalarQuantizer"),
         ("LSH", "IndexLSH"),
         ("IVF4,SQfp16", "IndexIVFScalarQuantizer"),
