@@ -17,25 +17,11 @@ from ehi.index.text.encoder import load_text_encoder
 
 
 def build_index(
-    embeddings,
-    doc_ids,
-    *,
-    tree,
-    query_tree=None,
-    rotation=None,
-    codebooks=None,
-    assign_codebooks=None,
-    leaf_centroids=None,
-    score="ip",
-    spill=1,
-    leaves=None,
-    leaf_dtype="float32",
-    rerank_vectors=False,
-    encoder=None,
-    config=None,
-    query_head=None,
-    progress=None,
-):
+    embeddings, doc_ids, *, tree, query_tree=None, rotation=None, codebooks=None,
+    assign_codebooks=None, leaf_centroids=None, score="ip", spill=1, leaves=None,
+    leaf_dtype="float32", rerank_vectors=False, encoder=None, config=None,
+    query_head=None, progress=None,
+):  # fmt: skip
     """Routes every document to its top leaves and stores its vector or code there.
 
     Args:
@@ -67,7 +53,8 @@ def build_index(
 
     Raises:
         ValueError: an argument that does not fit, an empty corpus, embeddings that are
-            not finite, ids that repeat, more leaves than documents.
+            not finite or not of unit norm where the score needs that, ids that repeat,
+            more leaves than documents.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
