@@ -103,7 +103,8 @@ _T1 = PaperTable(
     (
         Row("dense-zero-shot", kind="exact", only="flat"),
         _DENSE,
-        *_rows("separate", "faiss-ivf", "scann", "faiss-hnsw", "kmeans-tree"),
+        *_rows("separate", "faiss-ivf", "scann", "faiss-hnsw", "faiss-hnsw-sq"),
+        *_rows("separate", "kmeans-tree", "linear-router"),
         Row("faiss-ivf", "on-ehi", kind="control"),
         Row("faiss-hnsw", "on-ehi", kind="control"),
         Row("jtr"),
@@ -130,6 +131,8 @@ _T2 = PaperTable(
         *_rows("separate", "opq", "kmeans-tree-opq"),
         Row("kmeans-tree-opq", "no-residual", kind="separate"),
         *_rows("separate", "faiss-pq", "faiss-opq", "faiss-fastscan"),
+        *_rows("separate", "faiss-pca-pq", "faiss-rq", "faiss-lsq", "faiss-prq"),
+        *_rows("separate", "faiss-sq", "faiss-rabitq", "binary-int8"),
         *_rows("separate", "lsh", "itq-lsh", "scann"),
         *_rows("joint", "jpq", "poeem", "repconc", "distill-vq", "joint-pq", "ehi-pq"),
         Row("ehi-pq", "no-residual"),
@@ -149,6 +152,7 @@ _T3 = PaperTable(
     "nDCG@10 at budgets of documents visited and bytes",
     (
         *_rows("separate", "kmeans-tree-opq", "faiss-ivfpq", "faiss-opq-ivfpq"),
+        *_rows("separate", "linear-router-opq", "faiss-ivfrabitq", "faiss-hnsw-pq"),
         *_rows("separate", "scann"),
         *_rows("joint", "distill-vq", "poeem", "ehi-pq"),
     ),

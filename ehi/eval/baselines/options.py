@@ -73,7 +73,7 @@ OPTIONS: dict[str, tuple[Options, ...]] = {
     "linear-router-opq": _grid(metric=_METRIC, rate=(0.003, 0.001)),
     "lsh": _grid(query=("float", "bits"), centred=(False, True)),
     "itq-lsh": _grid(query=("float", "bits"), rotation=("itq", "random")),
-    "binary-int8": _grid(share=(0.25, 0.5), rotation=("random", "pca")),
+    "binary-int8": _grid(share=(0.125, 0.25), rotation=("random", "pca")),
     "faiss-rabitq": _REDUCED,
     "faiss-ivfrabitq": _REDUCED,
     "faiss-rq": _grid(metric=_METRIC, breadth=(5, 16)),
