@@ -215,7 +215,7 @@ def phase_of(config, name: str, num_documents: int) -> Phase:
     """Return the phase of a config section, with the steps that the corpus needs.
 
     Above `corpus_of_steps` documents, the steps grow in proportion, up to `MOST_TIMES`
-    as many, so that each document is in the pool as often.
+    times, so that each document stays in the pool equally often.
     """
     phase = Phase.from_mapping(config[name].to_dict())
     times = num_documents / (config.corpus_of_steps or num_documents)

@@ -8,6 +8,7 @@ import functools
 import graphlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,13 @@ def test_no_file_is_over_500_lines():
 )
 def test_folders_stay_small(folder, pattern, most):
     assert len(list((ROOT / folder).glob(pattern))) <= most
+
+
+def test_the_wheel_holds_all_of_ehi_and_nothing_else():
+    setuptools = pytest.importorskip("setuptools")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    find = settings["tool"]["setuptools"]["packages"]["find"]
+    found = set(setuptools.find_packages(ROOT, **find))
+    folders = {path.parent for path in (ROOT / "ehi").rglob("*.py")}
+    assert found == {".".join(path.relative_to(ROOT).parts) for path in folders}
+    assert "ehi.index.search" in found

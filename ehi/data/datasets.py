@@ -237,7 +237,7 @@ def carve_dev(
 
     Args:
         dataset: has a split 'train' and no 'dev'.
-        fraction: of the train queries; 'dev' gets at most so many, and as many of them
+        fraction: of the train queries. 'dev' gets at most this fraction, as close to it
             as whole groups allow.
         seed: for the order in which groups are tried.
 

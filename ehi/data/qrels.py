@@ -1,4 +1,4 @@
-"""Qrels files of the BEIR layout: which there are, and what they say.
+"""Qrels files of the BEIR layout: finding and reading them.
 
 qrels/<split>.tsv   query id, document id, grade, between tabs; usually with a header
 

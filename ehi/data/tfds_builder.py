@@ -74,7 +74,7 @@ class Tables:
     """The part of a prepared copy that is small enough to be read whole.
 
     `judgements` has a row (query row, document row, grade) for each judgement. Document
-    rows from the size of the corpus on are those of `missing_ids`.
+    rows from the size of the corpus on count `missing_ids`.
     """
 
     doc_ids: list[str]

@@ -209,7 +209,7 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
 
 
 def unlabelled_queries(qrels: Qrels, train: Qrels) -> set[str]:
-    """Queries none of whose relevant documents is relevant to a training query.
+    """Queries without a relevant document that is relevant to a training query too.
 
     Documents that are answers in train too are easier to find: training has drawn them
     to their queries.

@@ -24,7 +24,7 @@ import numpy as np
 
 from ehi.files import atomic_write
 
-MEASURE = "ndcg@10"  # what is kept of each query
+MEASURE = "ndcg@10"  # the value that is kept for each query
 _SEPARATOR = "|"  # between the parts of a cell, in the names of an .npz
 
 

@@ -110,8 +110,6 @@ def compare(
     records: Iterable[Record],
     per_query: Mapping[Cell, np.ndarray],
     counterparts: Mapping[str, str],
-    *,
-    permutations: int = 100_000,
 ) -> dict[Row, Comparison]:
     """Test each row against its counterpart's row of the same variant and budget.
 
@@ -121,7 +119,6 @@ def compare(
         records: of one table.
         per_query: cell -> (N,) values of the same N queries in the same order.
         counterparts: system -> system, such as 'ehi' -> 'kmeans-tree'.
-        permutations: number of sign patterns of each test.
 
     Raises:
         ValueError: two compared cells have different numbers of queries.
@@ -133,15 +130,13 @@ def compare(
         if row[0] in counterparts
     ]
     values = {cell: per_query[cell] for cell in cells}
-    found = compare_pairs(pairs, values, permutations=permutations)
+    found = compare_pairs(pairs, values)
     return {row: comparison for (row, _), comparison in found.items()}
 
 
 def compare_pairs(
     pairs: Iterable[tuple[Row, Row]],
     per_query: Mapping[Cell, np.ndarray],
-    *,
-    permutations: int = 100_000,
 ) -> dict[tuple[Row, Row], Comparison]:
     """Test the first row of each pair against the second.
 
@@ -152,7 +147,6 @@ def compare_pairs(
     Args:
         pairs: (row, the row that it is tested against).
         per_query: cell -> (N,) values of the same N queries in the same order.
-        permutations: number of sign patterns of each test.
 
     Raises:
         ValueError: two compared cells have different numbers of queries.
@@ -164,16 +158,14 @@ def compare_pairs(
         (row, other): (other[0], by_row.get(row, {}), by_row.get(other, {}))
         for row, other in dict.fromkeys(pairs)
     }
-    return compare_values(values, permutations=permutations)
+    return compare_values(values)
 
 
 # System of the second row, and seed -> (N,) values of the first row and of the second.
 ValuePair = tuple[str, Mapping[int, np.ndarray], Mapping[int, np.ndarray]]
 
 
-def compare_values(
-    pairs: Mapping[Key, ValuePair], *, permutations: int = 100_000
-) -> dict[Key, Comparison]:
+def compare_values(pairs: Mapping[Key, ValuePair]) -> dict[Key, Comparison]:
     """Test the first values of each pair against the second: see `compare_pairs`.
 
     Raises:
@@ -184,10 +176,7 @@ def compare_values(
         if seeds := sorted(set(ours) & set(theirs)):
             differences = [_subtract(key, ours[s], theirs[s]) for s in seeds]
             found[key] = (seeds, np.stack(differences))  # (seeds, N)
-    p_values = [
-        randomisation_test(d.mean(axis=0), permutations=permutations)
-        for _, d in found.values()
-    ]
+    p_values = [randomisation_test(d.mean(axis=0)) for _, d in found.values()]
     return {
         key: Comparison(
             counterpart=pairs[key][0],

@@ -64,7 +64,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
-    text_columns: int = 1  # so many columns, from the left, are left-aligned
+    text_columns: int = 1  # the first columns, which are left-aligned
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -11,8 +11,8 @@ import numpy as np
 _MOST_NORM, _MOST_QUERY_NORM = 2.0**40, 2.0**86
 # float16 rounds values from 65520 on to infinity; those below 2^-14 lose digits.
 _MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
-_UNIT = 1e-3  # from 1, the norms of unit vectors, also as float16 or bfloat16
-_PADDED = 2**20  # so many results may be asked for, however small the index
+_UNIT = 1e-3  # largest error of a unit vector's norm, also as float16 or bfloat16
+_PADDED = 2**20  # a search of any index may ask for this many results
 
 
 def check_count(name, value, least=1):
@@ -137,7 +137,7 @@ def is_float(array):
 
 
 def as_float32(array):
-    """An array of floats as float32, C-ordered; what is too large becomes infinite."""
+    """An array of floats as float32, C-ordered; too large values become infinite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, np.float32)
 

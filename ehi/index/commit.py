@@ -1,4 +1,4 @@
-"""How an index folder is written: a crash at any moment leaves the old or the new one.
+"""Writing an index folder: a crash at any moment leaves the old or the new one.
 
 New files get names that no manifest mentions yet, and are flushed. Then the manifest
 that names them is renamed over the old one. Only then are old files removed.
@@ -65,7 +65,7 @@ def is_free(path):
 
 
 def check_replaceable(path):
-    """Refuses a path at which something else than an index is.
+    """Refuses a path that holds anything but an index.
 
     Raises:
         FileExistsError: as of `write_folder`.

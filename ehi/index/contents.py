@@ -15,7 +15,7 @@ import numpy as np
 from ehi.index.errors import IndexCorruptError
 from ehi.index.folder import Folder
 
-# What a segment stores besides its ids and the documents to show.
+# Arrays that a segment stores besides its ids and the documents to show.
 SEGMENT_ARRAYS = (
     "leaf_offsets",
     "leaf_rows",
@@ -24,7 +24,7 @@ SEGMENT_ARRAYS = (
     "factors",
     "rerank_vectors",
 )
-_LARGEST_ID = 2**63 - 1  # of integers
+_LARGEST_ID = 2**63 - 1  # largest integer id
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class StringIds:
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """What to show of each document: JSON lines by row, parsed when asked for.
+    """A JSON line to show for each document, by row, parsed when asked for.
 
     Attributes:
         text: (bytes,) uint8, usually a memory-mapped file.
@@ -249,11 +249,11 @@ class Segment:
         return self.code_bytes + others
 
     def rows(self, start, stop):
-        """Rows in the index of the copies start .. stop: (m,)."""
+        """Index rows of the copies start .. stop: (m,)."""
         return self.rows_at(slice(start, stop))
 
     def rows_at(self, copies):
-        """Rows in the index of copies, a slice or numbers (m,): (m,)."""
+        """Index rows of copies, given as a slice or as numbers (m,): (m,)."""
         rows = self.leaf_rows[copies]
         return rows + np.int64(self.first_row) if self.first_row else rows
 
@@ -265,7 +265,7 @@ class Segment:
         if deleted is None:
             return np.diff(self.leaf_offsets)
         here = deleted[self.first_row : self.first_row + len(self)]
-        gone = np.zeros(self.num_copies + 1, np.uint32)  # before each copy
+        gone = np.zeros(self.num_copies + 1, np.uint32)  # up to each copy
         try:
             np.cumsum(here[self.leaf_rows], dtype=np.uint32, out=gone[1:])
         except IndexError as error:
@@ -283,7 +283,7 @@ class Segment:
 
     @functools.cached_property
     def order(self):
-        """What `rows_of` finds ids with: their argsort, or each string's row."""
+        """The lookup table of `rows_of`: the argsort of ids, or each string's row."""
         if isinstance(self.ids, StringIds):
             return self.ids.row_of_string()
         return np.argsort(self.ids)
@@ -429,7 +429,7 @@ class Contents:
         return found
 
     def document(self, row):
-        """What was stored to show of a document: a dict.
+        """The value stored to show a document: a dict.
 
         Raises:
             ValueError: the index was saved without documents.
@@ -446,7 +446,7 @@ class Contents:
         """Rows as an array of integers, -1 or those of documents.
 
         Raises:
-            ValueError: something else than integers.
+            ValueError: they are not integers.
             IndexError: no such row.
         """
         rows = np.asarray(rows)

@@ -1,7 +1,7 @@
 """A folder of checked files: how they are written, opened, and locked.
 
 manifest.json names every file, its bytes and its sha256. No file changes under its
-name: a new manifest names new files, so what was opened stays what it was. One writer
+name: a new manifest names new files, so an opened index stays as it was. One writer
 at a time holds the lock, readers need none. `ehi.index.commit` writes whole indexes.
 """
 
@@ -368,7 +368,7 @@ def _npy(stream):
 
 
 class _Hashed:
-    """A file that computes the sha256 of what is written to it."""
+    """A file that computes the sha256 of the bytes written to it."""
 
     def __init__(self, file):
         self.file = file

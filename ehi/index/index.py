@@ -116,8 +116,8 @@ def save_index(index, path, documents=None):
             None to keep those the index already has.
 
     Raises:
-        ValueError: not as many documents as the index holds; or somebody else wrote to
-            the index's own folder since it was opened or refreshed.
+        ValueError: the index holds another number of documents, or somebody else wrote
+            to its own folder since it was opened or refreshed.
         FileExistsError: `path` is there and is not an index.
         IndexLockedError: somebody else is writing to it.
         OSError: it cannot be written; what was there is unchanged.
@@ -381,7 +381,7 @@ class Index:
         return contents.external_ids(contents.check_rows(rows))
 
     def document(self, row):
-        """What was stored to show of the document in a row.
+        """The value stored to show the document in a row.
 
         Raises:
             ValueError: the index was saved without documents.

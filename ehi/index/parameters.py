@@ -38,7 +38,7 @@ _TREE_ENTRIES = {
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What was trained. It never changes while documents come and go.
+    """The trained part of an index. It stays the same while documents come and go.
 
     Attributes:
         width: embedding width D.
@@ -104,7 +104,7 @@ class Parameters:
 
     @functools.cached_property
     def l2_table(self):
-        """What the score 'l2' adds for each stored byte: (M, 256), sums to 1/2 - norms.
+        """Terms of the score 'l2' for each stored byte, (M, 256): sums are 1/2 - norms.
 
         It is -|codeword|^2 / 2, and 1/2 more in the first sub-space.
         """

@@ -88,7 +88,7 @@ def read_newer(parameters, contents):
 
 
 def write_update(parameters, contents):
-    """Stores new contents that share all but a last segment with those in the folder.
+    """Stores contents whose segments, except the last, are in the folder already.
 
     The caller holds the writer's lock, and `contents.folder` is the newest.
 
@@ -334,7 +334,7 @@ def _check_segment(parameters, segment, num):
 
 
 def _kind(segment):
-    """What all segments of an index have in common."""
+    """The properties that all segments of an index share."""
     return {
         "string ids": isinstance(segment.ids, StringIds),
         "vectors": None if segment.vectors is None else segment.vectors.dtype.name,

@@ -219,7 +219,7 @@ def merged_arrays(contents):
 
 
 def merged_texts(contents, documents=None):
-    """What to show of the documents that are not deleted.
+    """The values to show of the documents that are not deleted.
 
     Args:
         contents: the documents.
@@ -229,7 +229,7 @@ def merged_texts(contents, documents=None):
         'documents' -> parts of bytes; or nothing if there is nothing to show.
 
     Raises:
-        ValueError: not as many values as documents, or one that is not JSON.
+        ValueError: there are more or fewer values than documents, or one is not JSON.
     """
     if documents is not None:
         documents = list(documents)

@@ -80,7 +80,7 @@ def freeze_documents(
     """The whole model after the phases of `before_freezing`.
 
     Queries get a copy of the tower and of the head. Documents keep the codes that the
-    codebooks of now give them, however these are trained on.
+    present codebooks give them, even when training changes the codebooks.
 
     Args:
       params: of the whole model, as it was before.

@@ -80,7 +80,7 @@ def benchmark_text(args) -> dict:
 
 
 def questions_of(dataset: str, words: int, num: int) -> list[str]:
-    """Return the first `words` words of the queries that have as many, evenly spread.
+    """Return the first `words` words of long enough queries, evenly spread.
 
     Raises:
       ValueError: no query is long enough.

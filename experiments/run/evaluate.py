@@ -126,11 +126,11 @@ def evaluate_budget(
 def record_of(
     config, inputs: Inputs, trained: Trained, cell: Cell, fields: dict
 ) -> Record:
-    """Return the record of a cell: what was measured, and where it comes from.
+    """Return the record of a cell: the measured values and their origin.
 
     Args:
       config: the experiment.
-      inputs: what it was trained on.
+      inputs: the data that it was trained on.
       trained: the system.
       cell: what the record is of.
       fields: from `measure`, with `budget_queries` and `build_seconds`.

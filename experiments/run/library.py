@@ -152,7 +152,7 @@ def router_queries(inputs: Inputs, split: str) -> np.ndarray:
 
 
 def lists_of(config, name: str, budget: Budget) -> int | None:
-    """Return the lists of a library's index, as many as our trees have leaves, or None.
+    """Return the number of lists of a library's index: that of our leaves, or None.
 
     ScaNN has none where every document is scored.
     """

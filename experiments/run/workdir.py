@@ -73,7 +73,7 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
 
     Args:
       inputs: from `load_inputs`.
-      workdir: the workdir; its inputs.json names what it was made of.
+      workdir: the workdir; its inputs.json names the inputs that it was made of.
       finished: workdir of the run whose parameters are used, or None.
 
     Raises:

@@ -112,7 +112,7 @@ class Baseline:
             k: number of results of each query.
             beam: lists to visit (nprobe, leaves_to_search); efSearch of a graph; 1 for
                 an exhaustive search. With 3.4 lists, 40% of the queries visit 4 and the
-                others 3; a query always visits as many.
+                others 3; a query visits the same number in every search.
             min_prob: least probability of a visited list, if the index has any; the
                 best list is always visited.
             rerank: number of candidates scored again with stored vectors, or 0.

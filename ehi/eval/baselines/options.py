@@ -1,4 +1,4 @@
-"""Options of each library index, as many tried for each of them.
+"""Options of each library index. The same number is tried for each of them.
 
 `OPTIONS[name]` are the settings that are tried on queries which are not evaluated; the
 first is the default. Every index that has anything to choose gets `TRIALS` of them, so
@@ -7,17 +7,17 @@ that no row of a table is tuned more than another.
 What the options mean:
     metric: 'ip' ranks by the inner product with the reconstruction, 'l2' by the
         distance to it. They differ, since reconstructions have no unit norm.
-    residual: code what the centroid of the list leaves.
+    residual: code the difference from the centroid of the list.
     scale: lists are visited whose probability, the softmax of `scale` times the inner
-        products with the centroids, is above one threshold; None: as many lists for
-        every query.
+        products with the centroids, is above one threshold; None: the same number of
+        lists for every query.
     links: M of a graph, half of the links of a document in the lowest level.
     iterations: of k-means.
     start: rotation that OPQ starts from.
     query: 'float' scores sign bits by the query itself, 'bits' by its own bits.
     centred: the bits are those of documents minus their mean.
     rotation: before codes or bits; 'pca' stands for principal axes as they are.
-    reduce: how vectors get as many dimensions as fit the bytes.
+    reduce: the way to as many dimensions as fit the bytes.
     kept: share of the principal axes that codes see.
     bits: of a number of a scalar quantiser.
     share: of the bytes that hold the leading axes in 8 bits; the rest are sign bits.

@@ -19,10 +19,10 @@ from ehi.index.search.blas import aligned_empty, blas_architecture, map_threads
 from ehi.index.search.codes import decode, factor_table
 from ehi.index.search.topk import TopK, drop_duplicates, unpack
 
-# Limits that keep what is computed at once in the cache: scores of one product, scores
+# Limits that keep one computation in the cache: scores of one product, scores
 # of one selection, documents of one product.
 _BLOCK_SCORES, _GROUP_SCORES, _BLOCK_ROWS = 2**19, 2**17, 2**13
-_GROUPS = 8  # for each thread, at least: a thread that is done early takes the next
+_GROUPS = 8  # least number for each thread: one that is done early takes the next
 _DECODED_ROWS = 1024  # decoded at once, in the cache; 512 take 3% longer
 _SMALL_PRODUCT, _SMALL_ROWS, _FEW = 10**6, 32, 3  # see `_steps`
 _SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # see `scores_order`
@@ -196,10 +196,10 @@ class Blocks:
     def bounds(self, k):
         """A lower bound of the k-th best score for each of `queries`: (sum n,).
 
-        It is that of `kth_bound`, and -inf in a leaf of less than k documents.
+        Computed by `kth_bound`; -inf in a leaf of less than k documents.
         """
-        # So many runs of scores are compared at once. Query by query, longer runs are
-        # faster. Document by document, the runs of n queries lie side by side, so
+        # The number of runs of scores to compare at once. Query by query, longer runs
+        # are faster. Document by document, the runs of n queries lie side by side, so
         # they are n times as long anyway.
         groups = max(64, 4 * k) if self.order == "C" else max(32, 2 * k)
         enough = self.num_documents >= k  # the other leaves take no memory below
@@ -254,7 +254,7 @@ class Blocks:
 
 
 def _starts(sizes):
-    """Where each of several parts starts, and where the last one stops."""
+    """The start of each of several parts, and the end of the last one."""
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
     return starts

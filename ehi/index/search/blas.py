@@ -1,4 +1,4 @@
-"""How products run fast: arrays that start at a cache line, one BLAS thread.
+"""Fast products: arrays that start at a cache line, and one BLAS thread.
 
 Arrays mapped from a file start at a cache line, but those of NumPy start 16 bytes after
 one. The widest loads of a product then touch two lines each, and OpenBLAS takes 6 to

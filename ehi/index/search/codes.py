@@ -155,7 +155,7 @@ def _gathered(arrays, num):
 
 @functools.cache
 def _table_starts(num_subspaces, num_codewords):
-    """Where each sub-space starts in a flat table (M K): (rows, M), all rows equal.
+    """Starts of the sub-spaces in a flat table (M K): (rows, M), all rows equal.
 
     Adding whole rows is twice as fast as broadcasting one row, and sums of bytes and
     16-bit integers are four times as fast as those of 64-bit integers.

@@ -20,7 +20,7 @@ _ROOT = np.zeros((1, 1), np.int64)  # the nodes above the first level
 
 
 class Routes(NamedTuple):
-    """Where queries go: the b best leaves found, best first.
+    """The b best leaves found for each query, best first.
 
     Attributes:
         leaves: (N, b) int64 leaf numbers, padded with -1.
@@ -157,7 +157,7 @@ def leaf_log_probs(x, tree):
 
 
 def rows_at_once(tree, beam, entries=2**23, most=4096):
-    """How many rows can be routed together in temporaries of about `entries`."""
+    """The number of rows to route together, in temporaries of about `entries`."""
     height, branching = tree_shape(tree)
     if not height:
         return most
@@ -206,7 +206,7 @@ def _descend(x, tree, beam, leaves, floor=-np.inf, normalise=True):
 
 
 def _best_of_one_level(hidden, tree, keep):
-    """`_descend` of one row (1, D) in a tree of height 1, in half as many calls."""
+    """`_descend` of one row (1, D) in a tree of height 1, with half the calls."""
     logits = _child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
     scores, leaves = best_of(logits, _as_they_are, keep)
     return Routes(leaves[None], scores[None], np.array([len(logits)]))
@@ -265,7 +265,7 @@ def _log_softmax(logits):
 
 
 def _node_input(x, tree):
-    """What the nodes score: x, after the residual layer if the tree has one."""
+    """The input of the nodes: x, after the residual layer if the tree has one."""
     if tree is None or tree.get("w_in") is None:
         return x
     return x + np.maximum(x @ tree["w_in"], 0) @ tree["w_out"]

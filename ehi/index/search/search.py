@@ -20,7 +20,7 @@ from ehi.index.search.routing import Routes, route, rows_at_once
 from ehi.index.search.ties import settle
 from ehi.index.search.topk import keys_of, smallest, unpack
 
-_RERANK_VALUES = 2**22  # of stored vectors that are read at once
+_RERANK_VALUES = 2**22  # numbers of stored vectors that are read at once
 _ROUTED_QUERIES = 64  # per thread; a thread that routes fewer does not pay
 # Reading each leaf once for all its queries pays from this mean number of queries per
 # leaf on. For codes it depends on the order of scores. At a mean of 3, it takes 0.7 to
@@ -72,7 +72,7 @@ class Found(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What one search asks for, checked: see `Index.search`.
+    """The checked arguments of one search: see `Index.search`.
 
     Attributes:
         parameters: the Parameters of the index.
@@ -97,7 +97,7 @@ class Request(NamedTuple):
 
     @property
     def copies(self):
-        """Copies that contain as many documents: each has `spill` copies at most."""
+        """Copies that surely contain `found` documents: each has at most `spill`."""
         return self.found * self.parameters.spill
 
 
@@ -143,9 +143,9 @@ def search(
 
 
 def queries_at_once(parameters, beam, k):
-    """How many queries a search handles together.
+    """The number of queries that a search handles together.
 
-    Searches of so many queries each give the same bits as one search of all queries.
+    Searches of this many queries each give the same bits as one search of all.
 
     Args:
         parameters: those of the index.
@@ -180,7 +180,7 @@ def _check_rerank(contents, rerank, k):
 
 
 def _search_part(request, queries, leaves):
-    """`search` of as many queries as are routed at once."""
+    """`search` of the queries that are routed at once."""
     parameters, nodes_scored = request.parameters, np.zeros(len(queries), np.int64)
     if leaves is None:
         routes = _route(request, queries)

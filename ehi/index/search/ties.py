@@ -21,8 +21,8 @@ from ehi.index.search.routing import group_by
 # float32 product of unit vectors of width 768 was wrong by up to 7e-7, so two of them
 # may differ by 1.4e-6.
 _CLOSE = 2**-19
-_FEW = 32  # scores, of which plain Python finds close ones faster than NumPy
-_VALUES = 2**22  # of documents that are scored at once, or of their leaves
+_FEW = 32  # up to this many scores, Python finds close ones faster than NumPy
+_VALUES = 2**22  # numbers of the documents scored at once, or of their leaves
 
 
 def settle(request, queries, rotated, leaves, scores, rows):
@@ -68,7 +68,7 @@ def settle(request, queries, rotated, leaves, scores, rows):
             request.parameters, request.contents, queries, rotated, leaves, query,
             chosen,
         )  # fmt: skip
-        run = np.cumsum(~near[query, place - 1] | (place == 0))  # of close scores
+        run = np.cumsum(~near[query, place - 1] | (place == 0))  # runs of close scores
         order = np.lexsort((chosen, -exact, run))
         scores[query, place], rows[query, place] = exact[order], chosen[order]
     for number in cut.nonzero()[0].tolist():
@@ -81,7 +81,7 @@ def settle(request, queries, rotated, leaves, scores, rows):
 
 
 def _sizes(request):
-    """What the terms of a score add up to: |query| times the first, plus the second."""
+    """Bounds a, b of the terms of a score: they add up to at most |query| a + b."""
     parameters = request.parameters
     if parameters.codebooks is None:
         return request.contents.vector_norm, 0.0
@@ -181,7 +181,7 @@ def _exact_scores(parameters, contents, queries, rotated, leaves, query, rows):
 
 
 def _copies_of(segment, rows, query, leaves):
-    """Where a segment holds documents `rows` (J,) in the leaves (N, b) of `query` (J,).
+    """The copies of documents `rows` (J,) in the leaves (N, b) of `query` (J,).
 
     Returns:
         item (c,) in 0 .. J - 1, leaf (c,) and copy (c,) of each copy found.

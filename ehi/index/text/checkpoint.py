@@ -186,7 +186,7 @@ _DISTILBERT = Architecture(
 _ROBERTA = replace(
     _BERT,
     prefix="roberta.",
-    # Position 1 is that of padding, whose token has id 1; position 0 is no token's.
+    # Padding has position 1, as its token has id 1. No token has position 0.
     first_position=2,
     # Names in the code of ANCE, STAR and JPQ.
     projection={"linear": ("embeddingHead",), "norm": ("norm",)},
