@@ -82,7 +82,7 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How much is done."""
+        """The amount that is done."""
         return self._done
 
     def update(self, amount: int = 1) -> None:
@@ -96,7 +96,7 @@ class Progress:
         self._bar.set_postfix({name: f"{value:.3f}"})
 
     def line(self) -> str:
-        """What a line of the log says now."""
+        """The line that the log gets now."""
         seconds = self._seconds()
         so_far = f"{_interval(seconds)} so far"
         if self._unit is None:

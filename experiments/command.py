@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, paths, and streams of any encoding.
+"""Common parts of the commands: exit codes, paths, and streams of any encoding.
 
 It imports only the standard library, so that `experiments.search` starts at once.
 """

@@ -111,7 +111,7 @@ def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
 
 
 def _by_chunks(apply, rows: np.ndarray, desc: str) -> np.ndarray:
-    """What `apply` makes of all rows, `ROWS` at a time."""
+    """Apply the function to all rows, `ROWS` at a time."""
     made = []
     with Progress(desc, len(rows), "rows", bar=False) as progress:
         for start in range(0, len(rows), ROWS):

@@ -130,7 +130,7 @@ def _fill_rows(tokens, lengths, rows, shape):
     """One batch of packed rows; returns what `_batches` yields."""
     texts = np.concatenate(rows)
     counts = [len(row) for row in rows]
-    row = np.repeat(np.arange(len(rows)), counts)  # of every text
+    row = np.repeat(np.arange(len(rows)), counts)  # row of every text
     place = np.concatenate([np.arange(count) for count in counts])
     total = np.zeros(shape[0], int)  # tokens of every row
     np.add.at(total, row, lengths[texts])

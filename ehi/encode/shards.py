@@ -90,7 +90,7 @@ class EncodingJob:
 
     @property
     def marks(self) -> dict:
-        """What every shard of this job says of itself, and no shard of another job."""
+        """Entries in each shard's manifest that identify this job."""
         sizes = {"num_shards": self.num_shards, "num_documents": len(self.documents)}
         return self.identity | sizes
 

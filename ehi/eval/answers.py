@@ -11,7 +11,7 @@ import numpy as np
 
 from ehi.index import Hits, Index
 
-MOST_CHARACTERS = 200  # of a title or line that is shown
+MOST_CHARACTERS = 200  # longest title or line that is shown
 
 
 def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, Any]:

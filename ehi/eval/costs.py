@@ -40,7 +40,7 @@ def work(index: Index | Baseline, hits: Hits | BaselineHits, rerank: int = 0):
 
 
 def multiply_adds(index: Index | Baseline, hits: Hits | BaselineHits) -> np.ndarray:
-    """Multiply-adds of each query that are no document's: (N,) float64.
+    """Multiply-adds of each query before documents are scored: (N,) float64.
 
     These are the router with all its layers, for the nodes that were scored; the
     rotation; the look-up table; and for codes of residuals, the centroids of the

@@ -29,7 +29,7 @@ _SEPARATOR = "|"  # between the parts of a cell, in the names of an .npz
 
 
 class Cell(NamedTuple):
-    """What identifies a record."""
+    """The fields that identify a record."""
 
     system: str
     variant: str
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
         return ".".join(str(part) for part in self if part != "")
 
 
-# What NumPy raises for a damaged `.npz`.
+# Errors that NumPy raises for a damaged `.npz`.
 _UNREADABLE = (
     ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -90,11 +90,11 @@ class Record:
     total_bytes_per_doc_1m: float | None = None
     compression: float
     index_bytes: int
-    # How it was searched, and how fast (milliseconds; queries a second). The queries
-    # that set beam and min_prob to meet the budget: 'train', 'dev', ... or None.
+    # Settings of the search, and its speed (milliseconds; queries a second).
+    # `budget_queries` set beam and min_prob to meet the budget: 'train', 'dev', ...
     budget_queries: str | None = None
     beam: int | float | None  # 3.4: 40% of the queries visit 4 leaves, others 3
-    min_prob: float | None = None  # of visited leaves; None if the beam alone limits
+    min_prob: float | None = None  # least p of a visited leaf, if one is set
     rerank: int
     options: str | None = None  # of a library's index: 'metric=l2 residual=False'
     leaf_load_max: int | None
@@ -107,7 +107,7 @@ class Record:
     # Cost of making it.
     train_seconds: float
     build_seconds: float
-    examples_per_second: float | None = None  # of training; None without training
+    examples_per_second: float | None = None  # speed of training, if any
     # Origin. `recipe` is raised whenever the numbers of a system change.
     config_hash: str
     recipe: int

@@ -58,7 +58,7 @@ Value = str | Number | None
 
 @dataclass(frozen=True)
 class Table:
-    """What every format shows. In `notes`, code stands between backticks."""
+    """A table that all formats can show. In `notes`, code is between backticks."""
 
     title: str
     header: tuple[str, ...]

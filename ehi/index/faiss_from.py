@@ -223,7 +223,7 @@ def _one_list(faiss, core, id_map):
 
 
 def _lists(faiss, core, id_map):
-    """Where each list starts (P + 1,); the id (C,) and the bytes (C, m) of each copy.
+    """Starts of the lists (P + 1,); the id (C,) and the bytes (C, m) of each copy.
 
     Within a list, copies are in the order of their ids.
     """

@@ -30,7 +30,7 @@ from ehi.index.search.search import check_beam
 from ehi.index.search.ties import score_again
 from ehi.index.search.topk import drop_duplicates, keys_of, smallest, unpack
 
-_VALUES = 2**22  # of the largest temporary array of a search
+_VALUES = 2**22  # size of the largest temporary array of a search
 
 
 def to_faiss(index, *, fastscan=False):

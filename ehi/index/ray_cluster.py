@@ -29,7 +29,7 @@ def start_ray(address="local", num_cpus=2):
         options["runtime_env"] = {"env_vars": ours}
     try:
         ray.init(address=address, **options)
-    except Exception as error:  # of many types; a plain Exception after a slow start
+    except Exception as error:  # Ray raises many types, even Exception
         raise ConnectionError(f"no Ray at {address!r}: {error}") from error
     return ray, True
 

@@ -37,7 +37,7 @@ from ehi.index.search.ties import score_again
 from ehi.index.search.topk import keys_of, unpack
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
-_START_SECONDS = 300  # for all shards to open
+_START_SECONDS = 300  # all shards must open within this time
 
 
 def split_index(path, out_dir, shards):
@@ -309,10 +309,10 @@ def _stop(ray, actors, owns_ray):
 
 
 def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
-    """What one shard finds, for `merge_answers`: name -> array.
+    """The results of one shard, for `merge_answers`: name -> array.
 
-    With `rerank`, a shard returns as many candidates with both scores. Only the answers
-    of all shards together show which candidates are among the `rerank` best.
+    With `rerank`, a shard returns that many candidates with both scores. Only the
+    answers of all shards together show which of them are among the `rerank` best.
 
     Args:
         index: the Index of the shard.

@@ -117,7 +117,7 @@ def download_from_hub(name: str, folder: Path) -> None:
     """Download the files that we read of the hub model `name` into `folder`."""
     wanted = [*REQUIRED_FILES, *OPTIONAL_FILES]
     snapshot_download(name, local_dir=folder, allow_patterns=wanted)
-    # What the hub keeps for resuming a download is of no use afterwards.
+    # These files only serve to resume a download.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 

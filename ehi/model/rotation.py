@@ -14,7 +14,8 @@ ROTATIONS = ("none", "fixed", "learned", "givens")
 # Products rounded to TF32 or bfloat16 on an accelerator would miss the 1e-5 to which
 # tests require orthogonality.
 _EXACT = jax.lax.Precision.HIGHEST
-# Where the iteration for an inverse stops: below what float32 can represent beside 1.
+# The iteration for an inverse stops at this error, which float32 cannot tell from 0
+# beside 1.
 _TINY_ERROR = 1e-9
 
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# How many iterations scale by vectors between two in the log domain, and the log of the
-# largest scaling: what was rounded to 0 in the plan (below e^-87) stays below e^-27.
+# Iterations that scale by vectors between two in the log domain, and the log of the
+# largest scaling: an entry that was rounded to 0 (below e^-87) stays below e^-27.
 _SCALINGS = 9
 _FAR = 30.0
 # Keeps the quotient finite where all distances are equal.

@@ -48,7 +48,7 @@ class Router(nnx.Module):
         self.num_leaves = branching**height
 
     def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
-        """Of every level h = 1..H, log p(child | node, x), an array (N, B^(h-1), B).
+        """The array log p(child | node, x), (N, B^(h-1), B), of each level h = 1..H.
 
         Args:
           x: embeddings (N, D).
@@ -203,7 +203,7 @@ class PerLevelRouter(Router):
                 "layer; set hidden=0 or kind='per_node'"
             )
         self.scale = scale
-        widths = [width + h * branching for h in range(height)]  # of x_h
+        widths = [width + h * branching for h in range(height)]  # width of each x_h
         # U starts small but not at zero, where relu would never pass a gradient.
         self.u = nnx.List([_random(rngs, (w, w), 100 * w) for w in widths])
         self.w = nnx.List([_random(rngs, (w, branching), w / scale**2) for w in widths])
@@ -310,7 +310,7 @@ class NearestRouter(Router):
         self.nodes[0][...] = jnp.asarray(nodes[0], jnp.float32)
 
     def to_arrays(self) -> dict:
-        """Those of a per_node tree whose logits have a bias: -|c|^2 / 2."""
+        """The arrays of a per_node tree whose logits have a bias, -|c|^2 / 2."""
         (centroids,) = _numpy(self.nodes)  # (1, P, D)
         biases = -0.5 * np.sum(centroids**2, axis=-1)  # (1, P)
         return {

@@ -104,7 +104,7 @@ def replicate(mesh: jax.sharding.Mesh, tree):
 
 
 def table_sharding(mesh: jax.sharding.Mesh, tables: dict) -> dict:
-    """Where the tables of a step lie: codes in equal parts, all others whole.
+    """Shardings of the tables of a step: codes in equal parts, all others whole.
 
     Each device searches its own part of the code table, see `search_codes`. If the
     devices cannot divide its rows evenly, it lies whole on each.
@@ -119,7 +119,7 @@ def table_sharding(mesh: jax.sharding.Mesh, tables: dict) -> dict:
 
 
 def state_sharding(mesh: jax.sharding.Mesh, state: dict, shard: bool = False) -> dict:
-    """Where the arrays of a state lie: whole on every device, or a part on each.
+    """Shardings of the arrays of a state: whole on every device, or a part on each.
 
     With `shard`, an array of at least `SHARDED_FROM` elements is cut along the longest
     axis that the devices divide evenly. The compiler gathers a parameter where it is

@@ -62,7 +62,7 @@ class Stop:
         self._flags: deque = deque()
 
     def flag(self) -> np.ndarray:
-        """What this process puts into the batch: (local devices,) int32."""
+        """This process's entry of the batch: (local devices,) int32."""
         return np.full(jax.local_device_count(), _asked.is_set(), np.int32)
 
     def after(self, metrics: dict) -> bool:

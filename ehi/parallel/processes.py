@@ -19,14 +19,14 @@ from jax.experimental import multihost_utils
 
 # Exit code of a process that lost another one (EX_UNAVAILABLE of sysexits.h).
 LOST = 69
-# A process that sends no heartbeat for so many seconds counts as lost.
+# A process that sends no heartbeat for this many seconds counts as lost.
 LOST_AFTER = 60
-# `gather_rows` exchanges so many rows at once, which bounds the memory of a device.
+# Rows that `gather_rows` exchanges at once: they bound the memory of a device.
 GATHERED = 2**17
 # Process 0 may evaluate for hours while the others wait. Its heartbeats tell them that
 # it is alive.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
-# So long does a process that failed wait for the others to fail of the same error.
+# A failed process waits this long for the others to fail of the same error.
 _GOODBYE_MS = 3000
 _LAST_SECONDS = 1.0
 # The variable without which a launcher started one process only. jax takes every
@@ -296,7 +296,7 @@ def _client():
 
 
 def _private_jax():
-    """What is used of jax's private API: its coordination service and its launchers.
+    """The used parts of jax's private API: its coordination service and launchers.
 
     jax has no public access to the key-value store and the barriers, which wait without
     a collective and therefore without its time limit. Nor can one ask whether

@@ -147,7 +147,7 @@ def _move_to_rows(centroids, which, x, groups, priority):
     The first centroid of a group goes to the group's row of highest priority (N,), the
     second to the next one. When a group has no more rows, a centroid stays.
     """
-    order = jnp.lexsort((-priority, groups))  # by group, in it by priority
+    order = jnp.lexsort((-priority, groups))  # by group, then by priority
     sizes = jnp.zeros(len(centroids), jnp.int32).at[groups].add(1)
     rank = jnp.cumsum(which, 1) - 1  # (G, B)
     place = (jnp.cumsum(sizes) - sizes)[:, None] + rank

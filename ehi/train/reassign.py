@@ -59,7 +59,7 @@ def reassigned_leaves(
     row = np.repeat(np.arange(documents), wide)
     keys = np.concatenate([keys, row * leaves + fallback.ravel()])
     counts = np.concatenate([counts, np.zeros(row.size, np.int64)])
-    place = np.full(len(keys), wide)  # in the fallback
+    place = np.full(len(keys), wide)  # place in the fallback
     place[-row.size :] = np.tile(np.arange(wide), documents)
     keys, at = np.unique(keys, return_inverse=True)
     total, first = np.zeros(len(keys), np.int64), np.full(len(keys), wide)

@@ -98,8 +98,8 @@ def _search(q, codebooks, codes, k: int, score: str, chunk: int, documents):
             q, codebooks, codes, first, score, chunk, documents
         )
         scores, at = jax.lax.top_k(scores, min(k, chunk))
-        # Of equal scores top_k takes the earlier one, so the best so far, which have
-        # smaller rows, come first.
+        # top_k takes the earlier of equal scores. The best so far have smaller rows, so
+        # they come first.
         scores = jnp.concatenate([best[0], scores], 1)
         rows = jnp.concatenate([best[1], start + at], 1)
         scores, at = jax.lax.top_k(scores, k)

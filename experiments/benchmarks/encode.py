@@ -105,7 +105,7 @@ def benchmark_encode(args) -> dict:
         "cpus": len(os.sched_getaffinity(0)),
         "device": jax.default_backend(),
         "median_seconds": wall,
-        # Of all threads; other programs on the machine disturb these less.
+        # CPU time of all threads: other programs on the machine disturb it less.
         "median_cpu_seconds": cpu,
         "all_seconds": {name: [round(r[name][0], 2) for r in repeats] for name in runs},
         "first_seconds": {name: first[name][0] for name in runs},

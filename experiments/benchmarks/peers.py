@@ -21,7 +21,7 @@ from experiments.benchmarks.measure import measured_build
 
 PEERS = {"faiss": "faiss", "scann": "baselines", "usearch": "baselines"}  # pip extras
 RERANK = 100  # candidates that are scored again with vectors
-_ITERATIONS = 10  # of k-means
+_ITERATIONS = 10  # iterations of k-means
 _ROWS_PER_CENTROID = 100
 _BREADTH_PER_PROBE = 4  # search breadth of a graph for each probed list
 _HNSW = {"connectivity": 16, "expansion_add": 128}

@@ -116,7 +116,7 @@ def kind_of(result) -> str | None:
     if isinstance(steps, dict) and "whole" in steps:
         return "train"
     if "tokens" not in result and "median_seconds" in result:
-        return None  # of a former benchmark of the train step
+        return None  # a file of a former benchmark of the train step
     kinds = [kind for kind, key in KEYS.items() if kind != "train" and key in result]
     return kinds[0] if kinds else None
 

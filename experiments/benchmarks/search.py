@@ -169,7 +169,7 @@ def compare(collection, args, peers) -> dict:
         "systems": rows,
         "same_top10": same_answers(found, args.probes),
         "ratios": ratios(timings, args.probes, "seconds"),
-        # Of all threads; other programs on the machine disturb these less.
+        # CPU time of all threads: other programs on the machine disturb it less.
         "cpu_ratios": ratios(timings, args.probes, "cpu_seconds"),
         "two_threads_over_one": thread_ratios(rows),
         "curve": curve(systems, queries, exact, args),

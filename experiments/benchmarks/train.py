@@ -47,7 +47,7 @@ from experiments.run.flops import count_flops, peak_flops
 
 PEER = "sentence-transformers"
 KINDS = ("tower", "whole")
-ROWS = 4096  # of the synthetic corpus that batches are drawn from
+ROWS = 4096  # documents of the synthetic corpus that batches are drawn from
 CALLS = 4  # calls in a row that do not wait for their result
 PACKAGES = ("jax", "flax", "optax", "torch", PEER)
 # `lambda_rank` searches the whole code table: `experiments.benchmark step-search`.

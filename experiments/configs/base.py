@@ -23,7 +23,7 @@ from ehi.train.recipes import RECIPES
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the base config, of which config files change fields."""
+    """Return the base config; config files change its fields."""
     c = ml_collections.ConfigDict()
     c.dataset = "pydocs"  # 'pydocs', 'beir/<name>', or a BEIR folder or zip
     c.split = "test"  # the evaluated split; use 'dev' to choose
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.ignore_identical_ids = ml_collections.config_dict.placeholder(bool)
     # Sizes of the data set for --dry_run; 0: open the data set and count.
     c.sizes = ml_collections.ConfigDict({"documents": 0, "train_queries": 0})
-    c.dev_fraction = 0.2  # of the train documents, if a data set has no dev split
+    c.dev_fraction = 0.2  # part of the train documents, if there is no dev split
     c.seed = 0
     # Larger corpora get more steps per phase than this many documents; 0: never.
     c.corpus_of_steps = 0
@@ -76,7 +76,7 @@ def _model(c) -> None:
     c.tower.remat = False  # less memory for a third more work, if the tower trains
     c.tower.trainable = "head"  # 'head', 'last_n' or 'all'
     c.tower.query_tower = False  # a second tower for queries, if it trains
-    c.tower.shape = ml_collections.ConfigDict()  # for --dry_run without a checkpoint
+    c.tower.shape = ml_collections.ConfigDict()  # --dry_run needs it without weights
 
     c.pseudo = ml_collections.ConfigDict()
     c.pseudo.kinds = ("title", "sentence", "span")
@@ -105,6 +105,6 @@ def _model(c) -> None:
     c.leaves.residual = True
     c.leaves.frozen_codes = False  # documents keep their first codes (JPQ)
     c.leaves.codeword_gradient = True  # ranking losses change the codewords
-    # Of quantised documents: 'ip', 'l2', 'cosine' or 'corrected' (`ehi.model.score`).
-    # '': the choice of each system, in `experiments/systems.py`.
+    # Score of quantised documents: 'ip', 'l2', 'cosine' or 'corrected' (see
+    # `ehi.model.score`). '': the choice of each system, in `experiments/systems.py`.
     c.leaves.score = ""

@@ -17,7 +17,7 @@ CODEWORDS = ("#7fb8d8", "#e9ae7f", "#7fceb9", "#e5bbd3", "#f2cf7f", "#a3acb5")
 DOCUMENT_Y, QUERY_Y = 175, 335  # the two lanes
 NODES = (145, 255, 365)  # y of the nodes below the root
 LEAVES = tuple(y + shift for y in NODES for shift in (-27, 27))
-OWN_LEAF, VISITED = 1, (1, 2)  # of the document; of the query
+OWN_LEAF, VISITED = 1, (1, 2)  # leaf of the document; leaves of the query
 CODES, SUBSPACES = 5, 4  # drawn in each leaf
 
 

@@ -24,7 +24,7 @@ Place = tuple[str, str, str]
 
 
 class Point(NamedTuple):
-    """What one record says: its work, its nDCG@10, and that of each query (N,)."""
+    """Work and nDCG@10 of one record, and the nDCG@10 of each query (N,)."""
 
     work: float
     ndcg: float
@@ -116,7 +116,7 @@ def at(curve: Sequence[Point], work: float) -> Point:
 
 
 def _line(place: Place) -> Place:
-    """What the budgets of one curve share: system, variant, bytes."""
+    """System, variant and bytes: all budgets of a curve have the same."""
     system, variant, budget = place
     compression = re.search(r"\d+x$", budget)
     return system, variant, compression[0] if compression else ""

@@ -57,7 +57,7 @@ def _ndcg(results: Results, equal: EqualWork, place, work: float | None) -> list
 
 
 class Rivals:
-    """What the rows of a table are tested against, column by column."""
+    """The rows that those of a table are tested against, column by column."""
 
     def __init__(self, table: PaperTable, results: Results):
         self._table, self._results = table, results
@@ -172,7 +172,7 @@ def missing(table: PaperTable, results: Results) -> str | None:
 
 
 def _dataset_argument(name: str) -> str:
-    """Return the --dataset argument for a dataset, of which records have the name."""
+    """Return the --dataset argument for the name of a data set in records."""
     if name == "pydocs":
         return name
     # Reading the list of public sets loads tensorflow_datasets.

@@ -1,4 +1,4 @@
-"""What README.md shows of the records: two small tables and two figures.
+"""The parts of README.md that show records: two small tables and two figures.
 
 The table of results is the part of T3 that a newcomer needs; the figures are T1 and T2
 with fewer rows. The full tables are in `experiments/results/README.md`.

@@ -1,4 +1,4 @@
-"""How an index ages: documents that it was not trained on are added, or replace others.
+"""Ageing of an index: documents that it was not trained on are added or replace others.
 
 A system is trained on one half of the documents. Its index then gets the other half, or
 a part of it in place of as many documents. The same system trained on all documents

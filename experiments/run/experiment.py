@@ -42,7 +42,7 @@ LOG = logging.getLogger("ehi")
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all systems of one config share.
+    """The values that all systems of one config share.
 
     Attributes:
       config: the experiment, fitted to the corpus.

@@ -16,7 +16,7 @@ LOG = logging.getLogger("ehi")
 # another experiment.
 FREE_FIELDS = ("systems", "budgets")
 INPUTS = "inputs.json"
-_CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # by `fit_to_corpus`
+_CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # set by `fit_to_corpus`
 # Fields that the parameters of a finished run need not have been trained with.
 _OF_SEARCH = ("adaptive", "spill", "start", "score")
 

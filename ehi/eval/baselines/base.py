@@ -1,4 +1,4 @@
-"""What all library indexes share: the search and the counts of an `Index`."""
+"""The common part of all library indexes: the search and the counts of an `Index`."""
 
 import dataclasses
 import functools

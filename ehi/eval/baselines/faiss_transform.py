@@ -1,4 +1,4 @@
-"""What vectors go through before Faiss codes them: rotations, principal axes, bits.
+"""Transforms of vectors before Faiss codes them: rotations, principal axes, bits.
 
 Documents are centred where that helps their codes. Queries are not, if the score is the
 inner product: q . x = q . mean + q . (x - mean), and q . mean is the same for all.
@@ -14,7 +14,7 @@ from ehi.eval.baselines.options import RABITQ_FACTORS
 # the same distortion (1 and 4: 0.190 and 0.191 on pydocs at 24 bytes, 0.107 and 0.108
 # on SciFact at 48). Codebooks that are fitted afresh to the rotation end at 0.198.
 _OPQ_ROUNDS = 50
-_BITS = 8  # of a code; its subspace of sign bits has as many dimensions
+_BITS = 8  # bits of a code, and dimensions of a subspace of sign bits
 
 
 class Transformed(NamedTuple):
@@ -141,7 +141,7 @@ def _reduced(faiss, documents, kept, seed, options) -> Transformed:
     """The first principal axes of documents minus their mean, rotated with a seed."""
     matrix = _principal(faiss, documents, kept)
     if seed is not None:
-        # So that all dimensions have as much variance.
+        # Now all dimensions have about the same variance.
         matrix = _random_rotation(faiss, kept, kept, seed) @ matrix
     return _by_matrix(
         faiss, documents, matrix, documents.mean(axis=0),

@@ -138,7 +138,7 @@ def build_folder(
 
 @dataclass(frozen=True, eq=False)
 class _Build:
-    """What all steps of one build share."""
+    """Values that all steps of one build share."""
 
     parameters: Parameters
     sources: list

@@ -1,4 +1,4 @@
-"""What is too large for memory is sorted in scratch files, some of it at a time.
+"""Sorting in scratch files, of arrays that are too large for memory.
 
 Copies of documents are sorted by leaf, in bands of leaves. Ids are sorted by hash, to
 find equal ones. Ids and documents to show are then written in their order.
@@ -13,7 +13,7 @@ import numpy as np
 from ehi.index.contents import StoredDocuments, StringIds, as_ids
 from ehi.index.folder import Stream
 
-_BAND_BYTES = 2**25  # of copies that are sorted in memory
+_BAND_BYTES = 2**25  # bytes of copies that are sorted in memory
 _SOME_IDS = 2**16  # ids, or lines to show, handled at once
 _REGION_IDS = 2**20  # hashes of ids that are sorted in memory
 
@@ -92,7 +92,7 @@ class Copies:
             # A band of several windows is one leaf, whose copies are in order already.
             yield values[np.argsort(keys[:, 0])]
         if last:
-            self.stored.path.unlink()  # before the next file needs the room
+            self.stored.path.unlink()  # makes room for the next file
 
 
 def _band_starts(offsets, most):

@@ -24,7 +24,7 @@ REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
 # The tokeniser of a RoBERTa that has no tokenizer.json: vocabulary, then merges.
 BPE_FILES = ("vocab.json", "merges.txt")
 MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
-# What to do if a required file is missing, and another file is there instead.
+# Advice for a required file that is missing while another file is there instead.
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "
     "convert it once, in that folder, where torch is installed: "
@@ -240,12 +240,12 @@ def module_parts(path):
     return ("weight",) if path[-1] in tables else ("weight", "bias")
 
 
-# What the files say
+# Content of the files
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the files of a checkpoint folder say, all checked.
+    """The content of a checkpoint folder, all checked.
 
     Attributes:
         folder: where the files lie.
@@ -454,7 +454,7 @@ class Tensors:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _shape(self, path):
-        """Of one weight of a module."""
+        """Shape of one weight of a module."""
         config, kind = self.config, path[-1]
         width, hidden = config["width"], config["mlp_width"]
         if kind.endswith("norm"):

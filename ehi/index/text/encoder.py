@@ -364,7 +364,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     return TextEncoder(tokenizer, network, head, length)
 
 
-# Where the tower is
+# The folder of the tower
 
 
 class TowerNotFoundError(FileNotFoundError):
@@ -432,7 +432,7 @@ def local_folder(name):
 
 
 def model_folder(name, cache_dir=None):
-    """Where our cache keeps the files of a hub id."""
+    """Folder of our cache for the files of a hub id."""
     return cache_folder(cache_dir) / "models" / name.replace("/", "--")
 
 

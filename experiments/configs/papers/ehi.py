@@ -110,7 +110,7 @@ def _model(c, leaves: int) -> None:
     c.tower.name = "sentence-transformers/msmarco-distilbert-cos-v5"
     c.tower.shape = ml_collections.ConfigDict(DISTILBERT)
     c.tower.trainable = "all"
-    c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
+    c.tower.dtype = "bfloat16"  # for products; parameters stay float32
     c.tower.query_length = 32 if leaves > 5000 else 64
     c.tower.document_length = 128 if leaves > 5000 else 256
     c.pseudo.per_document = c.pseudo.synthetic = 0

@@ -58,7 +58,7 @@ TOWERS = {
             "num_layers": 12,
             "num_heads": 12,
             "mlp_width": 3072,
-            "max_positions": 512,  # of 514; two are reserved
+            "max_positions": 512,  # the checkpoint has 514; two are reserved
             "type_vocab_size": 1,
             "norm_eps": 1e-5,
             "pooling": "cls",
@@ -93,7 +93,7 @@ def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
     c.tower.name, shape = TOWERS["-star" if star else ""]
     c.tower.shape = ml_collections.ConfigDict(shape)
     c.tower.trainable = "all"
-    c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
+    c.tower.dtype = "bfloat16"  # for products; parameters stay float32
     c.tower.query_length, c.tower.document_length = 32, length
     c.pseudo.per_document = c.pseudo.synthetic = 0
     c.head.hidden = 0

@@ -61,7 +61,7 @@ def get_config(name: str = "movielens-1m") -> ml_collections.ConfigDict:
     c.from_memory = ("sizes.documents", "sizes.train_queries")
     c.tower.shape = ml_collections.ConfigDict(MINILM)
     c.tower.trainable = "all"
-    c.tower.dtype = "bfloat16"  # of the products; parameters stay float32
+    c.tower.dtype = "bfloat16"  # for products; parameters stay float32
     c.tower.query_length, c.tower.document_length = 128, 32  # ten titles; one title
     c.pseudo.per_document = c.pseudo.synthetic = 0
     c.head.hidden = 0
