@@ -82,7 +82,7 @@ class Tables:
     groups: np.ndarray | None  # (documents,)
     judgements: dict[str, np.ndarray]  # split -> (judgements, 3)
     missing_ids: tuple[str, ...] = ()  # judged documents that the corpus lacks
-    notes: tuple[str, ...] = ()  # what a user should know of the data
+    notes: tuple[str, ...] = ()  # remarks on the data for its user
 
     def save(self, path: Path) -> None:
         """Write the arrays to one .npz file."""

@@ -96,7 +96,7 @@ class Record:
     beam: int | float | None  # 3.4: 40% of the queries visit 4 leaves, others 3
     min_prob: float | None = None  # least p of a visited leaf, if one is set
     rerank: int
-    options: str | None = None  # of a library's index: 'metric=l2 residual=False'
+    options: str | None = None  # a library index's: 'metric=l2 residual=False'
     leaf_load_max: int | None
     leaf_load_cv: float | None
     latency_ms_p50: float

@@ -256,7 +256,7 @@ class ShardedIndex:
             try:
                 answers[shard] = self._ray.get(call, timeout=0)
             except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # what `Index.search` refused
+                raise error.cause from None  # the refusal of `Index.search`
             except (self._ray.exceptions.RayActorError, TimeoutError):
                 self._miss(shard)
         return answers

@@ -1,4 +1,4 @@
-"""How a query scores a quantised document: by inner product, L2, or a cosine.
+"""Scores of quantised documents: inner product, L2, cosine, or a corrected product.
 
 Embeddings have unit length, reconstructions do not: OPQ at 64x shortens them to 0.89
 on average. An inner product then ranks by quantisation error as much as by angle.

@@ -1,4 +1,4 @@
-"""What one phase of training is: its length, data, losses and rates, and their checks.
+"""One phase of training: its length, data, losses and rates, and their checks.
 
 This file is the only one that states the default of an option of training.
 """

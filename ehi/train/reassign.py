@@ -1,4 +1,4 @@
-"""Which leaves a document should be in, given where the queries look for it (JTR)."""
+"""New leaves for documents: those where queries look for them (JTR)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Where a system starts: its parent's head, a k-means tree, OPQ codebooks.
+"""The start of a system: its parent's head, a k-means tree, OPQ codebooks.
 
 Without training on top, this start *is* the separate pipeline.
 """

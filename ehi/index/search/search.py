@@ -256,7 +256,7 @@ def rerank_scores(contents, queries, rows, threads=1):
 
 
 def route_queries(parameters, queries, beam=1, min_prob=0.0):
-    """Which leaves queries visit: (N, b), padded with -1, and (N,) tree nodes scored.
+    """Leaves that queries visit, (N, b) padded with -1, and (N,) tree nodes scored.
 
     Raises:
         ValueError: as of `search`.
@@ -299,7 +299,7 @@ def joined(parts):
 
 
 def row_mask(contents, allow=None, deny=None):
-    """Which documents may be found: (R,) bool by row, or None for all of them.
+    """The documents that may be found: (R,) bool by row, or None for all of them.
 
     Args:
         allow, deny: external ids, or a bool mask (R,), or None.
