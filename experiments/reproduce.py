@@ -8,6 +8,9 @@ exits with 75, Ctrl-C exits with 130). A cell whose record is already in --resul
 skipped if it was made by the current recipe of its system; --rerun runs it again. So
 several machines can share the work by --systems and --seeds=1:2.
 
+T4 shows choices, so it is made on dev. T6 trains on half of the documents and is run
+alone. The others are made on test.
+
 Run it in a checkout: --results is `experiments/results` of the current folder unless
 given.
 """
