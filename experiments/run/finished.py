@@ -144,6 +144,8 @@ def load_job(config, name: str, source: Path, folder: Path, num_shards: int):
 def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
     """Build the index of finished shards: that of `experiments.main` but for rounding.
 
+    Documents go to the leaves of the tree, also those that jtr has reassigned.
+
     Raises:
       ValueError: a shard is missing, altered, or of another job.
     """
