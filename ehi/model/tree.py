@@ -34,7 +34,16 @@ class Router(nnx.Module):
     queries_may_differ = True
     kmeans = "tree"
 
-    def __init__(self, width: int, *, height: int, branching: int, scale: float):
+    def __init__(
+        self,
+        width: int,
+        *,
+        height: int,
+        branching: int,
+        hidden: int = 0,
+        scale: float = 10.0,
+        rngs: nnx.Rngs,
+    ):
         for name, value, least in (
             ("width", width, 1),
             ("height", height, 1),
@@ -46,6 +55,14 @@ class Router(nnx.Module):
             raise ValueError(f"scale={scale} of a router must be > 0")
         self.width, self.height, self.branching = width, height, branching
         self.num_leaves = branching**height
+        self._add_parameters(hidden, scale, rngs)
+
+    def _add_parameters(self, hidden: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Make the parameters; refuse a shape or a layer that the router cannot have.
+
+        `width`, `height`, `branching` and `num_leaves` are set already.
+        """
+        raise NotImplementedError
 
     def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
         """The array log p(child | node, x), (N, B^(h-1), B), of each level h = 1..H.
@@ -111,20 +128,11 @@ class PerNodeRouter(Router):
     kind = "per_node"
     takes_hidden = True
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        height: int,
-        branching: int,
-        hidden: int = 0,
-        scale: float = 10.0,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(width, height=height, branching=branching, scale=scale)
+    def _add_parameters(self, hidden: int, scale: float, rngs: nnx.Rngs) -> None:
         if hidden < 0:
             raise ValueError(f"hidden={hidden} must be >= 0; 0 for no residual layer")
-        shapes = [(branching**h, branching, width) for h in range(height)]
+        width, branching = self.width, self.branching
+        shapes = [(branching**h, branching, width) for h in range(self.height)]
         self.nodes = nnx.List([_random(rngs, shape, width) for shape in shapes])
         self.log_scale = nnx.Param(jnp.log(jnp.float32(scale)))
         self.w_in = _random(rngs, (width, hidden), width) if hidden else None
@@ -186,24 +194,14 @@ class PerLevelRouter(Router):
 
     kind = "per_level"
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        height: int,
-        branching: int,
-        hidden: int = 0,
-        scale: float = 10.0,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(width, height=height, branching=branching, scale=scale)
+    def _add_parameters(self, hidden: int, scale: float, rngs: nnx.Rngs) -> None:
         if hidden:
             raise ValueError(
                 f"hidden={hidden}: every level of a per_level router has a residual "
                 "layer; set hidden=0 or kind='per_node'"
             )
-        self.scale = scale
-        widths = [width + h * branching for h in range(height)]  # width of each x_h
+        self.scale, width, branching = scale, self.width, self.branching
+        widths = [width + h * branching for h in range(self.height)]  # width of x_h
         # U starts small but not at zero, where relu would never pass a gradient.
         self.u = nnx.List([_random(rngs, (w, w), 100 * w) for w in widths])
         self.w = nnx.List([_random(rngs, (w, branching), w / scale**2) for w in widths])
@@ -270,24 +268,14 @@ class NearestRouter(Router):
     queries_may_differ = False
     kmeans = "lists"
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        height: int,
-        branching: int,
-        hidden: int = 0,
-        scale: float = 10.0,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(width, height=height, branching=branching, scale=scale)
-        if height != 1 or hidden:
+    def _add_parameters(self, hidden: int, scale: float, rngs: nnx.Rngs) -> None:
+        if self.height != 1 or hidden:
             raise ValueError(
                 f"a nearest router has one level and no hidden layer, not height="
-                f"{height}, hidden={hidden}"
+                f"{self.height}, hidden={hidden}"
             )
-        self.scale = scale
-        self.nodes = nnx.List([_random(rngs, (1, branching, width), width)])
+        self.scale, shape = scale, (1, self.branching, self.width)
+        self.nodes = nnx.List([_random(rngs, shape, self.width)])
 
     def level_log_probs(self, x: jax.Array) -> list[jax.Array]:
         """[(N, 1, P)] of embeddings x (N, D); |x|^2 is the same for all leaves."""
