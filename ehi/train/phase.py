@@ -15,7 +15,13 @@ from ehi.model.score import SCORES
 SOURCES = ("labelled", "pseudo", "documents", "synthetic")
 DECAYS = ("cosine", "linear", "constant")
 # Names of the loss terms, by the part of the model that they need.
-RAW_TERMS = ("semantic", "semantic_hinge", "distill_raw", "anchor", "query_anchor")
+RAW_TERMS = (
+    "semantic",
+    "semantic_hinge",
+    "distill_raw",
+    "anchor",
+    "query_anchor",
+)
 TREE_TERMS = (
     "path",
     "path_hinge",
@@ -26,11 +32,21 @@ TREE_TERMS = (
     "entropy",
 )
 # These quantise the documents of the pool; `lambda_rank` searches the whole code table.
-POOL_LEAF_TERMS = ("quantised", "distill", "codebook", "commitment", "reconstruction")
+POOL_LEAF_TERMS = (
+    "quantised",
+    "distill",
+    "codebook",
+    "commitment",
+    "reconstruction",
+)
 LEAF_TERMS = (*POOL_LEAF_TERMS, "lambda_rank")
 TERMS = RAW_TERMS + TREE_TERMS + LEAF_TERMS
 # These compare with the scores of a frozen teacher.
-TEACHER_TERMS = ("distill_raw", "route_distill", "distill")
+TEACHER_TERMS = (
+    "distill_raw",
+    "route_distill",
+    "distill",
+)
 
 # Least value -> the fields that it holds for.
 LEAST = {

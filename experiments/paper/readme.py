@@ -84,9 +84,10 @@ def summary(results: Mapping[str, Results], grids: Mapping[str, Table]) -> str:
     )
     seeds = {r.seed for found in shown.values() for r in _records(found)}
     words = (
-        f"nDCG@10, test split, mean of {len(seeds)} seeds, at documents visited and "
-        "compression. Italic: best separate system of T3; bold: best joint one; † "
-        "better, ‡ worse than the best separate one with p < 0.05."
+        f"nDCG@10, test split, mean of {len(seeds)} seeds. Columns: documents visited, "
+        "and compression of their vectors. Italic: best separate system in the full "
+        "table (T3); bold: best joint one; † better, ‡ worse than the best separate "
+        "one with p < 0.05."
     )
     if exact:
         words += f" Exact search of uncompressed vectors: {exact}."
