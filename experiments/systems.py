@@ -26,8 +26,8 @@ class System:
       overrides: dotted config field -> value.
       counterpart: the separate system that a joint one is tested against.
       library: whether Faiss or ScaNN builds it; see `ehi.eval.baselines.build`.
-      score: of its quantised documents, in training and in the index, chosen on dev
-        (`experiments.scores`); the config field `leaves.score` overrides it if set.
+      score: of its quantised documents, chosen on dev (`experiments.run.scores`); see
+        `score_of`. A phase may train by another (`Phase.score`).
       recipe: `config.recipe` when its numbers last changed; older records are made
         again.
     """
@@ -39,7 +39,7 @@ class System:
     overrides: Mapping[str, object] = field(default_factory=dict)
     counterpart: str | None = None
     library: bool = False
-    score: str = "ip"
+    score: str = "cosine"
     recipe: int = 4
 
 
@@ -90,6 +90,7 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED | _FLAT,
         counterpart="opq",
+        score="corrected",
     ),
     "ehi-pq": System(
         "dense",
@@ -98,6 +99,7 @@ SYSTEMS = {
         phases=("joint",),
         overrides=_QUANTISED,
         counterpart="kmeans-tree-opq",
+        score="corrected",
     ),
     # Published methods.
     "jpq": System(
@@ -118,9 +120,9 @@ SYSTEMS = {
         tree=True,
         pq=True,
         phases=("poeem_warmup", "poeem"),
-        score="l2",  # the authors' tutorial serves by L2
         overrides={"tree.kind": "nearest", "leaves.codeword_gradient": False},
         counterpart="kmeans-tree-opq",
+        score="l2",  # the authors' tutorial serves by L2
     ),
     "repconc": System(
         "dense",
@@ -178,17 +180,23 @@ def is_trained(system: System) -> bool:
 def config_of(config: ml_collections.ConfigDict, name: str):
     """Return the config of one system: the base with the system's overrides.
 
-    A system with another tree height gets at most as many leaves as the base. An empty
-    `leaves.score` becomes that of the system.
+    A system with another tree height gets at most as many leaves as the base.
     """
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.update_from_flattened_dict(dict(get_system(name).overrides))
-        resolved.leaves.score = resolved.leaves.score or get_system(name).score
     if resolved.tree.height != config.tree.height:
         leaves = config.tree.branching**config.tree.height
         resolved.tree.branching = _branching(leaves, resolved.tree.height)
     return resolved
+
+
+def score_of(config, system: System) -> str:
+    """Return the score of a system's documents: that of the config, if it names one.
+
+    The vectors of raw leaves are exact: their score is the inner product.
+    """
+    return (config.leaves.score or system.score) if system.pq else "ip"
 
 
 def fit_to_corpus(config, num_documents: int):

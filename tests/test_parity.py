@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from ehi.index import build_index
+from ehi.index.search.codes import FACTORED, SCORES, factor_bytes, factor_table
 from ehi.model.export import index_arrays
 from ehi.model.joint import JointIndex
 from ehi.model.params import merge_model, split_model
+from ehi.model.score import score_quantised
 
 WIDTH, ROWS = 16, 200
 
@@ -130,6 +132,51 @@ def test_model_and_index_agree(tree, leaves):
     best = np.sort(everything, 1)[:, ::-1][:, :10]
     np.testing.assert_allclose(full.scores, best, atol=1e-5)
     assert (full.visited == ROWS).all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("num_codewords", [16, 256])
+@pytest.mark.parametrize("residual", [False, True], ids=["flat", "residual"])
+def test_every_score_is_that_of_the_index(score, num_codewords, residual):
+    tree = None
+    if residual:
+        tree = {"kind": "per_node", "height": 1, "branching": 4, "hidden": 0}
+    graphdef, params = joint_index(
+        tree, num_subspaces=4, num_codewords=num_codewords, rotation="learned",
+        residual=residual, score=score,
+    )  # fmt: skip
+    model = merge_model(graphdef, params)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
+    d = model.embed_documents(features[0])
+    q = model.embed_queries(features[1, :32])
+    log_pd = None if tree is None else model.route_documents(d)
+    d_hat = model.quantise(d, log_pd)[0]
+    trained_with = np.asarray(score_quantised(q, d_hat, d, model.score))
+    index = build_index(
+        np.asarray(d), np.arange(ROWS), **index_arrays(graphdef, params)
+    )
+    assert index.score == score
+
+    x, q, d = (np.asarray(a, np.float64) for a in (d_hat, q, d))
+    products, squares = q @ x.T, np.square(x).sum(1)
+    if score in FACTORED:
+        exact = 1 / (np.sqrt(squares) if score == "cosine" else (x * d).sum(1))
+        stored = np.empty(ROWS, np.uint8)
+        stored[index.segments[0].leaf_rows] = index.segments[0].factors
+        # A factor half-way between two bytes may be rounded either way.
+        assert (stored == factor_bytes(exact)).mean() > 0.98
+        np.testing.assert_allclose(trained_with, products * exact, atol=1e-5)
+        expected = products * factor_table()[stored]
+        np.testing.assert_allclose(expected, trained_with, rtol=0.0055)
+    else:
+        expected = products + (1 - squares) / 2 if score == "l2" else products
+        np.testing.assert_allclose(trained_with, expected, atol=1e-5)
+    hits = index.search(q.astype(np.float32), 10, beam=index.num_leaves)
+    best = np.sort(expected, 1)[:, ::-1][:, :10]
+    np.testing.assert_allclose(hits.scores, best, atol=1e-5)
+    found = np.take_along_axis(expected, hits.rows, 1)
+    np.testing.assert_allclose(found, best, atol=1e-5)
 
 
 def test_the_frozen_codebooks_choose_and_the_trained_ones_decode():

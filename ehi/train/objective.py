@@ -199,14 +199,14 @@ def lambda_rank_term(phase: Phase, batch, model: JointIndex, q, codes, mesh=None
     Positives that are not among them are appended with a rank beyond the cut.
 
     Raises:
-      ValueError: the model's score is 'corrected'. The table holds codes and no
-        embeddings, and another score here would not train what the index ranks by.
+      ValueError: the score is 'corrected'. The table holds codes and no embeddings, and
+        another score in its place would not be the one that was asked for.
     """
     rotation = None if model.rotation is None else model.rotation.matrix()  # (D, D)
     q = q if rotation is None else q @ rotation
     codebooks = model.quantiser.codebooks[...]  # (M, K, S)
     top_k = min(phase.top_k, len(codes))
-    how = {"score": model.score}
+    how = {"score": phase.score or model.score}
     _, found = search_codes(q, codebooks, codes, k=top_k, mesh=mesh, **how)  # (N, k)
     known = batch["positives"]  # (N, A), padded with -1
     # A positive that was retrieved is in `found` already.

@@ -121,7 +121,7 @@ class Phase:
         mines the teacher's nearest documents, once (Distill-VQ, RepCONC).
       hardest: negatives of each query that count in the loss `quantised`: those of the
         pool with the highest scores at this step (RepCONC); 0 for all.
-      score: of quantised documents in the losses `quantised` and `distill`, one of
+      score: of quantised documents in `quantised`, `distill` and `lambda_rank`, one of
         `ehi.model.score.SCORES`; '' is that of the index. Poeem trains with cosines and
         serves by L2.
       buffer: document embeddings that are kept for the next phase (Poeem).

@@ -10,7 +10,13 @@ from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
 from ehi.train.phase import Phase
-from experiments.systems import Budget, config_of, get_system, num_subspaces
+from experiments.systems import (
+    Budget,
+    config_of,
+    get_system,
+    num_subspaces,
+    score_of,
+)
 
 # Smallest allowed value of each number.
 LEAST = {
@@ -220,18 +226,15 @@ def _check_systems(config) -> None:
 def _check_scores(config) -> None:
     """Refuse scores that a phase of a system cannot train with."""
     for name in config.systems:
-        own = config_of(config, name)
-        searching = [
-            phase
-            for phase in get_system(name).phases
-            if own[phase].losses.get("lambda_rank")
-        ]
-        if searching and get_system(name).pq and own.leaves.score == "corrected":
-            raise ValueError(
-                f"leaves.score is 'corrected', but the loss lambda_rank of "
-                f"{searching[0]}, a phase of {name}, ranks by codes, which do not tell "
-                "that score; allowed: 'ip', 'l2', 'cosine'"
-            )
+        own, system = config_of(config, name), get_system(name)
+        for phase in system.phases:
+            score = own[phase].score or score_of(own, system)
+            if own[phase].losses.get("lambda_rank") and score == "corrected":
+                raise ValueError(
+                    f"{name} trains by the score 'corrected', but the loss lambda_rank "
+                    f"of its phase {phase} ranks by codes alone: set {phase}.score, or "
+                    "leaves.score, to 'ip', 'l2' or 'cosine'"
+                )
 
 
 def _check_trained_tower(config) -> None:

@@ -7,7 +7,7 @@ from flax import nnx
 from ehi.model.joint import JointIndex
 from ehi.model.tower import Tower
 from ehi.model.tree import router_class
-from experiments.systems import is_trained, num_subspaces
+from experiments.systems import is_trained, num_subspaces, score_of
 
 
 def build_model(
@@ -54,7 +54,7 @@ def build_model(
         residual=bool(config.leaves.residual and system.pq and system.tree),
         frozen_codes=config.leaves.frozen_codes,
         codeword_gradient=config.leaves.codeword_gradient,
-        score=config.leaves.score if system.pq else "ip",
+        score=score_of(config, system),
         rngs=nnx.Rngs(config.seed),
     )
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 from tiny import phase_of
 
+from ehi.index.search.codes import SCORES
 from ehi.model.export import index_arrays
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import batch_slice, check_batch, make_mesh, shard_batch
@@ -63,6 +64,36 @@ def test_every_loss_reaches_the_tower(tiny, tiny_model):
         # These two move the quantiser only; they give the encoder no gradient.
         moves = term not in ("codebook", "reconstruction")
         assert np.isfinite(norm) and (norm > 1e-7) == moves, term
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_trains(tiny, tiny_model, score):
+    graphdef, params = tiny_model(score=score)
+    weights = {"distill": 1.0, "quantised": 1.0}
+    step, state = step_of(graphdef, params, ALL_RATES, weights)
+    state = jax.tree.map(jnp.array, state)  # the step donates it
+    found = []
+    for _ in range(20):
+        state, metrics = step(state, tiny[1], batch_of(tiny), jax.random.key(0))
+        found.append(float(metrics["loss"]))
+    assert np.isfinite(found).all() and found[-1] < 0.8 * found[0]
+    assert all(np.isfinite(value).all() for value in state["params"].values())
+
+
+def test_lambda_rank_ranks_by_the_score_of_the_index(tiny, tiny_model):
+    weights = {"lambda_rank": 1.0}
+    phase = phase_of(losses=weights, top_k=9)
+    batch = batch_of(tiny, losses=weights)
+    tables = tiny[1] | {"codes": jax.random.randint(jax.random.key(0), (60, 4), 0, 16)}
+
+    def loss(score):
+        graphdef, params = tiny_model(tree=None, residual=False, score=score)
+        model = merge_model(graphdef, params)
+        return float(objective(model, tables, batch, phase)[0])
+
+    assert len({loss("ip"), loss("l2"), loss("cosine")}) == 3
+    with pytest.raises(ValueError, match="'corrected' compares with the embedding"):
+        loss("corrected")
 
 
 def test_rows_cached_by_the_same_tower_are_as_good_as_encoded(tiny, tiny_model):

@@ -99,6 +99,7 @@ def get_config(name: str = "passage-96") -> ml_collections.ConfigDict:
     c.head.hidden = 0
     for name in c.joint.sources:  # `joint` is checked, though it does not train here
         c.joint.sources[name] = float(name == "labelled")
+    c.leaves.score = "ip"  # as the paper's index
     c.dense.steps = 0  # documents are encoded by the checkpoint itself
     _train(c.jpq, EPOCHS * (pairs // BATCH), RATES[m], cut)
     c.systems = ("dense", "opq", "jpq")
