@@ -23,7 +23,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ehi.data.datasets import RetrievalDataset, open_dataset
@@ -53,35 +53,40 @@ AGEING = "T6"  # its records are of documents that come and go, not of cells
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parse_arguments(argv)
+    return run_resumable(functools.partial(_run, args))
+
+
+def run_resumable(work: Callable[[], None]) -> int:
+    """Do work that the same command resumes after SIGTERM or Ctrl-C; the exit code.
+
+    Its progress is logged on stderr.
+    """
     accept_any_text()
     logging.getLogger("absl").setLevel(logging.ERROR)  # the libraries print a lot
     log_to_stderr()
     preemption.listen()
-    return exit_code(functools.partial(_run, args), explain_interrupt())
-
-
-def _run(args: argparse.Namespace) -> int:
-    """Run the chosen cells; return the exit code."""
-    results = results_folder(args.results)
-    if AGEING in args.table:
-        systems, split = systems_of_ageing(args), args.split or "test"
-        run = functools.partial(
-            reproduce_ageing, args.dataset, args.seeds, args.workdir, results, systems,
-            split=split,
-        )  # fmt: skip
-    else:
-        split = split_of(args.table, args.split)
-        wanted = wanted_cells(args.table, args.systems, args.variants)
-        run = functools.partial(
-            reproduce, args.dataset, wanted, args.seeds, args.workdir, results,
-            split=split, rerun=args.rerun,
-        )  # fmt: skip
     try:
-        run()
+        return exit_code(work, explain_interrupt())
     except preemption.Preempted as stopped:
         print(stopped.message, file=sys.stderr)
         return stopped.code
-    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run the chosen cells."""
+    results = results_folder(args.results)
+    if AGEING in args.table:
+        systems, split = systems_of_ageing(args), args.split or "test"
+        reproduce_ageing(
+            args.dataset, args.seeds, args.workdir, results, systems, split=split
+        )
+        return
+    split = split_of(args.table, args.split)
+    wanted = wanted_cells(args.table, args.systems, args.variants)
+    reproduce(
+        args.dataset, wanted, args.seeds, args.workdir, results,
+        split=split, rerun=args.rerun,
+    )  # fmt: skip
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,15 +11,14 @@ first. Nothing is ever scored on test.
 """
 
 import argparse
-import logging
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ehi.eval.records import Record, read_records
-from ehi.parallel import preemption
 from experiments import reproduce
-from experiments.command import INTERRUPTED, explain_interrupt, user_path
+from experiments.command import user_path
 from experiments.systems import SYSTEMS, Budget, get_system
 
 SPLIT = "dev"
@@ -27,25 +26,17 @@ HEADS = ("tower", "query_tower", "head", "query_head")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     args = parse_arguments(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    preemption.listen()
-    try:
-        sweep(
-            args.dataset, args.systems, args.budget, args.workdir,
-            trials=args.trials, seeds=args.seeds,
-        )  # fmt: skip
-    except preemption.Preempted as stopped:
-        print(stopped.message, file=sys.stderr)
-        return stopped.code
-    except KeyboardInterrupt:
-        print(explain_interrupt(), file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return reproduce.run_resumable(functools.partial(_run, args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run the sweep of a command line."""
+    sweep(
+        args.dataset, args.systems, args.budget, args.workdir,
+        trials=args.trials, seeds=args.seeds,
+    )  # fmt: skip
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
