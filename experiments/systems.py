@@ -114,6 +114,7 @@ SYSTEMS = {
             "leaves.frozen_codes": True,
         },
         counterpart="opq",
+        score="corrected",
     ),
     "poeem": System(
         "dense",

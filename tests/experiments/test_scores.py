@@ -27,9 +27,9 @@ def test_scores_that_cannot_be_are_refused(corpus):
     corrected = {"leaves.score": "corrected"}
     check_config(tiny(corpus, systems=("opq", "ehi-pq", "ehi"), **corrected))
     with pytest.raises(ValueError, match="lambda_rank of its phase jpq ranks by codes"):
-        check_config(tiny(corpus, systems=("opq", "jpq"), **corrected))
-    own = {"jpq.score": "cosine"}  # of training alone
-    check_config(tiny(corpus, systems=("opq", "jpq"), **corrected, **own))
+        as_index = {"jpq.score": ""}  # train by the score of the index
+        check_config(tiny(corpus, systems=("opq", "jpq"), **corrected, **as_index))
+    check_config(tiny(corpus, systems=("opq", "jpq"), **corrected))
     with pytest.raises(ValueError, match="dense has no PQ leaves of ours"):
         scores.compare(tiny(corpus, systems=("dense",)), corpus / "none")
 
