@@ -7,7 +7,8 @@ Needs no data set: the functions are parsed from the Python that runs this. `:sm
 takes a minute, for CI: few steps and systems, and meaningless numbers.
 
 Hardware, time: 2 CPU cores (AMD EPYC), 4 minutes after the download of the weights.
-Expected nDCG@10 on test, seeds 0-2: dense .625. At 2 / 5 / 10% visited, ehi .573 / .607
+Expected nDCG@10 on test, seeds 0-2, by recipe 3 (recipe 4 has no test records yet):
+dense .625. At 2 / 5 / 10% visited, ehi .573 / .607
 / .618 and the k-means tree .522 / .582 / .601. At 32x and 64x, joint-pq .613 and .593,
 OPQ .603 and .574. At 10% and 64x, ehi-pq .596 and its separate row .566. `:finetune`
 also trains the tower (25 minutes on one core): dense .643, ehi-pq .603, its separate
