@@ -25,7 +25,7 @@ SIZES = {
     "faiss-rabitq": {"code_bytes": 14},
     "faiss-ivfrabitq": {"num_leaves": LISTS, "code_bytes": 14},
     "faiss-rq": {"code_bytes": 4},
-    "faiss-lsq": {"code_bytes": 2},
+    "faiss-lsq": {"code_bytes": 8},
     "faiss-prq": {"code_bytes": 8},
     "faiss-pca-pq": {"code_bytes": 8},
     "faiss-sq": {"code_bytes": 16},

@@ -256,7 +256,7 @@ def test_the_router_lowers_its_cross_entropy():
         ("faiss-pq", "PQ8", {"metric": "l2"}),
         ("faiss-rq", "RQ4x8_Nqint8", {"metric": "l2"}),
         ("faiss-prq", "PRQ4x2x8_Nqint8", {"metric": "l2"}),
-        ("faiss-lsq", "LSQ2x8_Nqint8", {"metric": "l2"}),
+        ("faiss-lsq", "PLSQ4x2x8_Nqint8", {"metric": "l2"}),
         ("faiss-rabitq", "PCAR48,RaBitQ", {"metric": "l2"}),
         ("faiss-pca-pq", "PCAR32,PQ8", {"metric": "l2"}),
         ("faiss-sq", "PCA16,SQ8", {"metric": "l2"}),

@@ -65,7 +65,7 @@ class FaissBaseline(Baseline):
         core, faiss = self._storage, self._faiss
         if hasattr(core, "pq"):
             return core.pq.ksub * core.pq.d, core.pq.ksub * core.pq.d
-        for name in ("rq", "lsq", "prq"):
+        for name in ("rq", "plsq", "prq"):
             if hasattr(core, name):
                 codebooks = getattr(core, name).codebooks.size()
                 return codebooks, codebooks

@@ -16,6 +16,7 @@ _KMEANS_ITERATIONS = 25
 _GRAPH_BREADTH = 200  # efConstruction
 # The scale of our trees, for lists whose index does not choose one.
 _SCALE = 20.0
+_LSQ_SPLITS = 4
 _CODED_LISTS = {"faiss-ivfpq", "faiss-opq-ivfpq", "linear-router-opq"}
 
 
@@ -134,14 +135,14 @@ def _new_additive(faiss, name, width, code_bytes, metric, options):
         search = kinds.ST_norm_qint8
     if name == "faiss-rq":
         return faiss.IndexResidualQuantizer(width, code_bytes, 8, metric, search)
+    # Local search solves for all codewords at once. In one part of 24 bytes a round of
+    # its 25 takes 45 s of a core.
+    splits = options.get("splits", _LSQ_SPLITS)
+    splits = splits if code_bytes % splits == 0 else 1
+    kind = faiss.IndexProductResidualQuantizer
     if name == "faiss-lsq":
-        index = faiss.IndexLocalSearchQuantizer(width, code_bytes, 8, metric, search)
-        index.lsq.encode_ils_iters = options["rounds"]
-        return index
-    splits = options["splits"] if code_bytes % options["splits"] == 0 else 1
-    return faiss.IndexProductResidualQuantizer(
-        width, splits, code_bytes // splits, 8, metric, search
-    )
+        kind = faiss.IndexProductLocalSearchQuantizer
+    return kind(width, splits, code_bytes // splits, 8, metric, search)
 
 
 def _fit(faiss, index, made: Transformed, seed: int, options: Options) -> None:
@@ -164,8 +165,10 @@ def _fit(faiss, index, made: Transformed, seed: int, options: Options) -> None:
         encoder.train_type = faiss.ResidualQuantizer.Train_top_beam
         encoder.max_beam_size = 1
         best_kmeans(encoder.cp, len(made.rows), seed)
-    if isinstance(index, faiss.IndexLocalSearchQuantizer):
-        index.lsq.random_seed = seed
+    if isinstance(index, faiss.IndexProductLocalSearchQuantizer):
+        for part in _parts(faiss, index.plsq):
+            part.random_seed = seed
+            part.encode_ils_iters = options["rounds"]
     index.train(made.rows)
     for encoder in encoders:
         encoder.max_beam_size = options.get("breadth", 5)
@@ -185,10 +188,14 @@ def _residual_encoders(faiss, index) -> list[Any]:
     if isinstance(index, faiss.IndexResidualQuantizer):
         return [index.rq]
     if isinstance(index, faiss.IndexProductResidualQuantizer):
-        # Faiss gives the parts as their base class.
-        parts = map(index.prq.subquantizer, range(index.prq.nsplits))
-        return [faiss.downcast_Quantizer(part) for part in parts]
+        return _parts(faiss, index.prq)
     return []
+
+
+def _parts(faiss, quantiser) -> list[Any]:
+    """The quantisers of parts of a vector, which Faiss gives as their base class."""
+    parts = map(quantiser.subquantizer, range(quantiser.nsplits))
+    return [faiss.downcast_AdditiveQuantizer(part) for part in parts]
 
 
 def best_kmeans(clustering: Any, num_rows: int, seed: int) -> None:
