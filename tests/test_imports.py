@@ -165,3 +165,9 @@ def test_the_wheel_holds_all_of_ehi_and_nothing_else():
     folders = {path.parent for path in (ROOT / "ehi").rglob("*.py")}
     assert found == {".".join(path.relative_to(ROOT).parts) for path in folders}
     assert "ehi.index.search" in found
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports test files by their base name: two of one name stop the suite."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()

@@ -112,7 +112,7 @@ def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_recor
         text = (tmp_path / name / "T1.md").read_text()
         assert "| ehi | visit-1 | 0 | not run | - |" in text
         assert text.endswith(
-            "71 of 72 cells not run, 1 with fewer than 3 seeds; to make them: `python "
+            "85 of 86 cells not run, 1 with fewer than 3 seeds; to make them: `python "
             f"-m experiments.reproduce --table=T1 --dataset={argument} --seeds=3 "
             "--workdir=DIR`.\n"
         )
