@@ -5,6 +5,7 @@ An index stores a JSON object for each document that it can show; 'title' and 'l
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from ehi.index import Hits, Index
 
 MOST_CHARACTERS = 200  # longest title or line that is shown
+# A terminal obeys these characters instead of showing them; a tab does no harm.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, Any]:
@@ -55,10 +58,13 @@ def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, 
 
 
 def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) -> str:
-    """Format the result of `describe_hits` as lines of text."""
+    """Format the result of `describe_hits` as lines of text.
+
+    Control characters are shown as escape sequences of Python.
+    """
     visited, documents = described["documents_visited"], described["documents"]
     leaves = described["leaves"]
-    head = f'"{query}"\n    visited {visited:,} of {documents:,} documents'
+    head = f'"{_printable(query)}"\n    visited {visited:,} of {documents:,} documents'
     if documents:
         head += f" ({100 * visited / documents:.1f}%)"
     if described["num_leaves"] > 1:
@@ -66,14 +72,15 @@ def format_hits(query: str, described: dict[str, Any], *, show_leaves: int = 4) 
         head += f" in {len(leaves)} of {described['num_leaves']} leaves: "
         head += ", ".join(leaves[:show_leaves]) + more
     lines = [head]
-    width = max((len(hit["title"]) for hit in described["hits"]), default=0)
-    for hit in described["hits"]:
+    titles = [_printable(hit["title"]) for hit in described["hits"]]
+    width = max(map(len, titles), default=0)
+    for hit, title in zip(described["hits"], titles, strict=True):
         leaf = f"  leaf {hit['leaf']}" if hit["leaf"] else ""
-        title = hit["title"] if not leaf else f"{hit['title']:{min(width, 60)}}"
+        title = title if not leaf else f"{title:{min(width, 60)}}"
         lines.append(f"{hit['rank']:3}  {hit['score']:.4f}  {title}{leaf}")
         # The first line may only repeat the title.
         if hit["line"] and hit["line"] != hit["title"]:
-            lines.append(f"             {hit['line']}")
+            lines.append(f"             {_printable(hit['line'])}")
     return "\n".join(lines)
 
 
@@ -93,8 +100,12 @@ def _as_line(value: Any) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    first = text.strip().split("\n", 1)[0]
+    first = text.strip().split("\n", 1)[0].rstrip("\r")
     return first[:MOST_CHARACTERS]
+
+
+def _printable(text: str) -> str:
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:

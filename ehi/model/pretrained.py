@@ -8,6 +8,7 @@ import dataclasses
 import fnmatch
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def _first_positions(pretrained: Pretrained) -> np.ndarray:
 
 
 def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
-    """Write a copy of a checkpoint with float16 weights, half the size.
+    """Write a copy of a checkpoint whose floats, of any type, become float16.
 
     Its sha256 is recorded in `float16.json` beside it, with that of its source, so
     that the copy is accepted wherever the source is.
@@ -270,7 +271,9 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
     with new_folder(folder) as fresh:
         _copy_files(pretrained.folder, fresh)
         tensors = {
-            name: value.astype(np.float16) if value.dtype == np.float32 else value
+            name: value.astype(np.float16)
+            if jnp.issubdtype(value.dtype, jnp.floating)
+            else value
             for name, value in load_file(pretrained.folder / WEIGHTS).items()
         }
         save_file(tensors, fresh / WEIGHTS)
@@ -298,11 +301,20 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Command line: write a float16 copy of a checkpoint."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Command line: write a float16 copy of a checkpoint.
+
+    As in `experiments`, a mistake is one sentence and code 1, Ctrl-C is code 130.
+    """
+    parser = argparse.ArgumentParser(description="Write a float16 copy.")
     parser.add_argument("--to-float16", nargs=2, metavar=("NAME", "OUT"), required=True)
     name, out = parser.parse_args().to_float16
-    save_float16(resolve(name), out)
+    try:
+        save_float16(resolve(name), out)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     print(f"wrote {out}")
 
 

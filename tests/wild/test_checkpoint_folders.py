@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoint_cases import (
@@ -17,8 +18,10 @@ from checkpoint_cases import (
     both_stacks,
     copy_of,
     edit_json,
+    edit_tensors,
     flat_parameters,
 )
+from safetensors.numpy import load_file
 from wild_cases import failed, passed
 
 from ehi.model.pretrained import load_tower, resolve, save_float16, save_tower
@@ -179,6 +182,39 @@ def test_the_folder_of_the_transformer(copy, vectors, path, refused):
         vectors(folder, TEXTS)
 
 
+# sentence-transformers gives each module other than the first a folder of its own.
+@both_stacks
+@pytest.mark.parametrize(
+    "path", [failed(""), failed("."), failed("1_Pooling/.."), failed(None)]
+)
+def test_a_pooling_without_a_folder_of_its_own_is_refused(copy, vectors, path):
+    folder = copy("minilm_tiny")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    if path is None:
+        del modules[1]["path"]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=r"modules.json puts the Pooling into .*, not"):
+        vectors(folder, TEXTS)
+
+
+# No setting says how the tokens are pooled, so none is guessed.
+@both_stacks
+@pytest.mark.parametrize(
+    "content",
+    [
+        failed({}, id="empty"),
+        failed({"word_embedding_dimension": 32}, id="width"),
+        failed({"pooling_mode_mean_tokens": False}, id="none"),
+    ],
+)
+def test_a_pooling_without_a_mode_is_refused(copy, vectors, content):
+    folder = copy("minilm_tiny")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"\[None\] in .*1_Pooling.* not one of"):
+        vectors(folder, TEXTS)
+
+
 # huggingface_hub: a snapshot is a folder of links to blobs that are named by a hash.
 @pytest.fixture
 def snapshot(tmp_path):
@@ -211,6 +247,30 @@ def test_copies_of_a_snapshot_hold_files_passed(snapshot, tmp_path):
     for folder in (tmp_path / "half", tmp_path / "saved"):
         assert not any(path.is_symlink() for path in folder.rglob("*"))
         assert resolve(folder).config == found.config
+
+
+# A float16 copy has half the size of float32, whatever floats its source has.
+@pytest.mark.parametrize(
+    "kind",
+    [failed("bfloat16"), failed("float64"), passed("float32"), passed("float16")],
+)
+def test_a_float16_copy_of_any_floats(copy, tmp_path, kind):
+    folder = copy()
+    ids = np.arange(40)[None]
+    edit_tensors(
+        folder,
+        lambda tensors: (
+            {name: value.astype(jnp.dtype(kind)) for name, value in tensors.items()}
+            | {"bert.embeddings.position_ids": ids}
+        ),
+    )
+    save_float16(resolve(folder), tmp_path / "half")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    np.testing.assert_array_equal(half.pop("bert.embeddings.position_ids"), ids)
+    assert {value.dtype for value in half.values()} == {np.dtype(np.float16)}
+    source = flat_parameters(load_tower(resolve(folder)))
+    for name, value in flat_parameters(load_tower(resolve(tmp_path / "half"))).items():
+        np.testing.assert_allclose(value, source[name], rtol=1e-3, atol=1e-6)
 
 
 # A shared cache is often read-only. What is written from it belongs to its writer: the

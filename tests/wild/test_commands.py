@@ -18,6 +18,7 @@ from wild_cases import failed, passed
 from ehi.data import download
 from ehi.eval.records import write_records
 from ehi.index import open_index
+from ehi.model import pretrained
 from experiments import main, reproduce, search, tables
 from experiments.command import user_path
 
@@ -194,6 +195,51 @@ def test_ctrl_c_is_one_sentence_and_130(command, index_path):
     assert "Traceback" not in said and said.count("\n") == 0
     resumes = command in ("main", "encode", "reproduce")
     assert said.startswith("interrupted; what is complete is kept" if resumes else "")
+
+
+# The imports of a command take seconds, and Ctrl-C may come during them.
+@pytest.mark.parametrize("command", [failed(name) for name in START])
+def test_ctrl_c_during_the_imports_is_one_sentence_and_130(tmp_path, command):
+    (tmp_path / "numpy.py").write_text(INTERRUPT)
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{command}"],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+# A library leaves signals and the hook to the program that imports it.
+def test_importing_experiments_changes_no_hook_passed():
+    code = (
+        "import signal, sys; before = sys.excepthook, signal.getsignal(signal.SIGINT); "
+        "import experiments.command; "
+        "assert before == (sys.excepthook, signal.getsignal(signal.SIGINT))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, "experiments.main"], cwd=ROOT, check=True
+    )
+    assert sys.excepthook.__module__ != "experiments"
+
+
+# As the other commands: a mistake is one sentence and 1, Ctrl-C is 130.
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        failed(ValueError("no home folder"), "error: no home folder", "", id="value"),
+        failed(OSError("disk full"), "error: disk full", "", id="system"),
+        failed(KeyboardInterrupt(), 130, "interrupted\n", id="Ctrl-C"),
+    ],
+)
+def test_a_float16_copy_that_fails(monkeypatch, capsys, error, code, said):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(pretrained, "resolve", fail)
+    monkeypatch.setattr(sys, "argv", ["x", "--to-float16", "owner/model", "out"])
+    with pytest.raises(SystemExit) as ended:  # a sentence goes to stderr, with code 1
+        pretrained.main()
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 # Results of another version

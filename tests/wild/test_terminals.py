@@ -88,6 +88,43 @@ def test_documents_of_any_kind_are_shown(tmp_path, document, title, line):
     assert title in format_hits("q", described)
 
 
+# ECMA-48 and ISO 6429: a terminal obeys the characters of C0, DEL and C1.
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        failed("\x1b[2Jgone", r"\x1b[2Jgone", id="ESC"),
+        failed("a\x9b2J\x7f", r"a\x9b2J\x7f", id="C1 and DEL"),
+        failed("a\rb\x07", r"a\rb\x07", id="CR and BEL"),
+        passed("a\tb é 日本 👩\u200d💻", "a\tb é 日本 👩\u200d💻", id="text"),
+    ],
+)
+def test_control_characters_are_shown_escaped(tmp_path, text, shown):
+    vectors = np.eye(4, dtype=np.float32)[:1]
+    documents = [{"title": text, "line": f"l {text}"}]
+    save_index(
+        build_index(vectors, ["a"], tree=None), tmp_path / "i", documents=documents
+    )
+    save_index(build_index(vectors, [text], tree=None), tmp_path / "ids")
+    for folder, said in (("i", [shown, f"l {shown}"]), ("ids", [shown])):
+        index = open_index(tmp_path / folder)
+        described = describe_hits(index, index.search(vectors, 1))
+        assert described["hits"][0]["title"] == text  # JSON has escapes of its own
+        lines = format_hits(text, described).split("\n")
+        assert lines[0] == f'"{shown}"' and len(lines) == 2 + len(said)
+        assert lines[2] == f"  1  1.0000  {shown}"
+        assert [line.strip() for line in lines[3:]] == said[1:]
+
+
+# A line ends at CR LF on Windows.
+def test_a_document_with_crlf_failed(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)[:1]
+    built = build_index(vectors, ["a"], tree=None)
+    save_index(built, tmp_path / "i", documents=["one\r\ntwo"])
+    index = open_index(tmp_path / "i")
+    described = describe_hits(index, index.search(vectors, 1))
+    assert described["hits"][0]["line"] == "one"
+
+
 # Streams and questions
 
 

@@ -322,10 +322,8 @@ def _read_pooling(folder, *, projected):
         raise ValueError(f"{path} lists other things than modules")
     # Their packages moved between releases, the class names did not.
     classes = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules]
-    if classes[:2] != ["Transformer", "Pooling"] or classes[2:] not in (
-        [],
-        ["Normalize"],
-    ):
+    expected = ["Transformer", "Pooling"]
+    if classes not in (expected, [*expected, "Normalize"]):
         raise ValueError(
             f"modules {classes} in {path} are not supported, only Transformer, "
             "Pooling and, optionally, Normalize"
@@ -333,16 +331,18 @@ def _read_pooling(folder, *, projected):
     place = modules[0].get("path")
     if place not in (None, "", "."):
         raise ValueError(f"{path} puts the Transformer into {place!r}; {MOVE}")
-    listed, path = path, folder / str(modules[1].get("path")) / CONFIG
+    place = modules[1].get("path")
+    listed, path = path, folder / str(place) / CONFIG
+    if not place or path.parent.resolve() == folder.resolve():
+        raise ValueError(f"{listed} puts the Pooling into {place!r}, not a subfolder")
     if not path.is_file():
         raise FileNotFoundError(f"{listed} lists a Pooling, but {path} is missing")
-    raw = read_json(path)
-    prefix, suffix = "pooling_mode_", "_tokens"
+    raw, prefix = read_json(path), "pooling_mode_"
     modes = [
-        key.removeprefix(prefix).removesuffix(suffix).removesuffix("_token")
+        key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token")
         for key, value in raw.items()
         if key.startswith(prefix) and value
-    ] or [raw.get("pooling_mode", "mean")]
+    ] or [raw.get("pooling_mode")]
     if len(modes) > 1 or modes[0] not in POOLINGS:
         raise ValueError(f"pooling {modes} in {path} is not one of {POOLINGS}")
     return modes[0], "Normalize" in classes
