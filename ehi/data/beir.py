@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ehi.data.lines import numbered_lines, parse_json, shortened
-from ehi.data.qrels import qrels_files, read_qrels
+from ehi.data.qrels import Judgement, check_any_known, qrels_files, read_qrels
 from ehi.data.tfds_builder import Document, RetrievalBuilder
 from ehi.files import files_sha256
 
@@ -63,17 +63,29 @@ class BeirFolder(RetrievalBuilder):
             yield record["_id"], text
 
     def judgements(self) -> dict[str, np.ndarray]:
-        return {
-            path.name.removesuffix(".tsv"): self._judgements(path)
+        read = {
+            path.name: read_qrels(path, self.query_rows, self.doc_rows)
             for path in qrels_files(self.root)
         }
+        judged = [judgement for found in read.values() for judgement in found]
+        if read and not judged:
+            raise ValueError(
+                f"{self.root / 'qrels' / next(iter(read))} holds no judgement, and no "
+                "other file of qrels does; delete qrels to index without scores"
+            )
+        check_any_known(judged, self.doc_rows)
+        for name, found in read.items():
+            if not found:
+                self.notes.append(f"qrels/{name} holds no judgement")
+        return {
+            name.removesuffix(".tsv"): self._rows(name, found)
+            for name, found in read.items()
+        }
 
-    def _judgements(self, path) -> np.ndarray:
+    def _rows(self, name: str, judgements: list[Judgement]) -> np.ndarray:
         """(R, 3) query row, document row, grade; missing documents come last."""
         rows, missing = [], {}
-        for _, query, document, grade in read_qrels(
-            path, self.query_rows, self.doc_rows
-        ):
+        for _, query, document, grade in judgements:
             row = self.doc_rows.get(document)
             if row is None:
                 missing[document] = missing.get(document, 0) + 1
@@ -82,7 +94,7 @@ class BeirFolder(RetrievalBuilder):
             rows.append((self.query_rows[query], row, grade))
         if missing:
             self.notes.append(
-                f"{_count(sum(missing.values()), 'judgement')} of qrels/{path.name} "
+                f"{_count(sum(missing.values()), 'judgement')} of qrels/{name} "
                 f"on {_count(len(missing), 'document')} that the corpus lacks, such as "
                 f"{next(iter(missing))!r}: no search can find them, but they count in "
                 "the ideal ranking"

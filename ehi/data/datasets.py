@@ -80,9 +80,19 @@ class RetrievalDataset:
         return self.qrels[split]
 
     def check_relevant(self, split: str) -> None:
-        """Raise a ValueError if no grade of a split is positive."""
-        if not any(grade > 0 for row in self.judgements(split).values()
-                   for grade in row.values()):  # fmt: skip
+        """Raise a ValueError if a split has no positive grade of a known document."""
+        relevant = {
+            doc
+            for row in self.judgements(split).values()
+            for doc, grade in row.items()
+            if grade > 0
+        }
+        if relevant and relevant.isdisjoint(self.doc_ids):
+            raise ValueError(
+                f"the corpus of {self.name} has no relevant document of split "
+                f"{split!r}, such as {min(relevant)!r}, so every score would be 0"
+            )
+        if not relevant:
             raise ValueError(
                 f"no judgement of split {split!r} of {self.name} has a grade above 0, "
                 "so no ranking can be scored"
@@ -175,7 +185,8 @@ def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
             "'beir/<folder or zip in a folder of EHI_DATA>', or "
             + ", ".join(f"'beir/{known}'" for known in sorted(public))
         )
-    return path, "", path.name.removesuffix(".zip")
+    is_zip = path.suffix.lower() == ".zip"
+    return path, "", path.stem if is_zip else path.name
 
 
 def _open_pydocs(cache: Path) -> RetrievalDataset:

@@ -14,8 +14,10 @@ from ehi.data.lines import numbered_lines, shortened
 
 # First column of a header, in lower case.
 HEADERS = {"query-id", "query_id", "queryid", "query", "qid"}
-# Names of splits; a file <split>.tsv beside corpus.jsonl is taken for judgements.
+# Names of splits; a table of such a name beside corpus.jsonl is taken for judgements.
 SPLITS = ("train", "dev", "test", "val", "valid", "validation")
+TABLE = re.compile(r".*\.(tsv|txt|csv|qrels)(\.gz)?")
+JUDGED = re.compile(r"judge?ments?")  # a word that texts of law have in names too
 GRADE = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LARGEST_GRADE = 2**31 - 1
 
@@ -45,11 +47,17 @@ def qrels_files(root) -> list:
         )
     inside = _visible(folder) if folder.is_dir() else []
     found = [file for file in inside if file.name.endswith(".tsv")]
-    names = {file.name for file in found}
+    splits = {file.name.lower().removesuffix(".tsv") for file in found}
     beside = [file for file in _visible(root) if file.name.lower() != "qrels"]
-    misplaced = [file for file in beside if _looks_like_qrels(file.name, names)]
+    misplaced = [file for file in beside if _is_misplaced(file, splits)]
     if not folder.exists():  # such as Qrels
         misplaced += [file for file in _visible(root) if file not in beside]
+    for file in inside:
+        if file.is_dir():
+            below = [file, *_visible(file)]
+            misplaced += [each for each in below if _names_new(each, splits)]
+        elif file not in found and _names_new(file, splits):
+            misplaced.append(file)
     if not found:  # beside judgements, other files are notes or licences
         misplaced += inside
     if misplaced:
@@ -65,10 +73,26 @@ def _visible(folder) -> list:
     return sorted(files, key=lambda file: file.name)
 
 
-def _looks_like_qrels(name: str, names: Container[str]) -> bool:
-    """Whether a file beside corpus.jsonl holds judgements that qrels/ does not have."""
-    stem, _, ending = name.lower().rpartition(".")
-    return ending == "tsv" and stem in (*SPLITS, "qrels") and name not in names
+def _names_new(file, splits: Container[str]) -> bool:
+    """Whether a file is called after a split that `splits` lacks, as is train.csv."""
+    stem = file.name.lower().partition(".")[0]
+    return stem in SPLITS and stem not in splits
+
+
+def _is_misplaced(file, splits: Container[str]) -> bool:
+    """Whether a file beside corpus.jsonl holds judgements that `splits` lack."""
+    name = file.name.lower()
+    stem = name.partition(".")[0]
+    if "qrel" in name and (not splits or name == "qrels.tsv"):
+        return True
+    if file.is_dir():
+        inside = _visible(file) if "qrel" in name or JUDGED.fullmatch(name) else []
+        return any(_names_new(each, splits) for each in inside)
+    if "qrel" not in name:
+        judged = not splits and JUDGED.fullmatch(stem)
+        return bool(TABLE.fullmatch(name) and (judged or _names_new(file, splits)))
+    named = [word for word in re.split(r"[^a-z]+", name) if word in SPLITS]
+    return any(word not in splits for word in named)
 
 
 def read_qrels(
@@ -78,14 +102,15 @@ def read_qrels(
 
     Raises:
         ValueError: a line is malformed, names an unknown query or contradicts another
-            line, or the corpus has none of the documents.
+            line, or the columns seem to be those of TREC and the corpus has none of
+            the documents.
     """
     judgements, grades, columns = [], {}, 3
     for number, (where, line) in enumerate(numbered_lines(path)):
         fields = line.rstrip().split("\t")
         if number == 0:
             name = fields[0].strip(' "').lower()
-            if name in HEADERS and not GRADE.fullmatch(fields[-1]):
+            if name in HEADERS and not GRADE.fullmatch(_unquoted(fields[-1])):
                 continue
             columns = 4 if len(line.split()) == 4 and len(fields) != 3 else 3
         if columns == 4:
@@ -107,17 +132,30 @@ def read_qrels(
                 f"{where}: query {query!r} and document {document!r} are judged twice, "
                 f"{first} and {grade}"
             )
+    if columns == 4:  # a fourth column may be something else, such as a date
+        check_any_known(judgements, doc_ids)
+    return judgements
+
+
+def check_any_known(judgements: list[Judgement], doc_ids: Container[str]) -> None:
+    """Raise a ValueError if the corpus has none of the judged documents."""
     if judgements and not any(j.document in doc_ids for j in judgements):
         raise ValueError(
             f"{judgements[0].where}: unknown document {judgements[0].document!r}, and "
             "the corpus has none of the other judged documents either"
         )
-    return judgements
+
+
+def _unquoted(text: str) -> str:
+    """The text without the quotes that CSV writers put around it."""
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _grade(text: str) -> int | None:
     """An integer, which may be written as a float ('1.0'); None for anything else."""
-    if not GRADE.fullmatch(text.strip()):
+    text = _unquoted(text)
+    if not GRADE.fullmatch(text):
         return None
     value = float(text)
     whole = abs(value) <= LARGEST_GRADE and value.is_integer()

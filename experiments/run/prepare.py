@@ -196,6 +196,11 @@ def _labelled(dataset) -> tuple[np.ndarray, np.ndarray]:
     if "train" not in dataset.qrels:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     queries, documents, _ = dataset.positives("train")
+    if not len(queries):
+        LOG.warning(
+            "%s: no judgement of split 'train' has a grade above 0 and a document of "
+            "the corpus, so no labelled pair is trained on", dataset.name,
+        )  # fmt: skip
     return queries, documents
 
 

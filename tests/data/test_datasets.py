@@ -95,6 +95,7 @@ def test_prepared_copy_is_reused(beir_folder, tmp_path, monkeypatch):
 
 
 def test_failed_preparation_leaves_nothing(beir_folder, tmp_path):
+    (beir_folder / "qrels" / "test.tsv").unlink()
     (beir_folder / "qrels" / "train.tsv").write_text("q1\td9\t1\n")
     with pytest.raises(ValueError, match="unknown document 'd9'"):
         open_dataset(beir_folder, data_dir=tmp_path / "cache")
