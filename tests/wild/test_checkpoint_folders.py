@@ -198,20 +198,31 @@ def test_a_pooling_without_a_folder_of_its_own_is_refused(copy, vectors, path):
         vectors(folder, TEXTS)
 
 
+# The default of sentence-transformers' Pooling.
+@both_stacks
+def test_a_pooling_with_a_width_alone_takes_the_mean_passed(copy, vectors):
+    folder, other = copy("minilm_tiny"), copy("minilm_tiny", "other")
+    for place, content in (
+        (folder, {"word_embedding_dimension": 32}),
+        (other, {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}),
+    ):
+        (place / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(vectors(folder, TEXTS), vectors(other, TEXTS))
+
+
 # No setting says how the tokens are pooled, so none is guessed.
 @both_stacks
 @pytest.mark.parametrize(
     "content",
     [
         failed({}, id="empty"),
-        failed({"word_embedding_dimension": 32}, id="width"),
         failed({"pooling_mode_mean_tokens": False}, id="none"),
     ],
 )
 def test_a_pooling_without_a_mode_is_refused(copy, vectors, content):
     folder = copy("minilm_tiny")
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"\[None\] in .*1_Pooling.* not one of"):
+    with pytest.raises(ValueError, match=r"\[\] in .*1_Pooling.* not one of"):
         vectors(folder, TEXTS)
 
 

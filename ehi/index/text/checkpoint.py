@@ -342,8 +342,11 @@ def _read_pooling(folder, *, projected):
         key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token")
         for key, value in raw.items()
         if key.startswith(prefix) and value
-    ] or [raw.get("pooling_mode")]
-    if len(modes) > 1 or modes[0] not in POOLINGS:
+    ]
+    # The mean is the default of sentence-transformers, where a width is stated.
+    if raw and not any(key.startswith(prefix) for key in raw):
+        modes = [raw.get("pooling_mode", "mean")]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ValueError(f"pooling {modes} in {path} is not one of {POOLINGS}")
     return modes[0], "Normalize" in classes
 
