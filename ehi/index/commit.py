@@ -7,6 +7,7 @@ that names them is renamed over the old one. Only then are old files removed.
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def write_folder(path, header, arrays, texts, replaces=None):
     """Writes a whole index, into a new folder or over an old index.
 
     Args:
-        path: the folder, made if needed.
+        path: the folder, made if needed. An empty one keeps its permissions.
         header: JSON entries of the manifest.
         arrays: name -> array or Stream.
         texts: name -> iterable of bytes.
@@ -44,7 +45,10 @@ def write_folder(path, header, arrays, texts, replaces=None):
     if is_free(path):
         if path == Path.cwd():  # the process would stay in the folder that is replaced
             raise FileExistsError(f"{path} is the current folder: name one in it")
+        mode = path.stat().st_mode if path.exists() else None
         with new_folder(path) as building:
+            if mode is not None:  # who may read an empty folder may read the index
+                building.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
             outcome = f"{path} was not written"
             _write(building, 1, header, arrays, texts, {}, [], outcome)
         return

@@ -25,6 +25,7 @@ from saved_index import (
     found,
     saved,
 )
+from wild_cases import failed
 
 from ehi.files import cache_folder
 from ehi.index import (
@@ -74,6 +75,23 @@ def test_the_umask_decides_failed(tmp_path, umask, file, folder):
     for path in tmp_path.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (folder if path.is_dir() else file), path
+
+
+@pytest.mark.parametrize("how", [failed("saved"), failed("streamed")])
+def test_an_empty_folder_keeps_its_permissions(tmp_path, how):
+    """As when files are made in it: who may not read the folder may not read the index
+    either (POSIX)."""
+    path = tmp_path / "index"
+    for mode in (0o700, 0o2770, 0o755):
+        path.mkdir()
+        path.chmod(mode)
+        if how == "saved":
+            saved(path)
+        else:
+            build_folder(path, [Shard(X, range(NUM))], tree=TREE)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert found(open_index(path)) == EXPECTED
+        shutil.rmtree(path)
 
 
 @pytest.mark.parametrize(
