@@ -8,7 +8,7 @@ import numpy as np
 
 # Norms of documents and parameters, and of queries: a score, which is the sum of two
 # products at most, then stays below 2^127, and float32 ends at 2^128.
-_MOST_NORM, _MOST_QUERY_NORM = 2.0**40, 2.0**86
+_MOST_NORM, MOST_QUERY_NORM = 2.0**40, 2.0**86
 # float16 rounds values from 65520 on to infinity; those below 2^-14 lose digits.
 _MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
 _UNIT = 1e-3  # largest error of a unit vector's norm, also as float16 or bfloat16
@@ -94,7 +94,7 @@ def check_queries(queries, width):
             f"queries must have shape (N, {width}), the width of the index, "
             f"got {queries.shape}"
         )
-    return finite_rows("queries", as_float32(queries), most=_MOST_QUERY_NORM)
+    return finite_rows("queries", as_float32(queries), most=MOST_QUERY_NORM)
 
 
 def check_embeddings(embeddings):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index.check import (
+    MOST_QUERY_NORM,
     as_float32,
     check_choice,
     check_count,
@@ -189,6 +190,9 @@ def make_parameters(
     )  # fmt: skip
     for name, array in parameters.arrays().items():
         finite_rows(name, array.reshape(len(array), -1))
+    for name in ("tree", "query_tree"):
+        if getattr(parameters, name) is not None:
+            _check_scores(getattr(parameters, name), name)
     return parameters
 
 
@@ -311,6 +315,36 @@ def _check_same_shape(tree, query_tree):
 def _check_spill(spill, num_leaves):
     if spill > num_leaves:
         raise ValueError(f"spill {spill} is larger than the {num_leaves} leaves")
+
+
+def _check_scores(tree, name):
+    """Refuses a tree whose scores overflow float32 for the longest query allowed.
+
+    |x A| is at most |x| |A|, which bounds each step of `ehi.index.search.routing`. A
+    log-probability is the sum of H differences of two logits.
+    """
+    norm = np.linalg.norm
+    height, _ = tree_shape(tree)
+    steps, x = [], MOST_QUERY_NORM
+    if tree["kind"] == "per_node":
+        if "w_in" in tree:
+            steps.append(x * float(norm(tree["w_in"])))
+            x += steps[0] * float(norm(tree["w_out"]))
+        longest = max(float(norm(level, axis=2).max()) for level in tree["nodes"])
+        biases = [float(np.abs(level).max()) for level in tree.get("biases", [])]
+        steps.append(x * longest + max(biases, default=0))
+        steps.append(steps[-1] * abs(tree["scale"]))
+    else:
+        for u, w in zip(tree["u"], tree["w"], strict=True):
+            steps.append((x + height) * float(norm(u)))
+            steps.append((x + height + steps[-1]) * float(norm(w)))
+    most = float(np.finfo(np.float32).max) / (2 * height)
+    if not max(steps) <= most:
+        raise ValueError(
+            f"{name} gives scores of up to {max(steps):.3g} to a query of norm "
+            f"{MOST_QUERY_NORM:.3g}, where those beyond {most:.3g} overflow float32: "
+            "its scale or its arrays are too large"
+        )
 
 
 def _check_query_head(arrays):

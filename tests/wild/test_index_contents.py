@@ -22,12 +22,14 @@ from saved_index import (
 from wild_cases import failed, passed
 
 from ehi.index import (
+    IndexCorruptError,
     Shard,
     build_folder,
     build_index,
     open_index,
     save_index,
 )
+from ehi.index.search.routing import route
 
 # Documents to show.
 
@@ -217,6 +219,96 @@ def test_the_largest_vectors_are_ranked_alike_alone_and_in_a_batch_failed(option
     alone = [index.search(queries[i : i + 1], 5, beam=4).ids[0] for i in range(7)]
     assert (np.array(alone) == batch.ids).all()
     assert (batch.ids == found(build_index(X, range(NUM), tree=TREE, **options))).all()
+
+
+def _two_levels(factor=1.0, scale=1.0, **layer):
+    rng = np.random.default_rng(3)
+    nodes = [
+        factor * rng.standard_normal((b, 4, WIDTH)).astype(np.float32) for b in (1, 4)
+    ]
+    return {"kind": "per_node", "nodes": nodes, "scale": scale, **layer}
+
+
+def _residual(w_in, w_out):
+    rng = np.random.default_rng(4)
+    arrays = rng.standard_normal((2, WIDTH, WIDTH)).astype(np.float32)
+    arrays *= np.float32([w_in, w_out])[:, None, None]
+    return {"w_in": arrays[0], "w_out": arrays[1]}
+
+
+def _per_level(u, w):
+    rng = np.random.default_rng(6)
+    wide = (WIDTH, WIDTH + 4)
+    return {
+        "kind": "per_level",
+        "u": [u * rng.standard_normal((e, e)).astype(np.float32) for e in wide],
+        "w": [w * rng.standard_normal((e, 4)).astype(np.float32) for e in wide],
+    }
+
+
+LONGEST = 7e25  # a query's norm that is allowed
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        failed(_two_levels(scale=1e15), id="scale"),
+        failed(_two_levels(scale=-3e38), id="largest scale"),
+        failed(_two_levels(factor=1e10, scale=1e3), id="nodes"),
+        failed(_two_levels(**_residual(1e5, 1e7)), id="layer"),
+        failed(_two_levels(scale=0.0, **_residual(1e11, 1e11)), id="times zero"),
+        failed(_per_level(1e5, 1e7), id="per level"),
+    ],
+)
+def test_trees_whose_scores_overflow_are_refused(tree):
+    """inf - inf would lose the leaves of a query, and fail a batch."""
+    words = "tree gives scores of up to .* to a query of norm 7.74e.25, .* float32"
+    with pytest.raises(ValueError, match=f"^{words}"):
+        build_index(X, range(NUM), tree=tree)
+    with pytest.raises(ValueError, match=f"^query_{words}"):
+        build_index(X, range(NUM), tree=_two_levels(), query_tree=tree)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "tree",
+    [
+        passed(_two_levels(scale=1e10), id="scale"),
+        passed(_two_levels(scale=20.0, **_residual(1, 1)), id="layer"),
+        passed(_per_level(1, 1), id="per level"),
+    ],
+)
+def test_large_trees_rank_alike_alone_and_in_a_batch(tree):
+    """A search of three queries is three searches of one."""
+    index = build_index(X, range(NUM), tree=tree)
+    queries = QUERIES[:3].copy()
+    queries[1] *= np.float32(LONGEST / 2)
+    for beam in (1, 2, 4, 16):
+        batch = index.search(queries, 2, beam=beam).ids
+        for i in range(3):
+            alone = index.search(queries[i : i + 1], 2, beam=beam).ids[0]
+            assert (alone == batch[i]).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in")
+@pytest.mark.parametrize(
+    ("rows", "beam"),
+    [
+        *(failed(slice(1, 2), beam, id=f"alone-{beam}") for beam in (1, 2, 4, 16)),
+        *(failed(slice(3), beam, id=f"batch-{beam}") for beam in (4, 16)),
+        *(passed(slice(3), beam, id=f"batch-{beam}") for beam in (1, 2)),
+    ],
+)
+def test_scores_that_are_no_numbers_are_refused(rows, beam):
+    """A folder may hold such a tree: one query is told as a batch is."""
+    queries = QUERIES[:3].copy()
+    queries[1] *= np.float32(LONGEST)
+    tree = _two_levels(scale=1e15)
+    with pytest.raises(IndexCorruptError, match="scores that are not numbers"):
+        route(queries[rows], tree, beam)
+    holed = {**tree, "nodes": [tree["nodes"][0] * np.float32(np.nan)]}
+    with pytest.raises(IndexCorruptError, match="scores that are not numbers"):
+        route(queries[rows], holed, min(beam, 4), normalise=False)
 
 
 SMALL = X.copy()

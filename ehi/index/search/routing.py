@@ -16,6 +16,7 @@ from ehi.index.parameters import tree_shape
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.topk import best_of, pack, smallest, unpack
 
+_NO_NUMBERS = "the tree gives scores that are not numbers"
 _ROOT = np.zeros((1, 1), np.int64)  # the nodes above the first level
 
 
@@ -209,6 +210,7 @@ def _best_of_one_level(hidden, tree, keep):
     """`_descend` of one row (1, D) in a tree of height 1, with half the calls."""
     logits = _child_logits(hidden, tree, 0, _ROOT)[0, 0]  # (B,)
     scores, leaves = best_of(logits, _as_they_are, keep)
+    _check_numbers(scores, keep)
     return Routes(leaves[None], scores[None], np.array([len(logits)]))
 
 
@@ -226,25 +228,34 @@ def _best_children(joint, nodes, keep):
     joint = _per_row(joint)  # (N, f B)
     num, width = joint.shape
     if num == 1:  # half the calls, each of which costs more than its work on one row
-        best = best_of(joint[0], _children(nodes, branching)[0], keep)
-        return best[0][None], best[1][None]
+        scores, numbers = best_of(joint[0], _children(nodes, branching)[0], keep)
+        _check_numbers(scores, min(keep, width))
+        return scores[None], numbers[None]
     if keep < width:
         if keep == 1:
             floor = joint.max(axis=1)
         else:
             floor = np.partition(joint, width - keep, axis=1)[:, width - keep]
         kept = np.flatnonzero(joint >= floor[:, None])
-        if len(kept) < num * keep:
-            raise IndexCorruptError("the tree gives scores that are not numbers")
         if len(kept) <= 2 * num * keep:  # few nodes tie with the keep-th
             parent, digit = np.divmod(kept, branching)
             numbers = nodes.ravel()[parent] * branching + digit
             scores, rows = joint.ravel()[kept], kept // width
             order = np.lexsort((numbers, -scores, rows))
-            first = np.searchsorted(rows, np.arange(num))
-            best = order[first[:, None] + np.arange(keep)]
+            first = np.searchsorted(rows, np.arange(num + 1))
+            if (np.diff(first) < keep).any():
+                raise IndexCorruptError(_NO_NUMBERS)
+            best = order[first[:-1, None] + np.arange(keep)]
             return scores[best], numbers[best]
-    return unpack(smallest(pack(joint, _children(nodes, branching)), keep))
+    scores, numbers = unpack(smallest(pack(joint, _children(nodes, branching)), keep))
+    _check_numbers(scores, keep)
+    return scores, numbers
+
+
+def _check_numbers(scores, keep):
+    """Refuses best scores (..., keep) with NaN, or fewer because `>=` dropped NaN."""
+    if scores.shape[-1] < keep or np.isnan(scores).any():
+        raise IndexCorruptError(_NO_NUMBERS)
 
 
 def _children(nodes, branching):
