@@ -41,6 +41,7 @@ def find_root(path: Path, part: str = ""):
         found = {
             file.parent.relative_to(path).as_posix(): file.parent
             for file in [*path.glob(CORPUS), *path.glob(f"*/{CORPUS}")]
+            if file.exists()  # from Python 3.13 on, glob lists broken links too
         }
     elif zipfile.is_zipfile(path):
         archive = open_zip(path)
