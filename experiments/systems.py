@@ -53,6 +53,13 @@ _SEPARATE = {
 # With PQ leaves, the quantised ranking is distilled instead of the raw one.
 _QUANTISED = {"joint.losses.distill_raw": 0.0}
 _FLAT = {"leaves.residual": False}
+# Documents keep the codes of the start, and queries train an encoder of their own.
+_FROZEN_CODES = _FLAT | {
+    "tower.query_tower": True,
+    "head.query_head": True,
+    "leaves.rotation": "fixed",
+    "leaves.frozen_codes": True,
+}
 
 # (tree, pq) -> systems built by libraries.
 LIBRARY_SYSTEMS = {
@@ -106,13 +113,7 @@ SYSTEMS = {
         "dense",
         pq=True,
         phases=("jpq",),
-        overrides=_FLAT
-        | {
-            "tower.query_tower": True,
-            "head.query_head": True,
-            "leaves.rotation": "fixed",
-            "leaves.frozen_codes": True,
-        },
+        overrides=_FROZEN_CODES,
         counterpart="opq",
         score="corrected",
     ),
@@ -129,13 +130,7 @@ SYSTEMS = {
         "dense",
         pq=True,
         phases=("repconc", "repconc_jpq"),
-        overrides=_FLAT
-        | {
-            "tower.query_tower": True,
-            "head.query_head": True,
-            "leaves.rotation": "fixed",
-            "leaves.frozen_codes": True,
-        },
+        overrides=_FROZEN_CODES,
         counterpart="opq",
     ),
     "distill-vq": System(
