@@ -1,7 +1,7 @@
 """k-means: of rows, and down a tree.
 
-A fit is a function of the rows and a key, and uses all rows that it is given. Pass a
-sample of a large corpus; 256 rows per centroid suffice (Faiss takes no more).
+A fit is a function of the rows and a key, and uses all rows that it is given: of a
+large corpus `ehi.train.starts.fit_starts` passes a sample.
 """
 
 import functools

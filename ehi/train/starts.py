@@ -22,6 +22,9 @@ from ehi.train.opq import fit_opq, fit_pq
 
 # Rounds of codebook and rotation fits. The distortion has settled by then.
 OPQ_ROUNDS = 40
+# A fit reads at most this many vectors for each codeword of a subspace, or each leaf.
+# Faiss takes no more than 256 for one centroid, and warns below 39.
+PER_CODEWORD, PER_LEAF = 256, 128
 
 
 def inherit(
@@ -99,35 +102,42 @@ def fit_starts(
     seed: int,
     cache: Path,
     random_tree: bool = False,
+    fit_sample: int = 0,
 ) -> float:
     """Fit tree and leaves to document embeddings, in place, before training.
 
     The tree is fitted by hierarchical spherical k-means, or by k-means for nearest
     centroids; a leaf's centroid is the mean of its documents. The codebooks are fitted
     by OPQ, or by PQ without a rotation, to the embeddings or to the residuals. Parts
-    that the model lacks are skipped.
+    that the model lacks are skipped. Of a large corpus a sample is fitted, which is
+    drawn by the seed; a smaller corpus is fitted whole.
 
     Args:
       model: a joint index, as it was initialised.
-      documents: embeddings (rows, D) by the parent's head.
+      documents: embeddings (rows, D) by the parent's head; a memory map is not copied.
       seed: of the fits.
       cache: folder that keeps the fits, so that systems with the same fit share it.
       random_tree: leave the tree and the leaves' centroids as they are.
+      fit_sample: the most vectors that are fitted; 0: see `sample_sizes`.
 
     Returns:
       the seconds that the fits took when they were made.
     """
     seed = checked_seed(seed)
     key = jax.random.key(seed)
-    targets, of_tree, seconds = documents, "", 0.0
+    for_tree, for_codes = sample_sizes(model, fit_sample)
+    documents, of_tree, seconds = _Sample(documents, seed), "", 0.0
+    targets = documents
     if model.router is not None and not random_tree:
+        documents = documents.at_most(for_tree)
         targets, of_tree, seconds = _start_tree(model, documents, key, seed, cache)
     if model.quantiser is not None:
         m, k, _ = model.quantiser.codebooks.shape
         kind = "pq" if model.rotation is None else "opq"
+        targets = targets.at_most(for_codes)
         fit, took = _cached(
-            cache / f"{kind}{of_tree}-{m}x{k}-seed{seed}.npz",
-            lambda: _fit_leaves(targets, m, k, model.rotation is not None, key),
+            cache / f"{kind}{of_tree}-{m}x{k}{targets.name}-seed{seed}.npz",
+            lambda: _fit_leaves(targets.read(), m, k, model.rotation is not None, key),
         )
         seconds += took
         model.quantiser.start_from(fit["codebooks"])
@@ -136,13 +146,86 @@ def fit_starts(
     return seconds
 
 
-def _start_tree(model, documents, key, seed, cache):
+def sample_sizes(model: JointIndex, fit_sample: int = 0) -> tuple[int, int]:
+    """The most vectors that the fits of tree and codebooks read.
+
+    ``n_codes = 256 K`` for K codewords of a subspace, and ``n_tree = 128 P`` for P
+    leaves, or `n_codes` if that is more; both are `fit_sample` if it is above 0.
+
+    >>> from flax import nnx
+    >>> model = JointIndex(
+    ...     tower_width=8, width=8, head_hidden=0, num_subspaces=4, num_codewords=16,
+    ...     tree={"kind": "per_node", "height": 1, "branching": 64},
+    ...     residual=True, rngs=nnx.Rngs(0))
+    >>> sample_sizes(model)
+    (8192, 4096)
+    """
+    if fit_sample:
+        return fit_sample, fit_sample
+    codes = leaves = 0
+    if model.quantiser is not None:
+        codes = PER_CODEWORD * model.quantiser.codebooks.shape[1]
+    if model.router is not None:
+        leaves = PER_LEAF * model.router.branching**model.router.height
+    return max(codes, leaves), codes
+
+
+class _Sample:
+    """Some rows of an array, which are read when a fit needs them.
+
+    Args:
+      rows: (N, D), a memory map or an array.
+      seed: of the draws.
+      chosen: the rows, ascending; None for all.
+      less: leaf centroids (P, D) and the leaf of each chosen row, to be subtracted.
+    """
+
+    def __init__(self, rows, seed: int, chosen=None, less=None):
+        self._rows, self._seed, self._chosen, self._less = rows, seed, chosen, less
+
+    def __len__(self) -> int:
+        return len(self._rows if self._chosen is None else self._chosen)
+
+    @property
+    def name(self) -> str:
+        """Part of the name of a fit; empty if all rows are fitted."""
+        return "" if self._chosen is None else f"-of{len(self)}"
+
+    def at_most(self, most: int) -> "_Sample":
+        """The same if there are no more rows, else `most` of them."""
+        if len(self) <= most:
+            return self
+        rng = np.random.default_rng([self._seed, most])
+        kept = np.sort(rng.choice(len(self), most, replace=False))
+        chosen = kept if self._chosen is None else self._chosen[kept]
+        less = self._less and (self._less[0], self._less[1][kept])
+        return _Sample(self._rows, self._seed, chosen, less)
+
+    def minus(self, centroids: np.ndarray, leaves: np.ndarray) -> "_Sample":
+        """The residuals of the rows to the centroids of their leaves."""
+        return _Sample(self._rows, self._seed, self._chosen, (centroids, leaves))
+
+    def read(self) -> np.ndarray:
+        """The rows (n, D) float32."""
+        rows = self._rows if self._chosen is None else self._rows[self._chosen]
+        rows = np.asarray(rows, np.float32)
+        return rows if self._less is None else rows - self._less[0][self._less[1]]
+
+
+def sampled_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """All rows, or `most` of them, which are drawn by the seed (n, D) float32."""
+    return _Sample(rows, seed).at_most(most).read()
+
+
+def _start_tree(model, documents: _Sample, key, seed, cache):
     """Fit the tree; return what to quantise, a name for it, and the seconds."""
     router = model.router
-    name = f"{router.kmeans}-{router.branching}^{router.height}"
+    name = f"{router.kmeans}-{router.branching}^{router.height}{documents.name}"
     tree, seconds = _cached(
         cache / f"kmeans-{name}-seed{seed}.npz",
-        lambda: KMEANS[router.kmeans](documents, router.height, router.branching, key),
+        lambda: KMEANS[router.kmeans](
+            documents.read(), router.height, router.branching, key
+        ),
     )
     nodes = [tree[f"nodes_{h}"] for h in range(router.height)]
     for started in (router, model.query_router):
@@ -152,7 +235,7 @@ def _start_tree(model, documents, key, seed, cache):
         model.leaf_centroids[...] = jnp.asarray(tree["centroids"])
     if not model.residual:
         return documents, "", seconds
-    residuals = documents - tree["centroids"][tree["leaves"]]
+    residuals = documents.minus(tree["centroids"], tree["leaves"])
     return residuals, f"-residual-{name}", seconds
 
 

@@ -36,6 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0
     # Larger corpora get more steps per phase than this many documents; 0: never.
     c.corpus_of_steps = 0
+    # The most vectors that k-means, OPQ and the start of the router read; 0: 256 for
+    # each codeword of a subspace, 128 for each leaf (`ehi.train.starts.sample_sizes`).
+    c.fit_sample = 0
     c.shard_state = False  # each device holds a part of parameters and moments
     c.recipe = 4  # increased when the numbers of a system change
     c.variant = ""  # name of the ablation in the records

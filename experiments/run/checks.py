@@ -97,7 +97,7 @@ def _check_numbers(config) -> None:
         value = config[section][field]
         if value < least:
             raise ValueError(f"{name} is {value}; must be at least {least}")
-    for name in ("seed", "corpus_of_steps"):
+    for name in ("seed", "corpus_of_steps", "fit_sample"):
         if config[name] < 0:
             raise ValueError(f"{name} is {config[name]}; must be at least 0")
     if config.seed > LARGEST_SEED:
@@ -169,6 +169,11 @@ def _check_leaves(config, name: str, num_documents: int) -> None:
             f"tree.branching^tree.height = {leaves} leaves of {name} for "
             f"{num_documents} documents; use at most as many"
         )
+    if config.fit_sample and config.fit_sample < leaves:
+        raise ValueError(
+            f"fit_sample is {config.fit_sample}, but {name} has {leaves} leaves; use "
+            "at least as many, or 0 to choose it"
+        )
     if config.tree.spill > leaves:
         raise ValueError(
             f"tree.spill is {config.tree.spill}; must be at most the {leaves} leaves"
@@ -180,6 +185,11 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
     if system.library:
         codewords = {"faiss-fastscan": 16, "scann": 16}.get(name, 256)
         codewords = 0 if name in WITHOUT_CODEBOOKS else codewords
+    if config.fit_sample and config.fit_sample < codewords:
+        raise ValueError(
+            f"fit_sample is {config.fit_sample}, but {name} fits {codewords} "
+            "codewords; use at least as many, or 0 to choose it"
+        )
     if num_documents < codewords:
         raise ValueError(
             f"{name} fits {codewords} codewords (leaves.num_codewords: 0, 16 or 256) "

@@ -173,13 +173,18 @@ def spaced(rows: np.ndarray) -> np.ndarray:
 
 
 def _config_hash(config, inputs: Inputs) -> str:
-    """Return the hash of a config; `ignore_identical_ids` counts if it drops any."""
+    """Return the hash of a config.
+
+    `ignore_identical_ids` counts if it drops any, `fit_sample` if it is set.
+    """
     values = json.loads(config.to_json()) | {
         "ignore_identical_ids": len(inputs.identical_ids)
     }
     without = ("systems", "budgets", "seed")
     if not inputs.identical_ids:
         without += ("ignore_identical_ids",)
+    if not config.fit_sample:
+        without += ("fit_sample",)
     return provenance.config_hash(values, without=without)
 
 

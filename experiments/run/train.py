@@ -21,7 +21,13 @@ from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_leaves, mine_from_teacher
 from ehi.train.reassign import reassigned_leaves
-from ehi.train.starts import before_freezing, fit_starts, freeze_documents, inherit
+from ehi.train.starts import (
+    before_freezing,
+    fit_starts,
+    freeze_documents,
+    inherit,
+    sampled_rows,
+)
 from experiments.run.models import build_model
 from experiments.run.prepare import Inputs, embeddings, tower_outputs
 from experiments.systems import (
@@ -31,6 +37,9 @@ from experiments.systems import (
     get_system,
     phase_of,
 )
+
+# The head's principal components are those of at most this many tower outputs.
+PCA_ROWS = 2**18
 
 
 @dataclass(frozen=True)
@@ -127,14 +136,17 @@ def _start(config, system, model, inputs, parent, workdir):
     if parent is None:
         width = model.head.projection.shape[1]
         if width < inputs.tower_width:
-            start = start_from_pca(inputs.document_features, width)
+            rows = sampled_rows(
+                inputs.document_features, config.fit_sample or PCA_ROWS, config.seed
+            )
+            start = start_from_pca(rows, width)
             model.head.projection[...] = start
         return *split_model(model), 0.0
     seconds = 0.0
     if not any(config[name].start == "buffer" for name in system.phases):
         seconds = fit_starts(
             model, parent.documents, seed=config.seed, cache=workdir / "starts",
-            random_tree=config.tree.start == "random",
+            random_tree=config.tree.start == "random", fit_sample=config.fit_sample,
         )  # fmt: skip
     graphdef, params = split_model(model)
     return graphdef, inherit(params, parent.params), seconds + parent.seconds
@@ -202,7 +214,10 @@ def _fit_to_buffer(job: Job, graphdef, params, buffer) -> dict:
     """Fit tree and leaves to the embeddings (rows, D) that a warm-up kept."""
     model, kept = merge_model(graphdef, params), np.asarray(buffer)
     kept = kept[kept.any(axis=1)]  # a short warm-up does not fill the buffer
-    fit_starts(model, kept, seed=job.config.seed, cache=job.folder / "starts")
+    fit_starts(
+        model, kept, seed=job.config.seed, cache=job.folder / "starts",
+        fit_sample=job.config.fit_sample,
+    )  # fmt: skip
     return split_model(model)[1]
 
 
