@@ -3,6 +3,8 @@
 import math
 import re
 
+import ml_collections
+
 from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
 from ehi.eval.baselines.options import WITHOUT_CODEBOOKS
 from ehi.index.search.codes import SCORES
@@ -10,6 +12,7 @@ from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
 from ehi.train.phase import Phase
+from experiments.configs import base
 from experiments.systems import (
     Budget,
     config_of,
@@ -41,6 +44,7 @@ def check_config(config) -> None:
     Raises:
       ValueError: names the field, its value and the allowed values.
     """
+    _check_sections(config)
     for name in ("systems", "budgets"):
         _strings(name, config[name])
     _strings("pseudo.kinds", config.pseudo.kinds)
@@ -66,6 +70,17 @@ def check_config(config) -> None:
                 f"{name}.encoded is {config[name].encoded}, but the tower is frozen "
                 "(tower.trainable='head'): all rows are cached; set it to 0"
             )
+
+
+def _check_sections(config) -> None:
+    for name, fields in base.get_config().items():
+        if isinstance(fields, ml_collections.ConfigDict):
+            missing = fields.keys() - config[name].keys()
+            if missing:
+                raise ValueError(
+                    f"{name} has no field {min(missing)!r}: set the fields of a "
+                    f"section one by one, as --config.{name}.{min(missing)}=VALUE"
+                )
 
 
 def _check_choices(config) -> None:

@@ -49,7 +49,8 @@ def test_no_fit_reads_more_rows_than_its_sample(tmp_path):
     for read in rows.read:
         assert (np.diff(read) > 0).all()  # ascending, as a file is read best
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "kmeans-tree-4^1-of100-seed0.npz", "opq-residual-tree-4^1-of100-4x16-of100-seed0.npz",
+        "kmeans-tree-4^1-of100-seed0.npz",
+        "opq-residual-tree-4^1-of100-4x16-of100-seed0.npz",
     ]  # fmt: skip
 
 
