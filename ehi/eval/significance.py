@@ -8,8 +8,8 @@ import numpy as np
 
 from ehi.eval.records import Cell, Record
 
-# Permutations drawn at once; memory is proportional to this x queries.
-_CHUNK = 1000
+# Permutations drawn at once, a multiple of 4; more would not fit into the cache.
+_CHUNK = 256
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -38,33 +38,106 @@ def randomisation_test(
 
     Source: Smucker, Allan, Carterette, CIKM 2007, section 2.1.
     """
+    return randomisation_tests([differences], permutations=permutations, seed=seed)[0]
+
+
+def randomisation_tests(
+    many: Sequence[np.ndarray], *, permutations: int = 100_000, seed: int = 0
+) -> list[float]:
+    """The p-values of many tests: those that `randomisation_test` has for each.
+
+    Tests that need equally many bytes of random signs share the patterns, and equal
+    tests are made once, so many tests cost little more than one of each size.
+
+    Args:
+        many: (N,) differences of each test; N may differ.
+        permutations, seed: of `randomisation_test`.
+
+    Raises:
+        ValueError: as `randomisation_test`.
+    """
+    found = [_without_ties(differences) for differences in many]
+    unique = {differences.tobytes(): differences for differences in found}
+    p_values: dict[bytes, float] = {b"": 1.0}
+    by_width: dict[int, list[bytes]] = {}
+    for key, differences in unique.items():
+        if differences.size < 63 and 2**differences.size <= permutations:
+            p_values[key] = _enumerated(differences)
+        else:
+            by_width.setdefault(-(-differences.size // 8), []).append(key)
+    for width, keys in by_width.items():
+        columns = [unique[key] for key in keys]
+        hits = _hits(columns, width, permutations, seed)
+        for key, count in zip(keys, hits, strict=True):
+            p_values[key] = (1 + int(count)) / (1 + permutations)
+    return [p_values[differences.tobytes()] for differences in found]
+
+
+def _without_ties(differences: np.ndarray) -> np.ndarray:
+    """Check differences; leave out queries on which both systems are equal."""
     differences = np.asarray(differences, dtype=np.float64)
     if differences.ndim != 1 or differences.size == 0:
         raise ValueError(f"expected (N,) differences, found {differences.shape}")
     if not np.isfinite(differences).all():
         raise ValueError("differences are not finite")
-    # A query on which both systems are equal adds 0 to both sums.
-    differences = differences[differences != 0]
-    if differences.size == 0:
+    return differences[differences != 0]
+
+
+def _observed(differences: np.ndarray) -> float:
+    """|sum d|; rounding makes equal sums differ in the last bits, and the slack counts
+    them as equal."""
+    return abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+
+
+def _enumerated(differences: np.ndarray) -> float:
+    """The p-value from all 2^N sign patterns."""
+    if not differences.size:
         return 1.0
-    # Rounding makes equal sums differ in the last bits; the slack counts them as equal.
-    observed = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
-    exact = differences.size < 63 and 2**differences.size <= permutations
-    total = 2**differences.size if exact else permutations
-    rng = np.random.default_rng(seed)
-    hits = 0
+    hits, total = 0, 2**differences.size
     for start in range(0, total, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, total))
-        if exact:
-            bits = rows[:, None] >> np.arange(differences.size) & 1
-        else:
-            random = rng.bytes(len(rows) * -(-differences.size // 8))
-            packed = np.frombuffer(random, dtype=np.uint8).reshape(len(rows), -1)
-            bits = np.unpackbits(packed, axis=1, count=differences.size)
+        bits = rows[:, None] >> np.arange(differences.size) & 1
         # The sum of s d, with s = 2 bit - 1.
         sums = 2 * (bits @ differences) - differences.sum()  # (rows,)
-        hits += int((np.abs(sums) >= observed).sum())
-    return hits / total if exact else (1 + hits) / (1 + total)
+        hits += int((np.abs(sums) >= _observed(differences)).sum())
+    return hits / total
+
+
+def _hits(columns, width: int, permutations: int, seed: int) -> np.ndarray:
+    """Random patterns whose sum is at least the observed one, of each test: (T,).
+
+    Sums in float32 decide, unless they are so near to the observed one that rounding
+    could: those few are added up again in float64.
+
+    Args:
+        columns: differences of T tests, none longer than 8 width.
+        width: bytes of a pattern of signs.
+        permutations: number of patterns.
+        seed: for the random patterns.
+    """
+    wide = np.zeros((8 * width, len(columns)))  # (N, T)
+    for column, differences in zip(wide.T, columns, strict=True):
+        column[: differences.size] = differences
+    narrow = np.asarray(2 * wide, np.float32)
+    total = wide.sum(axis=0)  # (T,)
+    observed = np.array([_observed(differences) for differences in columns])
+    # Adding up n numbers of float32 errs by at most n 2^-24 of their absolute sum.
+    margin = 16 * width * 2.0**-22 * np.abs(wide).sum(axis=0)
+    hits = np.zeros(len(columns), np.int64)
+    rng = np.random.default_rng(seed)
+    for start in range(0, permutations, _CHUNK):
+        rows = min(_CHUNK, permutations - start)
+        random = rng.bytes(rows * width)
+        packed = np.frombuffer(random, dtype=np.uint8).reshape(rows, width)
+        bits = np.unpackbits(packed, axis=1).astype(np.float32)  # (rows, N)
+        over = np.abs(bits @ narrow - total.astype(np.float32)) - observed  # (rows, T)
+        hits += (over > margin).sum(axis=0)
+        row, test = np.nonzero(np.abs(over) <= margin)
+        signed = np.einsum("rn,rn->r", 2.0 * bits[row] - 1.0, wide.T[test])
+        hits += np.bincount(
+            test, np.abs(signed) >= observed[test], len(columns)
+        ).astype(np.int64)
+    return hits
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -99,6 +172,8 @@ class Comparison:
 
 
 Row = tuple[str, str, str, str, str]  # a cell without its seed
+# System of the second row, and seed -> (N,) values of the first row and of the second.
+ValuePair = tuple[str, Mapping[int, np.ndarray], Mapping[int, np.ndarray]]
 
 
 def row_of(cell: Cell) -> Row:
@@ -123,15 +198,23 @@ def compare(
     Raises:
         ValueError: two compared cells have different numbers of queries.
     """
+    return compare_values(counterpart_pairs(records, per_query, counterparts))
+
+
+def counterpart_pairs(
+    records: Iterable[Record],
+    per_query: Mapping[Cell, np.ndarray],
+    counterparts: Mapping[str, str],
+) -> dict[Row, ValuePair]:
+    """Row -> what `compare` tests: an argument of `compare_values`."""
     cells = [record.cell for record in records if record.cell in per_query]
     pairs = [
         (row, (counterparts[row[0]], *row[1:]))
         for row in dict.fromkeys(map(row_of, cells))
         if row[0] in counterparts
     ]
-    values = {cell: per_query[cell] for cell in cells}
-    found = compare_pairs(pairs, values)
-    return {row: comparison for (row, _), comparison in found.items()}
+    values = _value_pairs(pairs, {cell: per_query[cell] for cell in cells})
+    return {row: pair for (row, _), pair in values.items()}
 
 
 def compare_pairs(
@@ -151,18 +234,17 @@ def compare_pairs(
     Raises:
         ValueError: two compared cells have different numbers of queries.
     """
+    return compare_values(_value_pairs(pairs, per_query))
+
+
+def _value_pairs(pairs, per_query) -> dict[tuple[Row, Row], ValuePair]:
     by_row: dict[Row, dict[int, np.ndarray]] = {}
     for cell, values in per_query.items():
         by_row.setdefault(row_of(cell), {})[cell.seed] = values
-    values = {
+    return {
         (row, other): (other[0], by_row.get(row, {}), by_row.get(other, {}))
         for row, other in dict.fromkeys(pairs)
     }
-    return compare_values(values)
-
-
-# System of the second row, and seed -> (N,) values of the first row and of the second.
-ValuePair = tuple[str, Mapping[int, np.ndarray], Mapping[int, np.ndarray]]
 
 
 def compare_values(pairs: Mapping[Key, ValuePair]) -> dict[Key, Comparison]:
@@ -171,12 +253,38 @@ def compare_values(pairs: Mapping[Key, ValuePair]) -> dict[Key, Comparison]:
     Raises:
         ValueError: two compared rows have different numbers of queries.
     """
+    return compare_tables({"": pairs})[""]
+
+
+def compare_tables(
+    tables: Mapping[Key, Mapping[Hashable, ValuePair]],
+) -> dict[Key, dict[Hashable, Comparison]]:
+    """`compare_values` of many tables, each Holm-corrected by itself, in one go.
+
+    Raises:
+        ValueError: two compared rows have different numbers of queries.
+    """
+    found = {name: _differences(pairs) for name, pairs in tables.items()}
+    means = [d.mean(axis=0) for of in found.values() for _, d in of.values()]
+    p_values = iter(randomisation_tests(means))
+    return {
+        name: _corrected(tables[name], of, [next(p_values) for _ in of])
+        for name, of in found.items()
+    }
+
+
+def _differences(pairs) -> dict[Hashable, tuple[list[int], np.ndarray]]:
+    """Key -> the seeds that both rows have, and the differences (seeds, N)."""
     found = {}
     for key, (_, ours, theirs) in pairs.items():
         if seeds := sorted(set(ours) & set(theirs)):
             differences = [_subtract(key, ours[s], theirs[s]) for s in seeds]
-            found[key] = (seeds, np.stack(differences))  # (seeds, N)
-    p_values = [randomisation_test(d.mean(axis=0)) for _, d in found.values()]
+            found[key] = (seeds, np.stack(differences))
+    return found
+
+
+def _corrected(pairs, found, p_values: Sequence[float]) -> dict[Hashable, Comparison]:
+    """The comparisons of one table; its p-values are Holm-corrected together."""
     return {
         key: Comparison(
             counterpart=pairs[key][0],

@@ -3,7 +3,15 @@ import itertools
 import numpy as np
 import pytest
 
-from ehi.eval.significance import compare, holm, randomisation_test, row_of
+from ehi.eval.significance import (
+    compare,
+    compare_tables,
+    compare_values,
+    holm,
+    randomisation_test,
+    randomisation_tests,
+    row_of,
+)
 
 
 def enumerate_p(differences):
@@ -52,6 +60,39 @@ def test_symmetric_in_sign_and_repeatable():
 def test_never_zero_and_one_where_nothing_differs():
     assert randomisation_test(np.ones(100), permutations=999) == 1 / 1000
     assert randomisation_test(np.zeros(100)) == 1.0
+
+
+def one_pattern_at_a_time(differences, permutations):
+    """The definition, by the same stream of random bytes."""
+    differences = differences[differences != 0]
+    rng, observed = np.random.default_rng(0), abs(differences.sum()) - 1e-9
+    hits = 0
+    for _ in range(permutations // 4):  # bytes are drawn in fours
+        packed = np.frombuffer(rng.bytes(4 * -(-differences.size // 8)), np.uint8)
+        bits = np.unpackbits(packed.reshape(4, -1), axis=1)[:, : differences.size]
+        signs = 2.0 * bits - 1
+        hits += (abs(signs @ differences) >= observed).sum()
+    return (1 + hits) / (1 + permutations)
+
+
+def test_many_tests_have_the_p_values_that_each_has_alone():
+    rng = np.random.default_rng(5)
+    many = [rng.normal(size=n) + 0.1 for n in (30, 31, 64, 65, 200)]
+    # Sums of tenths meet the observed sum exactly, so rounding must not decide.
+    many += [rng.integers(-3, 4, size=300) / 10, rng.normal(size=100), np.zeros(4)]
+    many += [many[0], np.ones(5)]
+    found = randomisation_tests(many, permutations=2000)
+    assert found == [randomisation_test(d, permutations=2000) for d in many]
+    for differences, p in zip(many[:7], found[:7], strict=True):
+        assert p == one_pattern_at_a_time(differences, 2000)
+
+
+def test_each_table_is_corrected_by_itself():
+    rng = np.random.default_rng(0)
+    first = {k: ("opq", {0: rng.normal(size=40)}, {0: np.zeros(40)}) for k in "ab"}
+    second = {k: ("opq", {0: rng.normal(size=40)}, {0: np.zeros(40)}) for k in "cde"}
+    found = compare_tables({"T1": first, "T2": second})
+    assert found == {"T1": compare_values(first), "T2": compare_values(second)}
 
 
 @pytest.mark.parametrize("bad", [[], [[0.1]], [0.1, np.nan]])
