@@ -75,7 +75,7 @@ def check_config(config) -> None:
 def _check_sections(config) -> None:
     for name, fields in base.get_config().items():
         if isinstance(fields, ml_collections.ConfigDict):
-            missing = fields.keys() - config[name].keys()
+            missing = set(fields) - set(config[name])
             if missing:
                 raise ValueError(
                     f"{name} has no field {min(missing)!r}: set the fields of a "
