@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.data import download, pydocs, ratings
+from ehi.data import download, libraries, msmarco, pydocs, ratings
 from ehi.data.beir import BeirFolder, source_sha256
+from ehi.data.candidates import Candidates
 from ehi.data.groups import connected_components
+from ehi.data.libraries import Columnar, IrDatasets
+from ehi.data.msmarco import MsMarco
 from ehi.data.ratings import Interactions
 from ehi.data.tfds_builder import Document, Documents, prepare
 from ehi.files import cache_folder
 
 LOG = logging.getLogger("ehi")
 
+IR_DATASETS = "ir_datasets:"  # before ids of that library
 # In these data sets a document with the id of a query is the query itself.
 IDENTICAL_IDS = {"arguana", "quora"}
 
@@ -36,6 +40,8 @@ class RetrievalDataset:
         corpus_sha256: hash of the documents in the form of corpus.jsonl.
         source: origin of the data for records, such as Python version and checksums.
         notes: what a user should know of the data, a sentence each.
+        candidates: documents that come with a query: hard negatives, and documents that
+            a teacher scored; None without such files.
     """
 
     name: str
@@ -48,6 +54,7 @@ class RetrievalDataset:
     corpus_sha256: str
     source: dict[str, str]
     notes: tuple[str, ...] = ()
+    candidates: Candidates | None = None
 
     def positives(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Query rows (R,), document rows (R,) and grades (R,) of the relevant pairs.
@@ -140,9 +147,12 @@ def open_dataset(
     Args:
         name: 'pydocs'; 'beir/<name>', which is downloaded unless a folder of the
             environment variable EHI_DATA has `<name>` or `<name>.zip`;
-            'beir/cqadupstack/<forum>'; the path of a BEIR folder or zip, whose queries
-            and judgements may be missing; 'movielens-1m', 'amazon-books', or the path
-            of a folder in their layout (see `ehi.data.ratings`).
+            'beir/cqadupstack/<forum>'; the path of a BEIR folder or zip, of a folder of
+            MS MARCO's tables (see `ehi.data.msmarco`), or of one of parquet or saved
+            arrow files (see `ehi.data.libraries`), whose queries and judgements may be
+            missing; 'ir_datasets:<id>', several ids joined by '+'; 'movielens-1m',
+            'amazon-books', or the path of a folder in their layout (see
+            `ehi.data.ratings`).
         data_dir: folder of prepared copies and downloads; default the environment
             variable EHI_CACHE, else ~/.cache/ehi.
 
@@ -154,10 +164,21 @@ def open_dataset(
     cache = cache_folder(data_dir) / "datasets"
     if str(name) == "pydocs":
         return _open_pydocs(cache)
+    if str(name).startswith(IR_DATASETS):
+        return _open_ir_datasets(str(name).removeprefix(IR_DATASETS), cache)
     rated = ratings.find(str(name), cache)
     if rated is not None:
         return _open_ratings(*rated, cache)
-    path, part, short_name = _find_beir(str(name), cache)
+    path, part, short_name = _find_path(str(name), cache)
+    if not part and path.is_dir() and not (path / download.CORPUS).exists():
+        if msmarco.corpus_file(path):
+            key = msmarco.source_sha256(path)
+            source = {"layout": "msmarco", "sha256": key}
+            return _read(MsMarco, path, cache, key, name=short_name, source=source)
+        if libraries.is_columnar(path):
+            key = libraries.columnar_sha256(path)
+            source = {"layout": "columnar", "sha256": key}
+            return _read(Columnar, path, cache, key, name=short_name, source=source)
     with download.explained_zip(path):
         root = download.find_root(path, part)
         key = source_sha256(root)  # reads every byte, so a damaged zip shows here
@@ -165,7 +186,7 @@ def open_dataset(
     return _read(BeirFolder, root, cache, key, name=short_name, source=source)
 
 
-def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
+def _find_path(name: str, cache: Path) -> tuple[Path, str, str]:
     """Path, part of a collection, and short name of the data set called `name`."""
     public = download.public_sets()
     kind, _, rest = name.partition("/")
@@ -181,7 +202,8 @@ def _find_beir(name: str, cache: Path) -> tuple[Path, str, str]:
     if not path.exists():
         raise ValueError(
             f"unknown data set {name!r}: expected 'pydocs', 'movielens-1m', "
-            "'amazon-books', the path of a BEIR folder or zip, "
+            "'amazon-books', 'ir_datasets:<id>', the path of a BEIR folder or zip, of "
+            "a folder of MS MARCO's tables or of parquet files, "
             "'beir/<folder or zip in a folder of EHI_DATA>', or "
             + ", ".join(f"'beir/{known}'" for known in sorted(public))
         )
@@ -200,6 +222,14 @@ def _open_ratings(root, name: str, cache: Path) -> RetrievalDataset:
     key = ratings.source_sha256(root)
     source = {"layout": "ratings", "sha256": key}
     return _read(Interactions, root, cache, key, name=name, source=source)
+
+
+def _open_ir_datasets(ids: str, cache: Path) -> RetrievalDataset:
+    libraries.load_ids(ids)  # says what is wrong with them
+    key = libraries.ids_sha256(ids)
+    source = {"layout": "ir_datasets", "ids": ids, "sha256": key}
+    name = libraries.short_name(ids)
+    return _read(IrDatasets, ids, cache, key, name=name, source=source)
 
 
 def _read(
@@ -228,6 +258,7 @@ def _read(
         corpus_sha256=tables.corpus_sha256,
         source=source,
         notes=tables.notes,
+        candidates=tables.candidates,
     )
 
 

@@ -31,6 +31,14 @@ class Judgement(NamedTuple):
     grade: int
 
 
+class Judged(NamedTuple):
+    """The judgements of one split, and the name of their file for messages."""
+
+    split: str
+    name: str
+    judgements: list[Judgement]
+
+
 def qrels_files(root) -> list:
     """Find the qrels files of a BEIR folder, sorted by name; hidden files are ignored.
 
@@ -105,7 +113,7 @@ def read_qrels(
             line, or the columns seem to be those of TREC and the corpus has none of
             the documents.
     """
-    judgements, grades, columns = [], {}, 3
+    found, columns = JudgedLines(query_ids), 3
     for number, (where, line) in enumerate(numbered_lines(path)):
         fields = line.rstrip().split("\t")
         if number == 0:
@@ -116,25 +124,45 @@ def read_qrels(
         if columns == 4:
             fields = line.split()
             fields[1:2] = []
-        if len(fields) != 3 or (grade := _grade(fields[2])) is None:
+        if len(fields) != 3 or _grade(fields[2]) is None:
             raise ValueError(
                 f"{where}: expected query id, document id and an integer grade "
                 f"between tabs, got {shortened(line.rstrip())}"
             )
         query, document = _known(fields[0], query_ids), _known(fields[1], doc_ids)
-        if query not in query_ids:
+        found.add(where, query, document, fields[2])
+    if columns == 4:  # a fourth column may be something else, such as a date
+        check_any_known(found.judgements, doc_ids)
+    return found.judgements
+
+
+class JudgedLines:
+    """Judgements of one split, gathered line by line; repeated lines count once.
+
+    Args:
+        query_ids: the known queries.
+    """
+
+    def __init__(self, query_ids: Container[str]):
+        self.judgements, self._grades, self._query_ids = [], {}, query_ids
+
+    def add(self, where: str, query: str, document: str, grade) -> None:
+        """Add a judgement; a ValueError names its place if it cannot be meant."""
+        value = _grade(str(grade))
+        if value is None:
+            raise ValueError(
+                f"{where}: expected an integer grade, got {shortened(grade)}"
+            )
+        if query not in self._query_ids:
             raise ValueError(f"{where}: unknown query {query!r}")
-        if (query, document) not in grades:
-            judgements.append(Judgement(where, query, document, grade))
-        first = grades.setdefault((query, document), grade)
-        if first != grade:
+        if (query, document) not in self._grades:
+            self.judgements.append(Judgement(where, query, document, value))
+        first = self._grades.setdefault((query, document), value)
+        if first != value:
             raise ValueError(
                 f"{where}: query {query!r} and document {document!r} are judged twice, "
-                f"{first} and {grade}"
+                f"{first} and {value}"
             )
-    if columns == 4:  # a fourth column may be something else, such as a date
-        check_any_known(judgements, doc_ids)
-    return judgements
 
 
 def check_any_known(judgements: list[Judgement], doc_ids: Container[str]) -> None:

@@ -7,6 +7,7 @@ therefore prepared again, and the old copy stays valid for the old sources.
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import zipfile
 from abc import abstractmethod
@@ -18,11 +19,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from ehi.data.candidates import Candidates
 from ehi.files import new_folder
 from ehi.progress import track
 
 TABLES = "tables.npz"
 READ_AHEAD = 1024
+RECORDS_OF_A_SHARD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Tables:
     judgements: dict[str, np.ndarray]  # split -> (judgements, 3)
     missing_ids: tuple[str, ...] = ()  # judged documents that the corpus lacks
     notes: tuple[str, ...] = ()  # remarks on the data for its user
+    candidates: Candidates | None = None
 
     def save(self, path: Path) -> None:
         """Write the arrays to one .npz file."""
@@ -92,6 +96,9 @@ class Tables:
         for name in ("missing_ids", "notes"):
             if values := getattr(self, name):
                 arrays[name] = _joined(values)
+        if self.candidates is not None:
+            for name, values in vars(self.candidates).items():
+                arrays[f"candidates/{name}"] = values
         ids = _joined(self.doc_ids)
         np.savez(path, doc_ids=ids, corpus_sha256=self.corpus_sha256, **arrays)
 
@@ -101,11 +108,17 @@ class Tables:
         with np.load(path) as arrays:
             prefix = "qrels/"
             splits = [name for name in arrays.files if name.startswith(prefix)]
+            candidates = {
+                name.removeprefix("candidates/"): arrays[name]
+                for name in arrays.files
+                if name.startswith("candidates/")
+            }
             return cls(
                 doc_ids=_split(arrays["doc_ids"]),
                 corpus_sha256=str(arrays["corpus_sha256"]),
                 groups=arrays["groups"] if "groups" in arrays.files else None,
                 judgements={name.removeprefix(prefix): arrays[name] for name in splits},
+                candidates=Candidates(**candidates) if candidates else None,
                 **{
                     name: tuple(_split(arrays[name]))
                     for name in ("missing_ids", "notes")
@@ -156,12 +169,17 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Group of each document (documents,); a split must not divide a group."""
         return None
 
+    def candidates(self) -> Candidates | None:
+        """Documents that come with a query, or None."""
+        return None
+
     def tables(self) -> Tables:
         """The tables of the prepared copy; call this after the records are written."""
         judged = {split: rows for split, rows in self.judgements().items() if len(rows)}
+        candidates = self.candidates()
         return Tables(
             list(self.doc_rows), self.corpus_digest.hexdigest(), self.groups(), judged,
-            tuple(self.missing_ids), tuple(self.notes),
+            tuple(self.missing_ids), tuple(self.notes), candidates,
         )  # fmt: skip
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -174,24 +192,38 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def write(self) -> None:
+        """Write the records of the prepared copy, one after the other.
+
+        `download_and_prepare` of tfds would keep the whole corpus in memory to sort it,
+        and needs TensorFlow if that is more than 1 GB.
+        """
+        writer = tfds.core.SequentialWriter(
+            self.info, RECORDS_OF_A_SHARD, file_format="array_record"
+        )
+        Path(self.data_dir).mkdir(parents=True)
         queries = list(self.queries())
         self.query_rows = {id: row for row, (id, _) in enumerate(queries)}
+        asked = ({"id": id, "title": "", "text": text} for id, text in queries)
         splits = {"corpus": self._corpus_examples()}
-        if queries:  # tfds refuses a split without examples
-            splits["queries"] = (
-                (row, {"id": id, "title": "", "text": text})
-                for row, (id, text) in enumerate(queries)
-            )
-        return splits
+        if queries:  # tfds cannot read a split without examples
+            splits["queries"] = asked
+        writer.initialize_splits(list(splits))
+        for split, examples in splits.items():
+            while some := list(itertools.islice(examples, READ_AHEAD)):
+                writer.add_examples({split: some})
+        writer.close_all()
 
-    def _corpus_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
+    def _corpus_examples(self) -> Iterator[dict[str, str]]:
         documents = track(self.documents(), "prepare", "documents")
         for row, document in enumerate(documents):
             example = vars(document)
             self.doc_rows[document.id] = row
             self.corpus_digest.update(json.dumps(example).encode() + b"\n")
-            yield row, example
+            yield example
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError("`write` writes the examples")
 
     def _generate_examples(self):
         raise NotImplementedError("examples come from documents() and queries()")
@@ -223,7 +255,7 @@ def prepare(
     if not folder.exists():
         with new_folder(folder, exists="keep") as made:
             builder = builder_type(root=root, data_dir=made)
-            builder.download_and_prepare()
+            builder.write()
             builder.tables().save(made / TABLES)
     try:
         return builder_type(root=root, data_dir=folder), Tables.load(folder / TABLES)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ehi.data import beir
+from ehi.data import collection
 from ehi.data.datasets import open_dataset
 
 GOOD = {"_id": "d1", "title": "", "text": "some text"}
@@ -34,7 +34,7 @@ def encoded(**changes):
 def test_malformed_corpus_names_file_and_line(
     beir_folder, tmp_path, monkeypatch, line, message
 ):
-    monkeypatch.setattr(beir, "MAX_CHARACTERS", 100)
+    monkeypatch.setattr(collection, "MAX_CHARACTERS", 100)
     write_corpus(beir_folder, encoded(), line)
     with pytest.raises(ValueError, match=rf"corpus\.jsonl, line 2: {message}"):
         open_dataset(beir_folder, data_dir=tmp_path)

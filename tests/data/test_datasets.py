@@ -90,7 +90,7 @@ def test_edited_corpus_is_prepared_again(beir_folder, tmp_path):
 def test_prepared_copy_is_reused(beir_folder, tmp_path, monkeypatch):
     first = open_dataset(beir_folder, data_dir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tfds_builder.RetrievalBuilder, "download_and_prepare", None)
+        patch.setattr(tfds_builder.RetrievalBuilder, "write", None)
         assert contents(open_dataset(beir_folder, data_dir=tmp_path)) == contents(first)
 
 
