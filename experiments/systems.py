@@ -219,12 +219,24 @@ def phase_of(config, name: str, num_documents: int) -> Phase:
     """Return the phase of a config section, with the steps that the corpus needs.
 
     Above `corpus_of_steps` documents, the steps grow in proportion, up to `MOST_TIMES`
-    times, so that each document stays in the pool equally often.
+    times, so that each document stays in the pool equally often. A run that trains on
+    takes a share of them; its tree, codes and query side are those of the finished run,
+    so nothing is fitted or copied before its first step.
     """
     phase = Phase.from_mapping(config[name].to_dict())
     times = num_documents / (config.corpus_of_steps or num_documents)
     steps = round(phase.steps * min(max(times, 1.0), MOST_TIMES))
-    return dataclasses.replace(phase, steps=steps)
+    if not config.start_from:
+        return dataclasses.replace(phase, steps=steps)
+    steps = steps and max(1, round(steps * config.start_from_steps))
+    # The corpus may be another, so its documents are assigned again.
+    start = phase.start if phase.start == "reassign" else ""
+    return dataclasses.replace(phase, steps=steps, start=start)
+
+
+def phases_of(config, system: System) -> tuple[str, ...]:
+    """Return the phases that train a system; only the last one if a run trains on."""
+    return system.phases[-1:] if config.start_from else system.phases
 
 
 def freezes_later(config, system: System, name: str) -> bool:

@@ -39,6 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     # The most vectors that k-means, OPQ and the start of the router read; 0: 256 for
     # each codeword of a subspace, 128 for each leaf (`ehi.train.starts.sample_sizes`).
     c.fit_sample = 0
+    # Workdir of a finished run: train on from its parameters, for this share of the
+    # steps of each system's last phase. '': train from the start.
+    c.start_from = ""
+    c.start_from_steps = 0.1
     c.shard_state = False  # each device holds a part of parameters and moments
     c.recipe = 4  # increased when the numbers of a system change
     c.variant = ""  # name of the ablation in the records

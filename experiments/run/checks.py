@@ -121,6 +121,10 @@ def _check_numbers(config) -> None:
         raise ValueError(
             f"tree.scale is {config.tree.scale}; must be above 0 and finite"
         )
+    if not 0 < config.start_from_steps < math.inf:
+        raise ValueError(
+            f"start_from_steps is {config.start_from_steps}; must be above 0 and finite"
+        )
     if not 0 < config.dev_fraction < 1:
         raise ValueError(
             f"dev_fraction is {config.dev_fraction}; must be between 0 and 1"

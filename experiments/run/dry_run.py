@@ -43,6 +43,7 @@ from experiments.systems import (
     freezes_later,
     get_system,
     phase_of,
+    phases_of,
 )
 
 GIB = 2**30
@@ -222,7 +223,7 @@ def dry_run(config, *, flops_per_second: float | None = None) -> list[Report]:
     reports = []
     for name, compression in _runs(config):
         resolved, system = config_of(config, name), get_system(name)
-        for phase_name in system.phases:
+        for phase_name in phases_of(resolved, system):
             phase = phase_of(resolved, phase_name, sizes.documents)
             if phase.steps:
                 model = abstract_model(resolved, system, compression, sizes, shape)

@@ -1,7 +1,6 @@
 """A trained system -> its index, and a record for each budget."""
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -28,6 +27,7 @@ from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.pretrained import resolve, save_tower
 from experiments.run.prepare import Inputs, known_pairs
 from experiments.run.train import Trained, run_name
+from experiments.run.workdir import FREE_FIELDS, described, identity_of_start
 from experiments.systems import Budget
 
 LOG = logging.getLogger("ehi")
@@ -173,18 +173,13 @@ def spaced(rows: np.ndarray) -> np.ndarray:
 
 
 def _config_hash(config, inputs: Inputs) -> str:
-    """Return the hash of a config.
-
-    `ignore_identical_ids` counts if it drops any, `fit_sample` if it is set.
-    """
-    values = json.loads(config.to_json()) | {
-        "ignore_identical_ids": len(inputs.identical_ids)
-    }
-    without = ("systems", "budgets", "seed")
+    """Return the hash of a config; `ignore_identical_ids` counts if it drops any."""
+    values = described(config) | {"ignore_identical_ids": len(inputs.identical_ids)}
+    without = (*FREE_FIELDS, "seed")
+    if config.start_from:  # the same for every seed, wherever the finished run lies
+        values["start_from"] = identity_of_start(Path(config.start_from), without)
     if not inputs.identical_ids:
         without += ("ignore_identical_ids",)
-    if not config.fit_sample:
-        without += ("fit_sample",)
     return provenance.config_hash(values, without=without)
 
 

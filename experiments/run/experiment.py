@@ -12,6 +12,7 @@ from ehi.files import arrays_sha256
 from ehi.parallel import processes
 from ehi.parallel.processes import is_first
 from ehi.progress import Progress
+from ehi.train import checkpoint
 from ehi.train.logs import MetricLog
 from experiments.run.checks import check_config, check_corpus
 from experiments.run.evaluate import (
@@ -21,11 +22,12 @@ from experiments.run.evaluate import (
 )
 from experiments.run.library import LibraryBuilds
 from experiments.run.prepare import Inputs, load_inputs
-from experiments.run.train import Trained, run_name, train_system
+from experiments.run.train import Trained, finished_folder, run_name, train_system
 from experiments.run.workdir import (
     claim,
     claim_inputs,
     own_folder,
+    trained_on,
     with_tree_of,
     write_config,
 )
@@ -78,9 +80,11 @@ def open_experiment(
 
     Raises:
       ValueError: the config cannot run, or the workdir holds another experiment.
-      FileNotFoundError: `source` holds no finished run.
+      FileNotFoundError: `source`, or `config.start_from`, holds no finished run.
     """
     check_config(config)
+    if config.start_from:
+        config = _trained_on(config, source)
     processes.agree("config", config.to_json())
     processes.agree("code", _code())
     claim(config, workdir)
@@ -90,7 +94,7 @@ def open_experiment(
     # process encodes the outputs of a frozen tower itself; that takes no longer.
     with processes.first_alone():
         inputs = load_inputs(config)
-    claim_inputs(inputs, workdir, source)
+    claim_inputs(inputs, workdir, source, config.start_from)
     processes.agree("data", _data(inputs))
     documents = len(inputs.dataset.documents)
     config = fit_to_corpus(config, documents)
@@ -99,6 +103,49 @@ def open_experiment(
     events = workdir / "tensorboard" if tensorboard else None
     log = MetricLog(workdir / "metrics.jsonl", events, writes=is_first())
     return Experiment(config, inputs, workdir, log, source)
+
+
+def _trained_on(config, source: Path | None):
+    """Return the config of a run that trains on, after looking for what it starts from.
+
+    Raises:
+      ValueError: `source` is given too, or the finished run has other shapes.
+      FileNotFoundError: the finished run lacks a system of the config.
+    """
+    if source is not None:
+        raise ValueError(
+            f"--config.start_from={config.start_from} trains on, and "
+            f"--checkpoint={source} uses parameters as they are: give one of them"
+        )
+    config = trained_on(config)
+    start = Path(config.start_from)
+    runs = dict.fromkeys(run for name in config.systems for run in _runs(config, name))
+    lacking = [
+        run
+        for run in runs
+        if checkpoint.latest_step(finished_folder(start, run)) is None
+    ]
+    if lacking:
+        there = sorted(path.parent.name for path in start.glob("checkpoints/*/final"))
+        raise FileNotFoundError(
+            f"--config.start_from={start} holds no trained {', '.join(lacking)}, but "
+            f"{', '.join(there) or 'nothing'}: train it there first, or remove it from "
+            "--config.systems and --config.budgets"
+        )
+    return config
+
+
+def _runs(config, name: str) -> list[str]:
+    """Return the runs that train a system: its ancestors' and its own."""
+    system = get_system(name)
+    parent = config.library_parent if system.library else system.parent
+    runs = [] if parent is None else _runs(config, parent)
+    if not system.phases:
+        return runs
+    if not system.pq:
+        return [*runs, name]
+    budgets = default_budgets(config, name)
+    return runs + [run_name(name, budget.compression) for budget in budgets]
 
 
 def default_budgets(config, name: str) -> list[Budget]:

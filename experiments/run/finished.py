@@ -70,6 +70,11 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
       FileNotFoundError: `source` holds no such run.
     """
     system = get_system(name)
+    if config.start_from:
+        raise ValueError(
+            f"--config.start_from={config.start_from} trains on, and nothing is "
+            "trained here: leave it out"
+        )
     if system.library:
         raise ValueError(f"{name} cannot be encoded in shards: a library builds it")
     budgets = default_budgets(config, name)

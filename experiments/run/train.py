@@ -36,6 +36,7 @@ from experiments.systems import (
     freezes_later,
     get_system,
     phase_of,
+    phases_of,
 )
 
 # The head's principal components are those of at most this many tower outputs.
@@ -50,7 +51,8 @@ class Trained:
       run: name of the system and, for PQ leaves, its compression.
       params: 'group/.../name' -> array.
       documents, queries: embeddings (rows, D) of the corpus and of the query table.
-      seconds: training time, including the parent and the fits.
+      seconds: training time, including the parent and the fits, but not the run of
+        `config.start_from`.
       leaves: (documents, s), if they are not those of the router; else None.
       examples_per_second: speed of the last phase; None if it was not trained here.
     """
@@ -96,7 +98,7 @@ def train_system(
         resolved, system, compression, tower=lambda: inputs.tower,
         tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
     )  # fmt: skip
-    final = (source or workdir) / "checkpoints" / run / "final"
+    final = finished_folder(source or workdir, run)
     if checkpoint.latest_step(final) is not None:
         graphdef, params = split_model(model)
         saved = checkpoint.restore(final, {"params": params, "seconds": jnp.zeros(())})
@@ -112,12 +114,16 @@ def train_system(
             parent = train_system(
                 config, system.parent, None, inputs, workdir, log, trained
             )
-        graphdef, params, seconds = _start(
-            resolved, system, model, inputs, parent, workdir
-        )
+        if resolved.start_from and system.phases:
+            graphdef, params = _finished(model, Path(resolved.start_from), run)
+            seconds = 0.0 if parent is None else parent.seconds
+        else:
+            graphdef, params, seconds = _start(
+                resolved, system, model, inputs, parent, workdir
+            )
         job = Job(resolved, system, run, graphdef, params, inputs, parent, workdir)
         params = _train(job, log)
-        seconds += sum(log.seconds(run, phase) for phase in system.phases)
+        seconds += sum(log.seconds(run, phase) for phase in phases_of(config, system))
         done = {"params": params, "seconds": jnp.float32(seconds)}
         checkpoint.save(final, 0, done)
     documents, queries = embeddings(graphdef, params, inputs, workdir / "outputs")
@@ -129,6 +135,18 @@ def train_system(
         run, graphdef, params, documents, queries, seconds, rate, leaves
     )
     return trained[run]
+
+
+def _finished(model, workdir: Path, run: str):
+    """Return the parameters with which a finished run ended."""
+    graphdef, params = split_model(model)
+    like = {"params": params, "seconds": jnp.zeros(())}
+    return graphdef, checkpoint.restore(finished_folder(workdir, run), like)["params"]
+
+
+def finished_folder(workdir: Path, run: str) -> Path:
+    """Return the folder of the parameters with which a run ends."""
+    return workdir / "checkpoints" / run / "final"
 
 
 def _start(config, system, model, inputs, parent, workdir):
@@ -180,7 +198,7 @@ class Job:
 def _train(job: Job, log: MetricLog) -> dict:
     """Run all phases of a system; return its parameters."""
     state = {"params": job.params, "stats": {}}
-    for name in job.system.phases:
+    for name in phases_of(job.config, job.system):
         phase = phase_of(job.config, name, len(job.inputs.dataset.documents))
         graphdef, params = job.graphdef, state["params"]
         if freezes_later(job.config, job.system, name):
@@ -292,7 +310,7 @@ def _tables(job: Job, phase, graphdef, params) -> dict:
     if not has_tower(params) or phase.losses.get("anchor"):
         tables["features_documents"] = inputs.document_features
     if has_tower(params) and phase.encoded:
-        if parent is None:  # the tower is still the pretrained one
+        if parent is None and not job.config.start_from:  # the pretrained tower still
             cached = inputs.document_features, inputs.query_features
         else:
             cached = tower_outputs(graphdef, params, inputs, job.workdir / "outputs")

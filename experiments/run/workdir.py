@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jax
 
+from ehi.eval.provenance import config_hash
 from ehi.files import atomic_write
 from ehi.parallel.processes import is_first
+from experiments.command import user_path
 
 LOG = logging.getLogger("ehi")
 
@@ -19,6 +21,15 @@ INPUTS = "inputs.json"
 _CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # set by `fit_to_corpus`
 # Fields that the parameters of a finished run need not have been trained with.
 _OF_SEARCH = ("adaptive", "spill", "start", "score")
+# Fields that a run which trains on may change; all others set the shapes.
+_NOT_OF_SHAPES = ("adaptive", "start", "score")
+# Field -> fields that mean nothing while it is not set. They are left out then, so that
+# a config is described as it was before it had them.
+_UNSET = {
+    "start_from": ("start_from", "start_from_steps"),
+    "fit_sample": ("fit_sample",),
+}
+CONTINUED = "continued"  # the variant of a run that trains on
 
 
 def own_folder(workdir: Path) -> Path:
@@ -41,9 +52,9 @@ def claim(config, workdir: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--workdir={workdir}: {folder} is a file, not a folder")
     path = workdir / "config.json"
-    ours = json.loads(config.to_json())
+    ours = described(config)
     if path.exists():
-        theirs = _read_config(path)
+        theirs = _without_unset(_read_config(path))
         for section, name in _CHOSEN:  # 0 means: choose, which gives the same again
             ours[section][name] = ours[section][name] or theirs[section][name]
         names = sorted(set(ours) | set(theirs))
@@ -60,21 +71,36 @@ def claim(config, workdir: Path) -> None:
         LOG.info("%s: reusing what is complete, resuming what is not", workdir)
 
 
+def described(config) -> dict:
+    """Return the config as JSON values, as config.json has them."""
+    return _without_unset(json.loads(config.to_json()))
+
+
+def _without_unset(values: dict) -> dict:
+    unset = {
+        name for field in _UNSET if not values.get(field) for name in _UNSET[field]
+    }
+    return {name: value for name, value in values.items() if name not in unset}
+
+
 def write_config(config, workdir: Path) -> None:
     """Write config.json, including the fields chosen to fit the corpus."""
     if not is_first():
         return
-    text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+    text = json.dumps(described(config), indent=2) + "\n"
     atomic_write(workdir / "config.json", text.encode())
 
 
-def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
+def claim_inputs(
+    inputs, workdir: Path, finished: Path | None = None, start_from: str = ""
+) -> None:
     """Refuse a workdir that was made of other data, weights or parameters.
 
     Args:
       inputs: from `load_inputs`.
       workdir: the workdir; its inputs.json names the inputs that it was made of.
       finished: workdir of the run whose parameters are used, or None.
+      start_from: workdir of the run whose parameters are trained on, or ''.
 
     Raises:
       ValueError: the data set or tower differs from before, or from that of `finished`.
@@ -84,6 +110,9 @@ def claim_inputs(inputs, workdir: Path, finished: Path | None = None) -> None:
         "tower": inputs.pretrained.sha256,
         "checkpoint": None if finished is None else _identity(finished),
     }
+    if start_from:
+        ours["start_from"] = identity_of_start(Path(start_from))
+        finished = Path(start_from)
     path = workdir / INPUTS
     theirs = _read_json(path) if path.exists() else ours
     other = [name for name in ours if theirs.get(name) != ours[name]]
@@ -115,22 +144,79 @@ def with_tree_of(config, finished: Path):
       FileNotFoundError: `finished` holds no run.
       ValueError: the run was trained with another head, tree or kind of leaves.
     """
-    path = finished / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"--checkpoint={finished} holds no finished run")
-    theirs = _read_config(path)
+    named = f"--checkpoint={finished}"
+    theirs = _config_of_run(finished, named)
     config = config.copy_and_resolve_references()
     for section, name in _CHOSEN:
         config[section][name] = theirs[section][name]
+    _check_same_shapes(config, theirs, named, free=_OF_SEARCH)
+    return config
+
+
+def trained_on(config):
+    """Return the config of a run that trains on, with what the finished run decides.
+
+    It has the number of leaves and codewords of the run `config.start_from`, unless the
+    config names them, and a variant of its own, so that no table takes its records for
+    those of a run from the start.
+
+    Raises:
+      FileNotFoundError: `config.start_from` holds no run.
+      ValueError: that run was trained with other shapes.
+    """
+    finished = user_path(config.start_from)
+    named = f"--config.start_from={finished}"
+    theirs = _config_of_run(finished, named)
+    config = config.copy_and_resolve_references()
+    config.start_from = str(finished)
+    for section, name in _CHOSEN:
+        config[section][name] = config[section][name] or theirs[section][name]
+    _check_same_shapes(config, theirs, named, free=_NOT_OF_SHAPES)
+    ours = config.tower.trainable
+    other = theirs.get("tower", {}).get("trainable", ours)
+    if "head" in (ours, other) and ours != other:
+        raise ValueError(
+            f"tower.trainable is {ours!r}, but {named} was trained with {other!r}: "
+            "one of them has no tower of its own"
+        )
+    if not config.variant.endswith(CONTINUED):
+        config.variant = "-".join(filter(None, (config.variant, CONTINUED)))
+    return config
+
+
+def _config_of_run(finished: Path, named: str) -> dict:
+    path = finished / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{named} holds no finished run")
+    return _read_config(path)
+
+
+def _check_same_shapes(config, theirs: dict, named: str, free: tuple[str, ...]) -> None:
     ours = json.loads(config.to_json())
     for section in ("head", "tree", "leaves"):
         for name, value in ours[section].items():
-            if name not in _OF_SEARCH and theirs[section].get(name, value) != value:
+            other = theirs.get(section, {}).get(name, value)
+            if name not in free and other != value:
                 raise ValueError(
-                    f"{section}.{name} is {value!r}, but --checkpoint={finished} was "
-                    f"trained with {theirs[section][name]!r}"
+                    f"{section}.{name} is {value!r}, but {named} was trained with "
+                    f"{other!r}"
                 )
-    return config
+
+
+def identity_of_start(finished: Path, without: tuple[str, ...] = FREE_FIELDS) -> str:
+    """Return a hash of what a finished run was made of, wherever it lies.
+
+    Args:
+      finished: workdir of the run.
+      without: fields of its config that do not count.
+    """
+    theirs = _read_config(finished / "config.json")
+    if theirs.get("start_from"):
+        before = Path(theirs["start_from"])
+        theirs["start_from"] = identity_of_start(before, without)
+    path = finished / INPUTS
+    inputs = _read_json(path) if path.exists() else {}
+    return config_hash(theirs | {"inputs": inputs}, without=without)
 
 
 def _identity(finished: Path) -> str:
