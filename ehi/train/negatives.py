@@ -1,4 +1,4 @@
-"""Hard negatives: from the leaves that a query visits (EHI), or from its teacher.
+"""Hard negatives: from the leaves that a query visits (EHI), its teacher, or the data.
 
 JPQ's negatives are not here: they come from the whole code table inside the step.
 """
@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from ehi.data.candidates import Candidates
 from ehi.index import Index, build_index
 from ehi.index.search.search import queries_at_once
 from ehi.parallel.processes import gather_rows, process_slice
@@ -42,6 +43,37 @@ def mine_from_teacher(
         index, queries[rows], data, per_query=per_query, beam=1, rows=rows,
         threads=len(os.sched_getaffinity(0)),
     )  # fmt: skip
+
+
+def given_negatives(
+    candidates: Candidates, data: TrainingSet, *, per_query: int
+) -> np.ndarray:
+    """The documents that come with each query, without known positives.
+
+    A query with fewer than `per_query` has them again, so that each draw gives one.
+
+    Args:
+      candidates: of the first rows of the query table.
+      data: names the known positives.
+      per_query: negatives kept for a query, the first of its list.
+
+    Returns:
+      document rows (rows, per_query) int32, padded with -1; all -1 for queries that
+      have none.
+    """
+    offsets, documents = candidates.offsets, candidates.documents.astype(np.int64)
+    queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    row, known = data.positives(np.arange(len(offsets) - 1))
+    num = data.num_documents
+    negative = ~np.isin(queries * num + documents, row * num + known)
+    queries, documents = queries[negative], documents[negative]
+    first = np.searchsorted(queries, np.arange(len(offsets)))
+    counts = np.diff(first)  # of each query
+    some = np.flatnonzero(counts)
+    places = np.arange(per_query) % counts[some, None]
+    table = np.full((data.num_queries, per_query), -1, np.int32)
+    table[some] = documents[first[some, None] + places]
+    return table
 
 
 def mine_from_leaves(

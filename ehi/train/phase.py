@@ -77,7 +77,7 @@ LEAST = {
     ),
 }
 ALLOWED = {
-    "negatives": ("leaves", "teacher"),
+    "negatives": ("leaves", "teacher", "given"),
     "start": ("", "buffer", "reassign", "freeze"),
     "decay": DECAYS,
     "score": ("", *SCORES),
@@ -118,7 +118,9 @@ class Phase:
       mined_beam: leaves that a query visits when negatives are mined, or when documents
         are reassigned.
       negatives: 'leaves' mines from the leaves that a query visits (EHI); 'teacher'
-        mines the teacher's nearest documents, once (Distill-VQ, RepCONC).
+        mines the teacher's nearest documents, once (Distill-VQ, RepCONC); 'given' takes
+        those that come with the data set, its triples and the documents that a teacher
+        scored (see `ehi.data.candidates`).
       hardest: negatives of each query that count in the loss `quantised`: those of the
         pool with the highest scores at this step (RepCONC); 0 for all.
       score: of quantised documents in `quantised`, `distill` and `lambda_rank`, one of
@@ -240,7 +242,7 @@ class Phase:
         """Steps between two minings of documents for the pool; 0 for no mining."""
         if not self.mined_per_query:
             return 0
-        return self.steps if self.negatives == "teacher" else self.refresh
+        return self.refresh if self.negatives == "leaves" else self.steps
 
     @property
     def needs_teacher(self) -> bool:

@@ -72,6 +72,25 @@ def check_config(config) -> None:
             )
 
 
+def check_candidates(config, dataset) -> None:
+    """Refuse negatives that should come with a data set, if it has none.
+
+    Raises:
+      ValueError: names the phase and the files.
+    """
+    if dataset.candidates is not None:
+        return
+    for system in config.systems:
+        for name in get_system(system).phases:
+            phase = config_of(config, system)[name]
+            if phase.negatives == "given" and phase.steps and phase.mined_per_query:
+                raise ValueError(
+                    f"{name}.negatives is 'given', but {dataset.name} brings none: put "
+                    "qidpidtriples.*.tsv or *scores_ids*.tsv beside its corpus, or use "
+                    "'leaves' or 'teacher'"
+                )
+
+
 def _check_sections(config) -> None:
     for name, fields in base.get_config().items():
         if isinstance(fields, ml_collections.ConfigDict):

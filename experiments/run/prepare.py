@@ -20,7 +20,7 @@ from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
 from ehi.progress import track
 from ehi.train.batch import TrainingSet
-from experiments.run.checks import check_lengths
+from experiments.run.checks import check_candidates, check_lengths
 
 LOG = logging.getLogger("ehi")
 
@@ -124,6 +124,7 @@ def open_split(config) -> RetrievalDataset:
 def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
     """Tokenise a data set, and make the training pairs."""
     eval_rows, ignored = _evaluated(config, dataset)
+    check_candidates(config, dataset)
     pretrained = resolve(config.tower.name)
     check_lengths(config, pretrained)
     texts, pseudo_rows = [], np.zeros(0, np.int64)

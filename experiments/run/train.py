@@ -19,7 +19,7 @@ from ehi.train import checkpoint
 from ehi.train.batch import drawn_queries
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
-from ehi.train.negatives import mine_from_leaves, mine_from_teacher
+from ehi.train.negatives import given_negatives, mine_from_leaves, mine_from_teacher
 from ehi.train.reassign import reassigned_leaves
 from ehi.train.starts import (
     before_freezing,
@@ -288,6 +288,11 @@ def _miner(phase, graphdef, inputs, parent, seed):
             per_query=phase.mined_kept, rows=rows,
         )  # fmt: skip
 
+    def given(_):
+        return given_negatives(
+            inputs.dataset.candidates, inputs.training, per_query=phase.mined_kept
+        )
+
     def from_leaves(params):
         documents, queries = embeddings(graphdef, params, inputs)
         index = build_index(
@@ -298,7 +303,8 @@ def _miner(phase, graphdef, inputs, parent, seed):
             per_query=phase.mined_kept, beam=phase.mined_beam,
         )  # fmt: skip
 
-    return from_teacher if phase.negatives == "teacher" else from_leaves
+    sources = {"teacher": from_teacher, "given": given, "leaves": from_leaves}
+    return sources[phase.negatives]
 
 
 def _tables(job: Job, phase, graphdef, params) -> dict:

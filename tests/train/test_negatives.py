@@ -1,12 +1,18 @@
 import numpy as np
 from tiny import phase_of
 
+from ehi.data.candidates import Candidates
 from ehi.encode.embed import embed
 from ehi.index import build_index
 from ehi.index.search.search import queries_at_once
 from ehi.model.export import index_arrays
 from ehi.train.batch import drawn_queries, make_batch
-from ehi.train.negatives import _search, mine_from_leaves, mine_from_teacher
+from ehi.train.negatives import (
+    _search,
+    given_negatives,
+    mine_from_leaves,
+    mine_from_teacher,
+)
 
 
 def test_mined_are_the_best_unknown_documents_of_the_visited_leaves(tiny, tiny_model):
@@ -61,3 +67,30 @@ def test_the_teachers_nearest_are_mined_for_every_query_that_is_drawn(tiny):
         _, known = data.positives(np.array([row]))
         best = [doc for doc in np.argsort(-scores[row]) if doc not in known][:5]
         assert mined[row].tolist() == best
+
+
+def test_given_negatives_are_those_of_the_data_set_without_positives(tiny):
+    data, _ = tiny
+    _, known = data.positives(np.array([0]))
+    lists = {0: [7, known[0], 9], 2: [4], 3: list(range(50))}
+    lists = {query: [int(d) for d in documents] for query, documents in lists.items()}
+    lengths = [len(lists.get(query, ())) for query in range(40)]
+    candidates = Candidates(
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([lists.get(q, ()) for q in range(40)]).astype(np.int32),
+        np.full(sum(lengths), np.nan, np.float32),
+    )
+    found = given_negatives(candidates, data, per_query=5)
+    assert found.shape == (data.num_queries, 5) and found.dtype == np.int32
+    assert found[0].tolist() == [7, 9, 7, 9, 7]
+    assert found[2].tolist() == [4] * 5
+    _, known = data.positives(np.array([3]))
+    assert found[3].tolist() == [d for d in range(50) if d not in known][:5]
+    others = np.delete(np.arange(data.num_queries), [0, 2, 3])
+    assert (found[others] == -1).all()
+    batch = make_batch(
+        data, phase_of(mined_per_query=2, negatives="given", pool=40), seed=0, step=0,
+        mined=found,
+    )  # fmt: skip
+    for query in set(batch["queries"].tolist()) & {0, 2, 3}:
+        assert set(found[query].tolist()) & set(batch["documents"].tolist())
