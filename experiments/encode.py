@@ -18,7 +18,7 @@ from absl import app, flags
 
 from ehi.encode.shards import check_folder, encode_shards, unfinished_shards
 from ehi.encode.shards_ray import encode_shards_by_ray
-from ehi.index.ray_cluster import import_ray
+from ehi.index.sharded import import_ray
 from experiments.command import INTERRUPTED, explain_interrupt, user_path
 from experiments.main import CHECKPOINT, CONFIG, parse_flags, say_error, speak
 from experiments.run.checks import check_config

@@ -1,6 +1,7 @@
 """Ask an index in words.
 
 python -m experiments.search --index=runs/pydocs/index "how do I parse an ISO date"
+python -m experiments.search --index=runs/pydocs/index --recall=0.95 --save
 """
 
 import argparse
@@ -8,11 +9,13 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ehi.eval.answers import describe_hits, format_hits
-from ehi.index import Index, open_index
+from ehi.index import Index, Tuned, open_index
+from ehi.index.search.codes import decode
 from ehi.index.text.encoder import TextEncoder, TowerNotFoundError, load_text_encoder
 from experiments.command import (
     INTERRUPTED,
@@ -23,6 +26,8 @@ from experiments.command import (
     is_utf8,
     user_path,
 )
+
+MOST_QUERIES = 1000  # a search is tuned on no more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +42,21 @@ def _run(args: argparse.Namespace) -> int:
     """Answer the questions; return the exit code."""
     try:
         index = open_index(args.index)
-        settings = {"k": args.k, "rerank": args.rerank} | chosen_search(index, args)
-        check_search(index, **settings)
-        encode = load_query_encoder(index, tower=args.tower)
+        encoder = functools.cache(
+            lambda: load_query_encoder(index, tower=args.tower)
+        )  # an index of vectors has none, and is tuned without
+        if args.recall is not None:
+            tuned, source = tune_search(index, encoder, args)
+            asked = args.repl or args.words
+            said = f"tuned on {tuned.num_queries:,} {source}\n{tuned}"
+            print(said, file=sys.stderr if asked else sys.stdout, flush=True)
+            if not asked:
+                return 0
+            settings = {"k": args.k, **tuned.setting}
+        else:
+            settings = {"k": args.k, **chosen_search(index, args)}
+            check_search(index, **settings)
+        encode = encoder()
         ask = functools.partial(answer, index, encode, as_json=args.json, **settings)
         if args.repl:
             converse(ask, index.num_documents)
@@ -80,37 +97,136 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rerank",
         type=int,
-        default=0,
-        help="number of candidates to score again with stored vectors (0)",
+        help="candidates to score again with stored vectors (default: stored, else 0)",
+    )
+    parser.add_argument(
+        "--recall",
+        type=float,
+        help="find the beam, probability and re-ranking for this recall@k of exact "
+        "search first, on queries of the run's data set",
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="store what --recall finds in the index"
     )
     parser.add_argument(
         "--tower",
         help="hub id or folder of the text encoder (default: named by the index)",
     )
     args = parser.parse_args(argv)
-    if args.repl == bool(args.words):
+    tunes = args.recall is not None
+    if (args.repl and args.words) or not (args.repl or args.words or tunes):
         parser.error("give either a query or --repl")
+    given = [args.beam, args.min_prob, args.rerank]
+    if tunes and any(value is not None for value in given):
+        parser.error("--recall finds --beam, --min-prob and --rerank: leave them out")
+    if args.save and not tunes:
+        parser.error("--save stores what --recall finds: give --recall")
+    asks = bool(args.words)
     args.words = " ".join(args.words)
-    if not args.repl and not args.words.strip():
+    if asks and not args.words.strip():
         parser.error("the query is empty")
     return args
 
 
 def default_search(index: Index) -> dict[str, float]:
     """Return the settings stored in the index, or else an eighth of its leaves."""
-    stored = index.encoder or {}
-    beam = stored.get("default_beam") or max(1, index.num_leaves // 8)
-    return {
-        "beam": min(beam, index.num_leaves),
-        "min_prob": stored.get("default_min_prob", 0.0),
-    }
+    eighth = {"beam": max(1, index.num_leaves // 8), "min_prob": 0.0, "rerank": 0}
+    return index.setting or eighth
 
 
 def chosen_search(index: Index, args: argparse.Namespace) -> dict[str, float]:
     """Return the search settings of the command line, or else those of the index."""
     if args.beam is None and args.min_prob is None:
-        return default_search(index)
-    return {"beam": args.beam or index.num_leaves, "min_prob": args.min_prob or 0.0}
+        chosen = default_search(index)
+        if chosen["rerank"]:
+            chosen["rerank"] = max(chosen["rerank"], args.k)
+    else:
+        beam, min_prob = args.beam or index.num_leaves, args.min_prob or 0.0
+        chosen = {"beam": beam, "min_prob": min_prob, "rerank": 0}
+    return chosen if args.rerank is None else chosen | {"rerank": args.rerank}
+
+
+def tune_search(
+    index: Index, encoder: Callable[[], TextEncoder], args: argparse.Namespace
+) -> tuple[Tuned, str]:
+    """Find the settings for the recall of the command line; store them if asked to.
+
+    The queries are those of the data set of the run that the index belongs to: dev, or
+    else train, or else those without judgements, but never test. Without any, documents
+    of the index stand in for them.
+
+    Returns:
+        What was found, and what it was found on.
+
+    Raises:
+        ValueError: as of `Index.tune`.
+    """
+    source, texts = run_queries(args.index)
+    if texts:
+        queries = encoder()(texts)
+    else:
+        source = "documents in place of queries, which may need more leaves"
+        queries = document_vectors(index)
+    tuned = index.tune(queries, args.recall, min(args.k, index.num_documents),
+                       save=args.save)  # fmt: skip
+    return tuned, source
+
+
+def run_queries(folder: Path) -> tuple[str, list[str]]:
+    """Return what the queries of an index's run are, and at most 1,000 of them."""
+    # An index lies in the workdir of its run, or one folder deeper.
+    for workdir in Path(folder).resolve().parents[:2]:
+        config = workdir / "config.json"
+        if config.is_file():
+            break
+    else:
+        return "", []
+    from ehi.data.datasets import open_dataset  # takes a second
+
+    try:
+        name = json.loads(config.read_text(encoding="utf-8"))["dataset"]
+        dataset = open_dataset(name)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        print(f"the queries of {workdir} cannot be read: {error}", file=sys.stderr)
+        return "", []
+    texts = dict(zip(dataset.query_ids, dataset.query_texts, strict=True))
+    splits = [split for split in ("dev", "train") if dataset.qrels.get(split)]
+    if splits:
+        source = f"{splits[0]} queries of {dataset.name}"
+        chosen = [texts[id] for id in dataset.qrels[splits[0]] if id in texts]
+    else:
+        judged = {id for judged in dataset.qrels.values() for id in judged}
+        source = f"queries of {dataset.name} without judgements"
+        chosen = [text for id, text in texts.items() if id not in judged]
+    return source, chosen[:: 1 + len(chosen) // MOST_QUERIES]
+
+
+def document_vectors(index: Index) -> np.ndarray:
+    """Return about 1,000 documents of an index, evenly spaced: (n, D) float32.
+
+    They are decoded where the index stores codes only. If the index names a text
+    encoder, whose queries have unit norm, so have they.
+    """
+    parameters, found = index.parameters, []
+    step = 1 + sum(part.num_copies for part in index.segments) // MOST_QUERIES
+    for segment in index.segments:
+        copies = np.arange(0, segment.num_copies, step)
+        if segment.rerank_vectors is not None:
+            vectors = segment.rerank_vectors[segment.leaf_rows[copies]]
+        elif segment.vectors is not None:
+            vectors = segment.vectors[copies]
+        else:
+            vectors = decode(segment.codes[copies], parameters.byte_codebooks)
+            if parameters.leaf_centroids is not None:
+                leaves = np.searchsorted(segment.leaf_offsets, copies, side="right") - 1
+                vectors += parameters.rotated_centroids[leaves]
+            if parameters.rotation is not None:
+                vectors = vectors @ parameters.rotation.T
+        found.append(vectors.astype(np.float32))
+    vectors = np.concatenate(found)
+    if index.encoder:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
 
 
 def check_search(index: Index, *, k: int, **settings: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ehi.encode.shards import EncodingJob, attempt_shard, write_failure
-from ehi.index.ray_cluster import start_ray
+from ehi.index.sharded import start_ray
 from ehi.progress import track
 
 

@@ -10,6 +10,7 @@ The files, step by step:
     search   search/
     change   updates
     texts    text/: tokens, transformer and head, without JAX
+    tune     tune
     ask      index joins them all
     beyond   sharded over Ray, faiss_from and faiss_to
 
@@ -26,6 +27,7 @@ from ehi.index.index import Index, build_index, open_index, save_index
 from ehi.index.search.routing import assign_leaves, leaf_log_probs
 from ehi.index.search.search import Hits
 from ehi.index.stream import Shard, build_folder
+from ehi.index.tune import Tuned
 
 __all__ = [
     "FaissIndex",
@@ -34,6 +36,7 @@ __all__ = [
     "IndexCorruptError",
     "IndexLockedError",
     "Shard",
+    "Tuned",
     "assign_leaves",
     "build_folder",
     "build_index",

@@ -336,11 +336,14 @@ class Contents:
         segments: at least one, which may be empty.
         deleted: (R,) bool by row, or None if nothing is deleted.
         folder: the Folder that stores them, or None.
+        setting: dict of what `ehi.index.tune` stored, the search of these documents
+            that names no setting; or None.
     """
 
     segments: tuple[Segment, ...]
     deleted: np.ndarray | None = None
     folder: Folder | None = None
+    setting: dict | None = None
 
     @property
     def num_rows(self):
@@ -474,7 +477,7 @@ class Contents:
         deleted = self.deleted
         if deleted is not None:
             deleted = np.concatenate([deleted, np.zeros(len(segment), bool)])
-        return Contents((*self.segments, segment), deleted, self.folder)
+        return replace(self, segments=(*self.segments, segment), deleted=deleted)
 
     def without(self, rows):
         """These documents without those of `rows`."""
@@ -484,7 +487,7 @@ class Contents:
         if self.deleted is not None:
             deleted[:] = self.deleted
         deleted[rows] = True
-        return Contents(self.segments, deleted, self.folder)
+        return replace(self, deleted=deleted)
 
 
 def _refuse_negative(ids):

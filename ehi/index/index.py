@@ -14,6 +14,7 @@ from ehi.index.parameters import Parameters, path_to_leaf
 from ehi.index.search import search
 from ehi.index.search.search import Hits
 from ehi.index.text.encoder import load_text_encoder
+from ehi.index.tune import tune
 
 
 def build_index(
@@ -140,6 +141,10 @@ def _of_parameters(name):
     return property(lambda index: getattr(index.parameters, name))
 
 
+def _of_contents(name):
+    return property(lambda index: getattr(index.contents, name))
+
+
 @dataclass(eq=False)
 class Index:
     """A searchable corpus in P leaves. Made by `build_index` or `open_index`.
@@ -150,7 +155,8 @@ class Index:
     Attributes:
         parameters: the Parameters. All of them are attributes of the index as well:
             `index.width` is `index.parameters.width`.
-        contents: the documents.
+        contents: the documents. `segments`, `leaf_sizes`, `num_documents` and `folder`
+            are attributes of the index as well.
 
     >>> import numpy as np
     >>> tree = {"kind": "per_node", "nodes": [np.eye(2)[None]], "scale": 1.0}
@@ -180,12 +186,19 @@ class Index:
     encoder = _of_parameters("encoder")
     config = _of_parameters("config")
     query_head = _of_parameters("query_head")
+    segments = _of_contents("segments")
+    leaf_sizes = _of_contents("leaf_sizes")
+    num_documents = _of_contents("num_documents")
+    folder = _of_contents("folder")
 
     def search(
-        self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
-        deny=None,
+        self, queries, k=10, *, beam=None, min_prob=None, rerank=None, threads=1,
+        allow=None, deny=None,
     ):  # fmt: skip
         """The k best documents by score in the `beam` best leaves of each query.
+
+        A search that names neither beam nor min_prob has the setting that the index
+        stores: that of `tune`, or else that of its training, or else one leaf.
 
         Args:
             queries: (N, D) floats.
@@ -193,8 +206,7 @@ class Index:
             beam: leaves visited, 1 .. P; with `min_prob` the most of them.
             min_prob: only leaves with p(leaf | query) >= min_prob are visited, 0 .. 1,
                 but always the best one. Queries that the tree is sure of visit fewer
-                leaves, so others can visit more. `ehi.eval.measure` finds the value
-                that gives a wanted mean.
+                leaves, so others can visit more. `tune` finds the value.
             rerank: 0, or how many of the best by quantised score are scored again
                 with the stored float16 vectors.
             threads: Python threads over disjoint leaves, for batches.
@@ -217,13 +229,22 @@ class Index:
         ([['c', 'a']], [[0.5, 0.10000000149011612]], [2])
         """
         contents = self.contents
+        setting = search.chosen_setting(
+            self.parameters, contents, k, beam, min_prob, rerank
+        )
         found = search.search(
-            self.parameters, contents, queries, k, beam=beam, min_prob=min_prob,
-            rerank=rerank, threads=threads,
-            mask=search.row_mask(contents, allow, deny),
+            self.parameters, contents, queries, k, threads=threads,
+            mask=search.row_mask(contents, allow, deny), **setting,
         )  # fmt: skip
         rows, *others = found
         return Hits(contents.external_ids(rows), *others, rows)
+
+    tune = tune
+
+    @property
+    def setting(self):
+        """The stored beam, min_prob and rerank of a search that names none, or None."""
+        return search.default_setting(self.parameters, self.contents)
 
     def search_text(self, texts, k=10, *, threads=1, **search_arguments):
         """Searches with texts. Needs tokenizers and safetensors, but no JAX.
@@ -408,27 +429,9 @@ class Index:
         return path_to_leaf(self.tree, leaf)
 
     @property
-    def segments(self):
-        return self.contents.segments
-
-    @property
-    def folder(self):
-        """The Folder that it was opened from, or None."""
-        return self.contents.folder
-
-    @property
-    def num_documents(self):
-        return self.contents.num_documents
-
-    @property
     def has_documents(self):
         """Whether there is something to show of each document."""
         return self.segments[0].documents is not None
-
-    @property
-    def leaf_sizes(self):
-        """Copies of documents in each leaf: (P,) int64."""
-        return self.contents.leaf_sizes
 
     @property
     def leaf_load_max(self):

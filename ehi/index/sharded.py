@@ -25,9 +25,9 @@ import numpy as np
 from ehi.index.check import check_count, check_queries
 from ehi.index.folder import read_folder
 from ehi.index.index import Index, open_index, save_index
-from ehi.index.ray_cluster import start_ray
 from ehi.index.search.search import (
     Hits,
+    chosen_setting,
     rerank_scores,
     route_queries,
     row_mask,
@@ -38,6 +38,7 @@ from ehi.index.search.topk import keys_of, unpack
 
 SHARD = "shard"  # the entry of `Index.config` that says which part it is
 _START_SECONDS = 300  # all shards must open within this time
+_OBJECT_STORE = 100_000_000  # bytes of a new local cluster; little data passes through
 
 
 def split_index(path, out_dir, shards):
@@ -163,8 +164,8 @@ class ShardedIndex:
         return int(self._num_documents.sum())
 
     def search(
-        self, queries, k=10, *, beam=1, min_prob=0.0, rerank=0, threads=1, allow=None,
-        deny=None, timeout=10.0,
+        self, queries, k=10, *, beam=None, min_prob=None, rerank=None, threads=1,
+        allow=None, deny=None, timeout=10.0,
     ):  # fmt: skip
         """The k best documents of all shards that answer: ShardedHits.
 
@@ -180,10 +181,13 @@ class ShardedIndex:
             TimeoutError: no shard answered.
         """
         shards = self._up(timeout)
-        leaves, nodes_scored = route_queries(
-            self._router.parameters, queries, beam, min_prob
+        router = self._router
+        settings = chosen_setting(
+            router.parameters, router.contents, k, beam, min_prob, rerank
         )
-        settings = {"beam": beam, "min_prob": min_prob, "rerank": rerank}
+        leaves, nodes_scored = route_queries(
+            router.parameters, queries, settings["beam"], settings["min_prob"]
+        )
         asked = {}
         for shard in shards:
             filters = {
@@ -204,6 +208,22 @@ class ShardedIndex:
             leaves=leaves, nodes_scored=nodes_scored,
             answered=float(there / self.num_documents), **hits,
         )  # fmt: skip
+
+    def tune(self, *_, **__):
+        """Refuses: a setting is found before an index is divided.
+
+        Raises:
+            NotImplementedError: always.
+
+        >>> ShardedIndex.tune(None)
+        Traceback (most recent call last):
+        NotImplementedError: shards cannot be tuned: tune(save=True) the whole index \
+        before split_index, whose shards keep the setting
+        """
+        raise NotImplementedError(
+            "shards cannot be tuned: tune(save=True) the whole index before "
+            "split_index, whose shards keep the setting"
+        )
 
     def close(self):
         """Ends the actors, and Ray if `start` started it."""
@@ -388,3 +408,53 @@ def _best(columns, scores, k):
     }
     best["scores"] = unpack(np.take_along_axis(keys, order, axis=1))[0]
     return best
+
+
+def start_ray(address="local", num_cpus=2):
+    """The module `ray`, connected, and whether this call connected it.
+
+    Its usage statistics are switched off.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: no cluster at this address, or a new one does not start.
+
+    >>> ray, connected = start_ray()  # import_ray() says if it is missing
+    >>> start_ray()[1]  # connected already
+    False
+    >>> ray.shutdown()
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return ray, False
+    options = {"log_to_driver": False, "logging_level": "warning"}
+    if address == "local":
+        options |= {
+            "num_cpus": num_cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+        }
+    else:
+        ours = {name: os.environ[name] for name in os.environ if name[:4] == "EHI_"}
+        options["runtime_env"] = {"env_vars": ours}
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # Ray raises many types, even Exception
+        raise ConnectionError(f"no Ray at {address!r}: {error}") from error
+    return ray, True
+
+
+def import_ray():
+    """The module `ray`, or an ImportError that says how to get it.
+
+    >>> import_ray().__name__
+    'ray'
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise ImportError(
+            "Ray is not installed: pip install 'ehi[ray]' installs it"
+        ) from None
+    return ray

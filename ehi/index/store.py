@@ -27,6 +27,7 @@ from ehi.index.parameters import (
     check_tree,
     expect,
 )
+from ehi.index.search.search import check_setting
 
 # Files of one segment, after its prefix.
 _OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
@@ -44,7 +45,9 @@ def write_index(path, parameters, contents, arrays, texts):
         Whether it is the folder that the contents came from.
     """
     arrays = {**parameters.arrays(), **arrays}
-    header = manifest_header(parameters, [("", contents.num_documents)])
+    header = manifest_header(
+        parameters, [("", contents.num_documents)], contents.setting
+    )
     own = contents.folder
     if own is not None and not (Path(path).exists() and own.path.samefile(path)):
         own = None
@@ -108,7 +111,9 @@ def write_update(parameters, contents):
     if contents.deleted is not None:
         arrays["deleted"] = np.packbits(contents.deleted)
     header = manifest_header(
-        parameters, [(s["prefix"], s["num_documents"]) for s in segments]
+        parameters,
+        [(s["prefix"], s["num_documents"]) for s in segments],
+        contents.setting,
     )
     keep = [name for name in folder.files if name != "deleted"]
     replace_files(folder, header, arrays, texts, keep)
@@ -126,17 +131,20 @@ def write_compacted(parameters, contents, arrays, texts):
     """
     folder = contents.folder
     keep = [name for name in folder.files if not _is_content(name)]
-    header = manifest_header(parameters, [("", contents.num_documents)])
+    header = manifest_header(
+        parameters, [("", contents.num_documents)], contents.setting
+    )
     replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
 
 
-def manifest_header(parameters, segments):
+def manifest_header(parameters, segments, setting=None):
     """The entries of a manifest beside its files.
 
     Args:
         parameters: the Parameters.
         segments: (prefix of the file names, number of documents) of each segment.
+        setting: as of Contents.
     """
     return {
         "width": parameters.width,
@@ -149,6 +157,7 @@ def manifest_header(parameters, segments):
         "query_tree": _tree_header(parameters.query_tree),
         "encoder": parameters.encoder,
         "config": parameters.config,
+        **({} if setting is None else {"search": setting}),
     }
 
 
@@ -274,7 +283,8 @@ def _read_contents(folder, parameters, old):
         deleted = np.unpackbits(bits, count=first_row).view(bool)
     if not segments:
         raise ValueError("there is no segment")
-    return Contents(tuple(segments), deleted, folder)
+    setting = check_setting(parameters, folder.manifest.get("search"))
+    return Contents(tuple(segments), deleted, folder, setting)
 
 
 def _read_segment(folder, prefix, first_row, source):

@@ -8,13 +8,13 @@ crash.
 
 import contextlib
 import threading
+from dataclasses import replace
 
 import numpy as np
 
 from ehi.index import check, store
 from ehi.index.build import check_unit, make_segment
 from ehi.index.contents import (
-    Contents,
     Segment,
     StoredDocuments,
     StringIds,
@@ -72,7 +72,14 @@ def compact(index):
             merged = merged_arrays(contents), merged_texts(contents)
             _swap(index, store.write_compacted(index.parameters, contents, *merged))
         else:
-            index.contents = Contents((_merged_segment(contents),))
+            merged = (_merged_segment(contents),)
+            index.contents = replace(contents, segments=merged, deleted=None)
+
+
+def keep_setting(index, setting):
+    """Stores the search setting of `Index.tune`, in the folder if there is one."""
+    with _writing(index) as contents:
+        _commit(index, replace(contents, setting=setting))
 
 
 def refresh(index):

@@ -61,7 +61,7 @@ def encode_shards_by_ray():
     """The engine, on one cluster for all tests, whose workers can import the jobs."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ehi.encode.shards_ray import encode_shards_by_ray
-    from ehi.index.ray_cluster import start_ray
+    from ehi.index.sharded import start_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATHS)

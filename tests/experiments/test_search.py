@@ -101,6 +101,8 @@ def test_interrupt_ends_quietly(run, monkeypatch):
         (["  "], "the query is empty"),
         (["words", "--k=0"], "0 is not a positive number"),
         (["words", "--beam=many"], "beam"),
+        (["words", "--recall=1", "--beam=2"], "--recall finds --beam"),
+        (["words", "--save"], "give --recall"),
     ],
 )
 def test_wrong_arguments_end_with_usage(run, capsys, arguments, message):
@@ -116,6 +118,7 @@ def test_wrong_arguments_end_with_usage(run, capsys, arguments, message):
         (["words", "--beam=17"], "beam 17 is larger than the 16 leaves"),
         (["words", "--rerank=50"], "rerank"),
         (["words", "--min-prob=2"], "min_prob must be a number between 0 and 1"),
+        (["words", "--recall=95"], "recall must be above 0 and at most 1, got 95.0"),
     ],
 )
 def test_settings_the_index_refuses_are_one_sentence(run, arguments, message):
@@ -132,7 +135,8 @@ def test_missing_index_and_other_folder_are_errors(tmp_path, capsys):
 
 
 def test_default_search_is_stored_or_an_eighth_of_the_leaves(index_path):
-    assert search.default_search(open_index(index_path)) == {"beam": 3, "min_prob": 0.0}
+    default = search.default_search(open_index(index_path))
+    assert default == {"beam": 3, "min_prob": 0.0, "rerank": 0}
     rng = np.random.default_rng(0)
     nodes = [rng.normal(size=(1, 16, WIDTH)).astype(np.float32)]
     tree = {"kind": "per_node", "nodes": nodes, "scale": 1.0}
@@ -143,12 +147,14 @@ def test_default_search_is_stored_or_an_eighth_of_the_leaves(index_path):
             build_index(vectors, range(32), tree=tree, **options)
         )
 
-    assert default(tree) == {"beam": 2, "min_prob": 0.0}
-    assert default(None) == {"beam": 1, "min_prob": 0.0}
+    plain = {"min_prob": 0.0, "rerank": 0}
+    assert default(tree) == {"beam": 2, **plain}
+    assert default(None) == {"beam": 1, **plain}
     # A flat index may store the default beam of a config with a tree.
     assert default(None, encoder={"default_beam": 9})["beam"] == 1
     stored = {"default_beam": 16, "default_min_prob": 0.25}
-    assert default(tree, encoder=stored) == {"beam": 16, "min_prob": 0.25}
+    stored = default(tree, encoder=stored)
+    assert stored == {"beam": 16, "min_prob": 0.25, "rerank": 0}
 
 
 def test_beam_and_probability_of_the_command_line_come_first(index_path):
@@ -159,9 +165,64 @@ def test_beam_and_probability_of_the_command_line_come_first(index_path):
         return search.chosen_search(index, search.parse_arguments(arguments))
 
     assert chosen() == search.default_search(index)
-    assert chosen("--beam=5") == {"beam": 5, "min_prob": 0.0}
-    assert chosen("--min-prob=0.5") == {"beam": 16, "min_prob": 0.5}
-    assert chosen("--min-prob=0.5", "--beam=2") == {"beam": 2, "min_prob": 0.5}
+    plain = {"min_prob": 0.0, "rerank": 0}
+    assert chosen("--rerank=9") == search.default_search(index) | {"rerank": 9}
+    assert chosen("--beam=5") == {**plain, "beam": 5}
+    assert chosen("--min-prob=0.5") == {**plain, "beam": 16, "min_prob": 0.5}
+    both = chosen("--min-prob=0.5", "--beam=2")
+    assert both == {**plain, "beam": 2, "min_prob": 0.5}
+
+
+def test_recall_finds_the_setting_and_stores_it(run, index_path):
+    """The index belongs to no run, so its documents stand in for queries."""
+    status, out, err = run("--recall=0.9", "--k=3", "--save")
+    assert (status, err) == (0, "")
+    assert out.startswith("tuned on 32 documents in place of queries\nbeam=")
+    stored = open_index(index_path).setting
+    assert f"beam={stored['beam']}, min_prob={stored['min_prob']:.4g}" in out
+    _, answered, _ = run("words", "--json")
+    status, again, err = run("words", "--json", "--recall=0.9", "--k=5")
+    assert status == 0 and "recall@5" in err
+    assert len(json.loads(answered)["hits"]) == len(json.loads(again)["hits"]) == 5
+
+
+def test_recall_is_tuned_on_the_dev_queries_of_the_run(run, index_path, monkeypatch):
+    from ehi.data import datasets
+
+    qrels = {"dev": {"a": {}, "b": {}}, "test": {"c": {}}}
+    data = types.SimpleNamespace(
+        name="own", query_ids=list("abc"), query_texts=["one", "three", "fifteen"],
+        qrels=qrels,
+    )  # fmt: skip
+    monkeypatch.setattr(datasets, "open_dataset", lambda name: {"own": data}[name])
+    (index_path.parent / "config.json").write_text('{"dataset": "own"}')
+    assert search.run_queries(index_path) == ("dev queries of own", ["one", "three"])
+    _, out, _ = run("--recall=1")
+    assert out.startswith("tuned on 2 dev queries of own\n")
+    del qrels["dev"]
+    assert search.run_queries(index_path)[1] == ["one", "three"]  # not judged
+    (index_path.parent / "config.json").write_text("{}")
+    _, out, err = run("--recall=1")
+    assert "cannot be read" in err and out.startswith("tuned on 32 documents")
+
+
+@pytest.mark.parametrize("leaf", ["pq", "raw"])
+def test_documents_stand_in_for_queries(leaf):
+    """Codes that lose nothing decode to the documents themselves."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((2, 2)))[0].astype(np.float32)
+    centroids = rng.standard_normal((4, 2)).astype(np.float32)
+    words = rng.standard_normal((1, 256, 2)).astype(np.float32)
+    x = centroids[:, None] + words[0, :20] @ turn.T  # (4, 20, 2)
+    leaves = np.repeat(np.arange(4), 20)[:, None]
+    tree = {"kind": "per_node", "nodes": [centroids[None]], "scale": 1.0}
+    codes = {"codebooks": words, "rotation": turn, "leaf_centroids": centroids}
+    built = build_index(
+        x.reshape(80, 2), range(80), tree=tree, leaves=leaves,
+        **(codes if leaf == "pq" else {}),
+    )  # fmt: skip
+    found = search.document_vectors(built)
+    np.testing.assert_allclose(found, x.reshape(80, 2), atol=1e-5)
 
 
 def test_tower_that_is_not_here_is_fetched(index_path, tmp_path, monkeypatch):

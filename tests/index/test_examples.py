@@ -15,7 +15,11 @@ MODULES = [
     module.name for module in pkgutil.walk_packages(ehi.index.__path__, "ehi.index.")
 ]
 # What an example says -> the extra that it needs.
-EXTRAS = {"import faiss": "faiss", "ShardedIndex.start": "ray"}
+EXTRAS = {
+    "import faiss": "faiss",
+    "ShardedIndex.start": "ray",
+    "import_ray()": "ray",
+}
 
 
 def examples_in(module):

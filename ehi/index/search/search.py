@@ -167,6 +167,61 @@ def check_beam(parameters, beam):
     return beam
 
 
+def check_setting(parameters, setting):
+    """A stored search setting whose beam, min_prob and rerank fit; None stays None.
+
+    Raises:
+        ValueError: one is missing or does not fit.
+    """
+    if setting is None:
+        return None
+    return {
+        **setting,
+        "beam": check_beam(parameters, setting["beam"]),
+        "min_prob": check_share("min_prob", setting["min_prob"]),
+        "rerank": check_count("rerank", setting["rerank"], least=0),
+    }
+
+
+def default_setting(parameters, contents):
+    """The stored beam, min_prob and rerank, or None if the index stores none.
+
+    They are those of `Index.tune`, or else those in the identity of the encoder, where
+    whoever trained the index wrote 'default_beam' and 'default_min_prob'.
+    """
+    stored = contents.setting
+    if stored is None:
+        encoder = parameters.encoder or {}
+        beam = encoder.get("default_beam")
+        if not isinstance(beam, int) or beam < 1:
+            return None
+        # A flat index may have the beam of a config with a tree.
+        beam = min(beam, parameters.num_leaves)
+        min_prob = encoder.get("default_min_prob", 0.0)
+        return {"beam": beam, "min_prob": min_prob, "rerank": 0}
+    return {name: stored[name] for name in ("beam", "min_prob", "rerank")}
+
+
+def chosen_setting(parameters, contents, k, beam=None, min_prob=None, rerank=None):
+    """beam, min_prob and rerank of a search whose caller may have left them out.
+
+    If both beam and min_prob are left out, the stored ones count, or else one leaf.
+    """
+    stored = None
+    if beam is None and min_prob is None:
+        stored = default_setting(parameters, contents)
+    if stored is None:
+        stored = {"beam": 1, "min_prob": 0.0, "rerank": 0}
+    if rerank is None and stored["rerank"]:
+        k = check_results("k", k, contents.num_documents)
+        rerank = max(stored["rerank"], k)
+    return {
+        "beam": stored["beam"] if beam is None else beam,
+        "min_prob": stored["min_prob"] if min_prob is None else min_prob,
+        "rerank": 0 if rerank is None else rerank,
+    }
+
+
 def _check_rerank(contents, rerank, k):
     rerank = check_results("rerank", rerank, contents.num_documents, least=0)
     if rerank and contents.segments[0].rerank_vectors is None:
