@@ -29,11 +29,21 @@ lacked; of `distill-vq` without its dense loss. What recipe 4 tried is in
 
 Rates of the codebooks, on the same split with recipe 3, seeds 0, 1, at 64x, flat:
 
-    jpq         1e-4 .570 .561    3e-4 .574 .565    1e-3 .576 .564 (kept)
+    jpq         1e-4 .570 .561    3e-4 .574 .565    1e-3 .576 .564
     distill-vq  3e-4 .579 .574    1e-3 .584 .576    3e-3 .558    (query head 3e-4)
-                and query head 1e-3 .590 .577 (kept), 3e-3 .576
-    poeem       3e-4 .571 .573 (kept)    1e-3 .574 .569; rotation, router x3 too .562
+                and query head 1e-3 .590 .577, 3e-3 .576
+    poeem       3e-4 .571 .573    1e-3 .574 .569; rotation, router x3 too .562
     repconc     3e-4 (kept) and 1e-3 alike at 10% visited and 64x (.554, .555)
+
+Recipe 4 with the score of each index: the same seven trials for each by
+`experiments.sweep`, seed 0, of which the best is kept:
+
+    flat, 64x           jpq: as above .582; query head / 3 .586, x 3 .577; codebooks / 3
+                        .586 (kept), x 3 .563; twice the steps .580
+    10% visited, 64x    distill-vq: as above .572; query head / 3 .574, x 3 .585 (kept);
+                        leaves / 3 .581, x 3 .558; twice the steps .577, the pool .576
+                        poeem: as above .560; head / 3 .549, x 3 .558; leaves / 3 .559,
+                        x 3 .565 (kept); twice the steps .562, the batch .548
 """
 
 from dataclasses import asdict
@@ -154,7 +164,7 @@ def jpq() -> dict:
         pool=64,  # its negatives come from the code table
         losses={"lambda_rank": 1.0},
         score="ip",
-        rates={"query_head": 3e-4, "quantiser": 1e-3},
+        rates={"query_head": 3e-4, "quantiser": 3e-4},
         sources={"labelled": 0.1, "pseudo": 0.9},
         decay="linear",
     )
@@ -185,9 +195,9 @@ def poeem() -> dict:
         losses={"quantised": 1.0, "reconstruction": 3.0},
         rates={
             "head": 1e-4,
-            "router": 3e-4,
-            "rotation": 2e-4,
-            "quantiser": 3e-4,
+            "router": 9e-4,
+            "rotation": 6e-4,
+            "quantiser": 9e-4,
         },
         **PAIRS,
         score="cosine",
@@ -257,7 +267,7 @@ def distill_vq() -> dict:
         losses={"distill_raw": 1.0, "distill": 1.0, "route_distill": 1.0},
         score="ip",
         rates={
-            "query_head": 1e-3,
+            "query_head": 3e-3,
             "query_router": 3e-3,
             "leaf_centroids": 1e-3,
             "quantiser": 1e-3,
