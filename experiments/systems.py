@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import ml_collections
 
 from ehi.train.phase import Phase
+from ehi.train.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,19 @@ def config_of(config: ml_collections.ConfigDict, name: str):
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.update_from_flattened_dict(dict(get_system(name).overrides))
+    if config.head.get("kind") == "none":
+        _leave_embeddings(resolved)
     if resolved.tree.height != config.tree.height:
         leaves = config.tree.branching**config.tree.height
         resolved.tree.branching = _branching(leaves, resolved.tree.height)
     return resolved
+
+
+def _leave_embeddings(config) -> None:
+    """No system changes an embedding: the heads are the identity, and frozen."""
+    config.head.hidden, config.head.query_head = 0, False
+    for name in RECIPES:
+        config[name].rates.head = config[name].rates.query_head = 0.0
 
 
 def score_of(config, system: System) -> str:

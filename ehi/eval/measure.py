@@ -15,6 +15,7 @@ from ehi.eval.metrics import (
     Qrels,
     Run,
     evaluate,
+    exact_recall,
     means,
     run_from_hits,
     without_identical_ids,
@@ -236,6 +237,7 @@ def measure(
     run_path: str | Path | None = None,
     ignore_identical_ids: bool | Collection[str] = False,
     unlabelled: Collection[str] | None = None,
+    exact: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Search a split and return the fields of its record that depend on the index.
 
@@ -261,6 +263,8 @@ def measure(
         ignore_identical_ids: `ignore` of `without_identical_ids`.
         unlabelled: queries that are also scored apart: see `unlabelled_queries`; None
             if nothing is known of labels.
+        exact: query id -> ids of its exact nearest documents, best first; None leaves
+            recall against exact search out.
 
     Returns:
         Keyword arguments of `Record`: its fields from `ndcg_at_10` to `threads`.
@@ -288,6 +292,7 @@ def measure(
     return {
         **{name.replace("@", "_at_"): v for name, v in means(per_query).items()},
         **_unlabelled(per_query, unlabelled),
+        **_exact(run, exact),
         "docs_visited": float(visited.mean()),
         "docs_visited_p95": float(np.percentile(visited, 95)),
         "docs_visited_max": float(visited.max()),
@@ -320,6 +325,12 @@ def _unlabelled(per_query: np.ndarray, ids: Collection[str] | None) -> dict[str,
         fields["ndcg_at_10_unlabelled"] = float(chosen["ndcg@10"].mean())
         fields["recall_at_100_unlabelled"] = float(chosen["recall@100"].mean())
     return fields
+
+
+def _exact(run: Run, exact: Mapping[str, Sequence[str]] | None) -> dict[str, float]:
+    """Fields of `Record` against exact search; empty if `exact` is None."""
+    found = {} if exact is None else exact_recall(run, exact)
+    return {f"exact_recall_at_{k}": value for k, value in found.items()}
 
 
 def _code_bytes(index: Index | Baseline) -> float:

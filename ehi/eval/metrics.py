@@ -12,6 +12,7 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import ir_measures
@@ -206,6 +207,32 @@ def evaluate(run: Run, qrels: Qrels) -> np.ndarray:
     for metric in evaluator.iter_calc(run):
         values[name_of[metric.measure]][row_of[metric.query_id]] = metric.value
     return values
+
+
+def exact_recall(
+    run: Run, exact: Mapping[str, Sequence[str]], ks: Sequence[int] = (1, 10, 100)
+) -> dict[int, float]:
+    """Share of the k exact nearest documents among the first k, mean over queries.
+
+    Args:
+        run: ranking of each query.
+        exact: query id -> ids of its nearest documents, best first.
+        ks: depths; those that `exact` does not reach are left out.
+
+    Example:
+        >>> run = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
+        >>> exact_recall(run, {"q": ["a", "c"]}, ks=(1, 2))
+        {1: 1.0, 2: 0.5}
+    """
+    ks = [k for k in ks if k <= min(map(len, exact.values()), default=0)]
+    found = {}
+    for k in ks:
+        shares = [
+            len(set(nearest[:k]).intersection(islice(run.get(query, ()), k))) / k
+            for query, nearest in exact.items()
+        ]
+        found[k] = sum(shares) / len(shares)
+    return found
 
 
 def unlabelled_queries(qrels: Qrels, train: Qrels) -> set[str]:

@@ -72,6 +72,10 @@ class Record:
     recall_at_10: float
     recall_at_100: float
     recall_at_1000: float
+    # Share of the k exact nearest documents among the first k; data sets of vectors.
+    exact_recall_at_1: float | None = None
+    exact_recall_at_10: float | None = None
+    exact_recall_at_100: float | None = None
     # Queries whose relevant documents are no answers in train, and means over them.
     unlabelled_queries: int | None = None
     ndcg_at_10_unlabelled: float | None = None
@@ -131,8 +135,15 @@ class Record:
         return Cell(*(getattr(self, name) for name in Cell._fields))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object in field order, floats rounded to 6 significant digits."""
-        fields = ((_key(name), getattr(self, name)) for name in _FIELD_TYPES)
+        """JSON object in field order, floats rounded to 6 significant digits.
+
+        Records of texts have no exact recall, and no field for it.
+        """
+        fields = (
+            (_key(name), getattr(self, name))
+            for name in _FIELD_TYPES
+            if not (name.startswith("exact_") and getattr(self, name) is None)
+        )
         return {
             key: float(f"{value:.6g}") if isinstance(value, float) else value
             for key, value in fields
@@ -160,6 +171,9 @@ class Record:
 _ADDED_LATER = {
     "examples_per_second",
     "min_prob",
+    "exact_recall@1",
+    "exact_recall@10",
+    "exact_recall@100",
     "unlabelled_queries",
     "ndcg@10_unlabelled",
     "recall@100_unlabelled",

@@ -28,6 +28,7 @@ HEADER = (
     "vs separate",
     "p",
 )
+EXACT = "exact R@10"  # a column of data sets of vectors, before "visited %"
 NOTES = (
     "visited %: documents that a query scores, as counted; spilled copies count too. A "
     "budget is set on other queries than these. work %: the same with what a query "
@@ -56,13 +57,21 @@ def table_rows(
     Args:
         records: of one dataset and split, in the order of the rows.
         comparisons: from `significance.compare`.
-        header: columns, from `HEADER` or 'seeds' (their number).
+        header: columns, from `HEADER`, `EXACT` or 'seeds' (their number).
     """
     groups: dict[Row, list[Record]] = {}
     for record in records:
         groups.setdefault(row_of(record.cell), []).append(record)
     cells = [_row(row, group, comparisons.get(row)) for row, group in groups.items()]
     return [[row[name] for name in header] for row in cells]
+
+
+def header_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """`HEADER`, and `EXACT` if a record has a value of it."""
+    if all(record.exact_recall_at_10 is None for record in records):
+        return HEADER
+    place = HEADER.index("visited %")
+    return *HEADER[:place], EXACT, *HEADER[place:]
 
 
 def markdown_table(
@@ -91,11 +100,12 @@ def print_table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left"
     )
     table.title = _title(records)
-    for i, name in enumerate(HEADER):
+    header = header_of(records)
+    for i, name in enumerate(header):
         # Two-word names on two lines keep the columns of numbers narrow.
         name = name.replace(" ", "\n")
         table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
-    rows = table_rows(records, comparisons)
+    rows = table_rows(records, comparisons, header)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         # A gap separates systems, not the budgets of one system.
         table.add_row(*row, end_section=bool(following and following[0] != row[0]))
@@ -135,7 +145,7 @@ def write_report(
     lines = [
         f"# {_title(records)}",
         "",
-        markdown_table(records, comparisons, notes=remarks),
+        markdown_table(records, comparisons, header_of(records), remarks),
         "",
         "![nDCG@10 against documents visited](visited.png)",
         "",
@@ -154,6 +164,7 @@ def _row(
         "nDCG@10": mean_of(group, "ndcg_at_10", deviation=True),
         "RR@10": mean_of(group, "rr_at_10", deviation=True),
         "R@100": mean_of(group, "recall_at_100", deviation=True),
+        EXACT: mean_of(group, "exact_recall_at_10", deviation=True),
         "visited %": mean_of(group, "docs_visited", ".1f", factor=100),
         "work %": mean_of(group, "work", ".1f", factor=100),
         "bytes/doc": mean_of(group, "bytes_per_doc", ".5g"),

@@ -104,6 +104,7 @@ def _check_sections(config) -> None:
 
 def _check_choices(config) -> None:
     _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
+    _choice("head.kind", config.head.get("kind", "residual"), ("residual", "none"))
     _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
     _choice("tree.kind", config.tree.kind, tuple(KINDS))
     _choice("tree.start", config.tree.start, ("kmeans", "random"))
@@ -164,13 +165,16 @@ def check_lengths(config, pretrained) -> None:
         check_length(pretrained, f"tower.{field}", config.tower[field])
 
 
-def check_corpus(config, num_documents: int, tower_width: int) -> None:
+def check_corpus(
+    config, num_documents: int, tower_width: int, code_width: int = 0
+) -> None:
     """Check what depends on the corpus and on the tower, before training.
 
     Args:
       config: from `fit_to_corpus`.
       num_documents: number of documents.
       tower_width: T.
+      code_width: width that compressions are relative to; 0: T.
 
     Raises:
       ValueError: there are too few documents for the leaves or codewords, or the widths
@@ -197,7 +201,8 @@ def check_corpus(config, num_documents: int, tower_width: int) -> None:
         if system.tree:
             _check_leaves(own, name, num_documents)
         if system.pq:
-            _check_codes(own, name, system, num_documents, tower_width)
+            widths = tower_width, code_width or tower_width
+            _check_codes(own, name, system, num_documents, *widths)
 
 
 def _check_leaves(config, name: str, num_documents: int) -> None:
@@ -218,7 +223,7 @@ def _check_leaves(config, name: str, num_documents: int) -> None:
         )
 
 
-def _check_codes(config, name: str, system, num_documents: int, tower_width: int):
+def _check_codes(config, name, system, num_documents, tower_width, code_width):
     codewords = config.leaves.num_codewords
     if system.library:
         codewords = {"faiss-fastscan": 16, "scann": 16}.get(name, 256)
@@ -238,7 +243,7 @@ def _check_codes(config, name: str, system, num_documents: int, tower_width: int
     for budget in map(Budget.parse, config.budgets):
         if budget.applies_to(system):
             subspaces = num_subspaces(
-                budget.compression * config.tree.spill, tower_width=tower_width,
+                budget.compression * config.tree.spill, tower_width=code_width,
                 num_codewords=codewords,
             )  # fmt: skip
             width = config.head.width or tower_width

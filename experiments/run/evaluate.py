@@ -27,6 +27,7 @@ from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.pretrained import resolve, save_tower
 from experiments.run.prepare import Inputs, known_pairs
 from experiments.run.train import Trained, run_name
+from experiments.run.vectors import VectorInputs
 from experiments.run.workdir import FREE_FIELDS, described, identity_of_start
 from experiments.systems import Budget
 
@@ -73,7 +74,8 @@ def build(
         encoder=identity | _default_search(config, index, trained, inputs),
     )
     index = Index(parameters, index.contents)
-    save_index(index, path, documents=shown(inputs.dataset))
+    texts = None if isinstance(inputs, VectorInputs) else shown(inputs.dataset)
+    save_index(index, path, documents=texts)
     drop_old_towers(path, identity)
     return Built(open_index(path), path, seconds)
 
@@ -114,7 +116,7 @@ def evaluate_budget(
     qrels = inputs.dataset.qrels
     fields = measure(
         index, queries, inputs.eval_ids, qrels[config.split],
-        **setting, tower_width=inputs.tower_width,
+        **setting, tower_width=inputs.code_width, exact=inputs.exact,
         run_path=folder / f"{cell.stem}.run.gz",
         ignore_identical_ids=inputs.identical_ids,
         unlabelled=unlabelled_queries(qrels[config.split], qrels.get("train", {})),
@@ -161,7 +163,7 @@ def budget_queries(inputs: Inputs, split: str) -> tuple[str, np.ndarray]:
         if other != split and dataset.qrels.get(other):
             rows = np.array([row_of[name] for name in dataset.qrels[other]], np.int64)
             return other, spaced(rows)
-    pseudo = inputs.training.pairs["pseudo"][0]
+    pseudo = np.unique(inputs.training.pairs["pseudo"][0])
     if len(pseudo):
         return "pseudo", spaced(pseudo)
     return "documents", spaced(inputs.training.pairs["documents"][0])
@@ -261,6 +263,8 @@ def save_query_tower(inputs: Inputs, params: dict, path: Path) -> dict:
 
 def drop_old_towers(path: Path, identity: dict) -> None:
     """Remove the towers that belonged to earlier indexes at `path`."""
+    if "tower" not in identity:
+        return
     kept = Path(identity["tower"]).name
     for folder in path.parent.glob(f"{path.name}-tower-*"):
         if folder.name != kept:
@@ -269,9 +273,11 @@ def drop_old_towers(path: Path, identity: dict) -> None:
 
 def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
     """Return what a searcher needs to embed a query as this index expects it."""
+    if isinstance(inputs, VectorInputs):
+        return {"vectors": inputs.maps.name, "run": trained.run}
     return {
         "tower": config.tower.name,
-        "tower_sha256": inputs.pretrained.sha256,
+        "tower_sha256": inputs.tower_sha256,
         "query_length": config.tower.query_length,
         "run": trained.run,
     }

@@ -23,6 +23,7 @@ from experiments.run.evaluate import (
 from experiments.run.library import LibraryBuilds
 from experiments.run.prepare import Inputs, load_inputs
 from experiments.run.train import Trained, finished_folder, run_name, train_system
+from experiments.run.vectors import load_vector_inputs
 from experiments.run.workdir import (
     claim,
     claim_inputs,
@@ -93,12 +94,13 @@ def open_experiment(
     # Process 0 downloads and prepares for all processes that share a cache. Each
     # process encodes the outputs of a frozen tower itself; that takes no longer.
     with processes.first_alone():
-        inputs = load_inputs(config)
+        of_vectors = "vectors" in config
+        inputs = (load_vector_inputs if of_vectors else load_inputs)(config)
     claim_inputs(inputs, workdir, source, config.start_from)
     processes.agree("data", _data(inputs))
     documents = len(inputs.dataset.documents)
     config = fit_to_corpus(config, documents)
-    check_corpus(config, documents, inputs.tower_width)
+    check_corpus(config, documents, inputs.tower_width, inputs.code_width)
     write_config(config, workdir)
     events = workdir / "tensorboard" if tensorboard else None
     log = MetricLog(workdir / "metrics.jsonl", events, writes=is_first())
@@ -267,7 +269,5 @@ def _data(inputs: Inputs) -> str:
         for name, both in inputs.training.pairs.items()
         for side, rows in zip(("queries", "documents"), both, strict=True)
     }
-    return " ".join(
-        (inputs.dataset.corpus_sha256, inputs.query_tokens.key,
-         inputs.document_tokens.key, inputs.pretrained.sha256, arrays_sha256(pairs))
-    )  # fmt: skip
+    parts = inputs.dataset.corpus_sha256, *inputs.source_keys, arrays_sha256(pairs)
+    return " ".join(parts)

@@ -87,13 +87,18 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
     run = run_name(name, compression)
     config = with_tree_of(config, source)
     _compare_towers(config, source)
+    if "vectors" in config:
+        raise ValueError(
+            "a config of vectors has no texts to encode: experiments.main indexes its "
+            "vectors"
+        )
     nothing = np.zeros(0, np.int64)
     inputs = Inputs(
         open_dataset(config.dataset), resolve(config.tower.name), config.tower.dtype,
         config.tower.remat, query_tokens=None, document_tokens=None, training=None,
         num_synthetic=0, eval_rows=nothing,
     )  # fmt: skip
-    check_tower(inputs.pretrained, source)
+    check_tower(inputs, source)
     check_lengths(config, inputs.pretrained)
     config = fit_to_corpus(config, len(inputs.dataset.documents))
     final = source / "checkpoints" / run / "final"

@@ -88,7 +88,7 @@ class LibraryBuilds:
         if key not in self._built:
             code_bytes = None
             if self._compression is not None:
-                code_bytes = 4 * self._inputs.tower_width // self._compression
+                code_bytes = 4 * self._inputs.code_width // self._compression
             queries = None
             if self._name in ROUTERS:
                 rows = router_queries(self._inputs, self._config.split)

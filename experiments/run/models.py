@@ -12,7 +12,7 @@ from experiments.systems import is_trained, num_subspaces, score_of
 
 def build_model(
     config, system, compression: int | None, *, tower: Callable[[], Tower],
-    tower_width: int, num_documents: int,
+    tower_width: int, num_documents: int, code_width: int = 0,
 ) -> JointIndex:  # fmt: skip
     """Return the module of a system, freshly initialised.
 
@@ -23,6 +23,7 @@ def build_model(
       tower: returns the pretrained tower; called only if the system trains it.
       tower_width: T.
       num_documents: of the corpus.
+      code_width: width that the compression is relative to; 0: T.
 
     Raises:
       ValueError: the tree has more leaves than there are documents.
@@ -37,7 +38,7 @@ def build_model(
     if system.pq:
         # A document in s leaves has s codes; together they have the same bytes.
         subspaces = num_subspaces(
-            compression * config.tree.spill, tower_width=tower_width,
+            compression * config.tree.spill, tower_width=code_width or tower_width,
             num_codewords=codewords,
         )  # fmt: skip
     return JointIndex(

@@ -102,6 +102,31 @@ class Inputs:
         return np.concatenate(tables)
 
     @property
+    def code_width(self) -> int:
+        """Width of the vectors that a compression is relative to."""
+        return self.tower_width
+
+    @property
+    def exact(self) -> dict[str, list[str]] | None:
+        """Id of an evaluated query -> ids of its nearest documents; None for texts."""
+        return None
+
+    @property
+    def tower_name(self) -> str:
+        """Name of the tower in messages."""
+        return f"the tower {self.pretrained.name}"
+
+    @property
+    def tower_sha256(self) -> str:
+        """Digest of what makes the inputs of the head."""
+        return self.pretrained.sha256
+
+    @property
+    def source_keys(self) -> tuple[str, ...]:
+        """Digests of the texts and of the tower that reads them."""
+        return self.query_tokens.key, self.document_tokens.key, self.tower_sha256
+
+    @property
     def eval_ids(self) -> list[str]:
         """Ids of the evaluated queries."""
         return [self.dataset.query_ids[row] for row in self.eval_rows]

@@ -97,6 +97,7 @@ def train_system(
     model = build_model(
         resolved, system, compression, tower=lambda: inputs.tower,
         tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
+        code_width=inputs.code_width,
     )  # fmt: skip
     final = finished_folder(source or workdir, run)
     if checkpoint.latest_step(final) is not None:

@@ -107,7 +107,7 @@ def claim_inputs(
     """
     ours = {
         "data": inputs.dataset.source | {"corpus": inputs.dataset.corpus_sha256},
-        "tower": inputs.pretrained.sha256,
+        "tower": inputs.tower_sha256,
         "checkpoint": None if finished is None else _identity(finished),
     }
     if start_from:
@@ -122,18 +122,18 @@ def claim_inputs(
             "changed, not its config; choose another --workdir (nothing was changed)"
         )
     if finished is not None:
-        check_tower(inputs.pretrained, finished)
+        check_tower(inputs, finished)
     if is_first() and not path.exists():
         atomic_write(path, (json.dumps(ours, indent=2) + "\n").encode())
 
 
-def check_tower(pretrained, finished: Path) -> None:
+def check_tower(inputs, finished: Path) -> None:
     """Refuse a tower other than the one that a finished run was trained with."""
     path = finished / INPUTS
-    if path.exists() and _read_json(path).get("tower") != pretrained.sha256:
+    if path.exists() and _read_json(path).get("tower") != inputs.tower_sha256:
         raise ValueError(
-            f"the tower {pretrained.name} is not the one that {finished} was trained "
-            "with: give that one as --config.tower.name"
+            f"{inputs.tower_name} is not the one that {finished} was trained with: "
+            "give that one as --config.tower.name"
         )
 
 

@@ -1,0 +1,1 @@
+"""Vectors in: files of embeddings, their metrics, exact neighbours and labels."""

@@ -1,0 +1,44 @@
+"""Your own vectors: a folder of .npy files, an ann-benchmarks HDF5 file, or parquet.
+
+    python -m experiments.main --config=experiments/configs/vectors.py \\
+        --config.dataset=PATH --workdir=runs/v
+
+`PATH` is described in `ehi.data.vectors.dataset`. No tower, tokeniser or text is
+loaded. The teacher of every system is exact search of the given vectors, and the
+records have recall against it (`exact_recall@10`) beside nDCG.
+
+`--config.vectors.metric` is 'cosine', 'ip' or 'l2'; it may be left out for unit vectors
+and for files that state it. `--config.head.kind=none` leaves the embeddings as they
+are, so that only the index is learned.
+"""
+
+import ml_collections
+
+from experiments.ablations import apply_variant
+from experiments.configs import base
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Return the experiment; `variant` is '' or one of `experiments.ablations`."""
+    c = base.get_config()
+    c.corpus_of_steps = 6144
+    c.leaves.num_codewords = 0  # 256, or 16 for fewer documents
+    c.dataset = ""  # required: --config.dataset=PATH
+    c.sizes.width = 0  # with --dry_run and sizes.documents
+    c.vectors = ml_collections.ConfigDict()
+    c.vectors.metric = ""  # 'cosine', 'ip' or 'l2'; '': unit vectors, or as stated
+    c.head.kind = "residual"  # or 'none'
+    c.pseudo.per_document = 0  # there is no text to make them of
+    # `dense` is the given vectors: nothing is a better teacher of their neighbours.
+    # With judgements, 400 steps train a head on them first.
+    c.dense.steps = 0
+    c.systems = (
+        "dense",
+        "kmeans-tree",
+        "opq",
+        "kmeans-tree-opq",
+        "ehi",
+        "joint-pq",
+        "ehi-pq",
+    )
+    return apply_variant(c, variant)

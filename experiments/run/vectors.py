@@ -1,0 +1,117 @@
+"""The inputs of a config of vectors: no tower, no tokens, no text.
+
+The given vectors, mapped to unit vectors by their metric, stand where tower outputs
+stand in a config of texts. So every system, phase and index is the same.
+"""
+
+import functools
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ehi.data.download import search_folders
+from ehi.data.vectors.containers import chunks, streamed
+from ehi.data.vectors.dataset import VectorDataset, open_vectors
+from ehi.data.vectors.metric import Metric
+from ehi.data.vectors.pairs import query_table, vector_pairs
+from ehi.train.batch import TrainingSet
+from experiments.run.prepare import Inputs
+
+LOG = logging.getLogger("ehi")
+
+
+@dataclass(frozen=True)
+class VectorInputs(Inputs):
+    """`Inputs` whose tower outputs were given.
+
+    Attributes:
+      maps: of the metric, to unit vectors.
+    """
+
+    maps: Metric = field(kw_only=True)
+
+    @property
+    def tower(self):
+        raise ValueError("a config of vectors has no tower to train or to run")
+
+    @property
+    def tower_width(self) -> int:
+        return self.maps.width
+
+    @property
+    def code_width(self) -> int:
+        return self.dataset.vectors.shape[1]
+
+    @property
+    def tower_name(self) -> str:
+        return f"metric={self.maps.name!r} of width {self.code_width}"
+
+    @property
+    def tower_sha256(self) -> str:
+        return f"vectors, {self.maps.name}, {self.code_width}"
+
+    @property
+    def source_keys(self) -> tuple[str, ...]:
+        return self.tower_sha256, self.dataset.source.get("queries", "")
+
+    @functools.cached_property
+    def document_features(self) -> np.ndarray:
+        """Documents as unit vectors (documents, T), memory-mapped."""
+        given, maps = self.dataset.vectors, self.maps
+        untouched = maps.name == "cosine" and self.dataset.unit
+        if untouched and isinstance(given, np.ndarray):
+            return given
+        parts = (maps.documents(block) for _, block in chunks(given))
+        name = f"{self.dataset.corpus_sha256[:32]}-{maps.name}-{maps.width}.npy"
+        return streamed(name, parts, (len(given), maps.width))
+
+    @functools.cached_property
+    def query_features(self) -> np.ndarray:
+        """The query table as unit vectors (rows, T)."""
+        return query_table(
+            self.dataset.vectors, self.dataset.query_vectors, self.training.pairs,
+            self.maps,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def exact(self) -> dict[str, list[str]]:
+        """Id of an evaluated query -> ids of its nearest documents, best first."""
+        rows, _ = self.dataset.exact(self.eval_rows)
+        ids = self.dataset.doc_ids
+        return {
+            name: [ids[row] for row in found if row >= 0]
+            for name, found in zip(self.eval_ids, rows.tolist(), strict=True)
+        }
+
+
+def load_vector_inputs(config) -> VectorInputs:
+    """Open and check the vectors of a config, and make the training pairs."""
+    path = search_folders(config.dataset) or config.dataset
+    dataset = open_vectors(path, metric=config.vectors.metric)
+    return vector_inputs_of(config, dataset)
+
+
+def vector_inputs_of(config, dataset: VectorDataset) -> VectorInputs:
+    """Make the training pairs of vectors."""
+    width = dataset.vectors.shape[1]
+    maps = Metric.fit(dataset.metric, dataset.vectors, max(width // 8, 1))
+    labelled = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if "train" in dataset.qrels:
+        labelled = dataset.positives("train")[:2]
+    pairs, rows = vector_pairs(
+        dataset.vectors, len(dataset.query_ids), labelled, metric=dataset.metric,
+        rows=dataset.training_rows, per_document=config.pseudo.synthetic,
+        key=dataset.corpus_sha256,
+    )  # fmt: skip
+    dataset.check_relevant(config.split)
+    row_of = {name: row for row, name in enumerate(dataset.query_ids)}
+    asked = dataset.judgements(config.split)
+    return VectorInputs(
+        dataset, pretrained=None, dtype="float32", remat=False, query_tokens=None,
+        document_tokens=None, training=TrainingSet(rows, len(dataset.vectors), pairs),
+        num_synthetic=config.pseudo.synthetic,
+        eval_rows=np.array([row_of[name] for name in asked], np.int64),
+        identical_ids=dataset.identical_ids(config.split, config.ignore_identical_ids),
+        maps=maps,
+    )  # fmt: skip
