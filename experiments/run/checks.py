@@ -6,6 +6,7 @@ import re
 import ml_collections
 
 from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
+from ehi.data.vectors.metric import METRICS
 from ehi.eval.baselines.options import WITHOUT_CODEBOOKS
 from ehi.index.search.codes import SCORES
 from ehi.model.pretrained import check_length
@@ -61,6 +62,8 @@ def check_config(config) -> None:
         )
     _check_choices(config)
     _check_numbers(config)
+    if "vectors" in config:
+        _check_vectors(config)
     if config.tower.trainable != "head":
         _check_trained_tower(config)
         return
@@ -100,6 +103,15 @@ def _check_sections(config) -> None:
                     f"{name} has no field {min(missing)!r}: set the fields of a "
                     f"section one by one, as --config.{name}.{min(missing)}=VALUE"
                 )
+
+
+def _check_vectors(config) -> None:
+    _choice("vectors.metric", config.vectors.metric, ("", *METRICS))
+    if config.tower.trainable != "head":
+        raise ValueError(
+            f"tower.trainable is {config.tower.trainable!r}, but a config of vectors "
+            "has no tower: it must be 'head'"
+        )
 
 
 def _check_choices(config) -> None:

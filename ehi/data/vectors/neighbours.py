@@ -85,7 +85,7 @@ def _join(one, other) -> tuple[np.ndarray, np.ndarray]:
     """The best of two lists of scores and rows; of equal scores the first list's."""
     scores, rows = (np.concatenate(both, 1) for both in zip(one, other, strict=True))
     order = np.argsort(-scores, axis=1, kind="stable")[:, : one[0].shape[1]]
-    return (np.take_along_axis(array, order, 1) for array in (scores, rows))
+    return tuple(np.take_along_axis(array, order, 1) for array in (scores, rows))
 
 
 def _without(best, rows, exclude):
@@ -106,7 +106,7 @@ def _products(queries, block, k: int, metric: str):
     rows = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     found = np.take_along_axis(scores, rows, 1)
     order = np.lexsort((rows, -found), axis=1)
-    return (np.take_along_axis(array, order, 1) for array in (found, rows))
+    return tuple(np.take_along_axis(array, order, 1) for array in (found, rows))
 
 
 @functools.cache
