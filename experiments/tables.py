@@ -3,6 +3,7 @@
     python -m experiments.tables --results=DIR --out=DIR [--mix] \\
         [--readme README.md DIR/README.md] [--figures=DIR/figures]
     python -m experiments.tables --results=DIR --collect RUN_DIR ...
+    python -m experiments.tables --results=DIR --renew DIR ...
 
 The first form writes OUT/<dataset>/T1 ... T6 as .md, .csv and .tex, for T1 and T2 also
 as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
@@ -11,7 +12,9 @@ has the numbers that papers print. --readme fills the blocks `summary` and `spee
 the README.
 
 The second form merges the records of finished runs, and their per-query values, into
-the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`.
+the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`. The third form
+merges results folders of a new recipe, and drops older records of their data sets or
+sets them aside: see `experiments.paper.older`.
 """
 
 import argparse
@@ -24,36 +27,32 @@ from pathlib import Path
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record, Values, aligned
 from ehi.eval.report import HEADER, markdown_table
-from ehi.eval.significance import compare
+from ehi.eval.significance import compare_tables, counterpart_pairs
 from ehi.eval.tables import Table, latex, markdown, to_csv
 from ehi.files import atomic_write
 from experiments.command import accept_any_text, exit_code, user_path
 from experiments.paper.ageing import ageing_table
 from experiments.paper.architecture import draw as draw_architecture
-from experiments.paper.definitions import TABLES, PaperTable, budgets_of, cells
-from experiments.paper.fill import Filled, fill, missing
+from experiments.paper.contest import Contest
+from experiments.paper.definitions import (
+    LEGEND,
+    TABLES,
+    PaperTable,
+    budgets_of,
+    cells,
+)
+from experiments.paper.fill import Filled, fill_contest
+from experiments.paper.missing import aged, missing
+from experiments.paper.older import OLDER, renew, with_older
 from experiments.paper.published import published_table
 from experiments.paper.readme import draw_figures, fill_blocks, speed, summary
-from experiments.paper.results import (
-    SCORED,
-    Results,
-    collect,
-    group,
-    is_quantised,
-    read_results,
-)
+from experiments.paper.results import Results, collect, group, read_results
 
 HEADER_OF_RECORDS = (*HEADER[:2], "seeds", *HEADER[2:])
 
 # Data sets of the block `tables`; those without records are skipped.
 README_DATASETS = ("pydocs", "scifact", "squad-dev")
 SEARCH_RECORD = Path("benchmarks", "search.json")
-README_LEGEND = (
-    "nDCG@10, mean ± standard deviation over the seeds, and R@100 in parentheses. "
-    "Italic: best separate row of a column; bold: best joint row; † better, ‡ worse "
-    "than the best separate row with p < 0.05, at equal work if the records know it."
-)
-
 # Notes beside every table of a data set.
 DATASET_NOTES = {
     "pydocs": "No document of pydocs is an answer both in train and in test.",
@@ -75,28 +74,32 @@ def _run(args: argparse.Namespace) -> None:
         for path in collect(args.collect, args.results):
             print(path)
         return
+    if args.renew:
+        for path in renew(args.results, args.renew):
+            print(path)
+        return
     records, values = read_results(args.results, mix=args.mix)
     found = {r.dataset: r for r in group(records, aligned(values), args.split)}
-    choices = {}
-    if any(record.split == "dev" for record in records):
-        choices = {r.dataset: r for r in group(records, aligned(values), "dev")}
-    short, grids = {}, {}
-    for name, results in found.items():
-        of_dataset = choices.get(name)
-        short[name], grids[name] = write_tables(args.out, results, of_dataset)
+    contests = [Contest(*of) for of in shown_tables(found, records, values, args)]
+    listed = counterparts_of(records, values, separate_counterparts())
+    pairs = {contest: contest.pairs() for contest in contests} | listed
+    compared = compare_tables(pairs)  # all in one go, which is faster
+    short, grids = write_tables(args.out, contests, compared)
+    for name in found:
         ageing = ageing_table(name, args.split, records, aligned(values))
         if ageing is not None:
             short[name] += f"\n\n{write_ageing(args.out / name, ageing)}"
-    print("\n\n".join((README_LEGEND, *short.values())))
-    write_records_and_published(args.out, records, values)
+    legend = "\n".join(f"- {line}" for line in LEGEND)
+    print("\n\n".join((legend, *short.values())))
+    write_records_and_published(args.out, records, compared)
     if args.readme:
-        shown = [short[name] for name in README_DATASETS if name in short]
-        if not shown:
+        in_readme = [short[name] for name in README_DATASETS if name in short]
+        if not in_readme:
             raise ValueError(
                 f"--readme shows {' and '.join(README_DATASETS)}; the records are "
                 f"of {', '.join(short)}"
             )
-        full = "\n\n".join((README_LEGEND, *shown))
+        full = "\n\n".join((legend, *in_readme))
         blocks = {"tables": full, "summary": summary(found, grids)}
         if (measured := args.results / SEARCH_RECORD).exists():
             blocks["speed"] = speed(measured)
@@ -133,9 +136,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="RUN_DIR",
         help="merge the records of finished runs into --results",
     )
+    parser.add_argument(
+        "--renew",
+        nargs="+",
+        type=user_path,
+        metavar="DIR",
+        help="merge results folders of a new recipe, and drop or set aside older ones",
+    )
     args = parser.parse_args(argv)
-    if not args.collect and not args.out:
-        parser.error("give --out=DIR, or --collect RUN_DIR ...")
+    if not args.collect and not args.renew and not args.out:
+        parser.error("give --out=DIR, --collect RUN_DIR ... or --renew DIR ...")
     return args
 
 
@@ -146,69 +156,97 @@ def separate_counterparts() -> dict[str, str]:
     return {name: s.counterpart for name, s in SYSTEMS.items() if s.counterpart}
 
 
+def shown_tables(
+    found: Mapping[str, Results], records: Sequence[Record], values: Values, args
+) -> list[tuple[PaperTable, Results]]:
+    """Return every table of every dataset, with the records that it shows.
+
+    Tables of choices show dev if they have records of it. Rows without a record of the
+    current recipe may show older ones.
+    """
+    choices, older = {}, {}
+    if any(record.split == "dev" for record in records):
+        choices = {r.dataset: r for r in group(records, aligned(values), "dev")}
+    if (args.results / OLDER).exists():
+        old, old_values = read_results(args.results / OLDER, mix=args.mix)
+        if any(record.split == args.split for record in old):
+            of_split = group(old, aligned(old_values), args.split)
+            older = {r.dataset: r for r in of_split}
+    return [
+        (
+            table,
+            choices[name]
+            if table.split == "dev" and name in choices
+            else with_older(table, results, older.get(name)),
+        )
+        for name, results in found.items()
+        for table in TABLES.values()
+        if not table.datasets or name in table.datasets
+    ]
+
+
 def write_tables(
-    folder: Path, results: Results, choices: Results | None = None
-) -> tuple[str, Table]:
-    """Write T1-T5 of one dataset.
+    folder: Path, contests: Sequence[Contest], compared: Mapping
+) -> tuple[dict[str, str], dict[str, Table]]:
+    """Write T1-T5 of every dataset into a folder named after it.
 
     Args:
-        folder: receives a folder named after the dataset.
-        results: results of the dataset.
-        choices: its results on dev, for the tables of choices; None if there are none.
+        folder: receives the folders.
+        contests: every table of every dataset.
+        compared: contest -> the comparisons of its pairs.
 
     Returns:
-        The tables in short form as Markdown, and the grid of T3.
+        dataset -> its tables in short form as Markdown; dataset -> the grid of T3.
     """
-    short, grids = [], {}
-    for table in TABLES.values():
-        if table.datasets and results.dataset not in table.datasets:
-            continue
-        shown = choices if choices and table.split == "dev" else results
-        filled = fill(table, shown)
-        todo = missing(table, shown)
-        write_table(folder / results.dataset, table, filled, todo, shown)
-        grids[table.name] = filled.tables[0]
-        heading = f"### {table.name}, {results.dataset}: {table.title}"
-        short += [heading, *_short(filled), *([f"{todo}."] if todo else [])]
-    note = DATASET_NOTES.get(results.dataset)
-    return "\n\n".join([note, *short] if note else short), grids["T3"]
-
-
-def _short(filled: Filled) -> list[str]:
-    """Return the tables of a definition without the details of its cells."""
-    first, *more = filled.tables[:-1] or filled.tables
-    titled = [f"{table.title}:\n\n{markdown(table)}" for table in more]
-    return [markdown(first), *titled]
+    short: dict[str, list[str]] = {}
+    grids: dict[str, Table] = {}
+    for contest in contests:
+        table, results = contest.table, contest.results
+        filled, name = fill_contest(contest, compared[contest]), results.dataset
+        notes = [note for note in (aged(table, results), missing(table, results))
+                 if note]  # fmt: skip
+        write_table(folder / name, table, filled, notes, results)
+        parts = short.setdefault(name, list(filter(None, [DATASET_NOTES.get(name)])))
+        parts.append(f"### {table.name}, {name}: {table.title}")
+        first, *more = filled.short
+        parts += [markdown(first)] if first.rows else []
+        parts += [f"{t.title}:\n\n{markdown(t)}" for t in more if t.rows]
+        parts += [f"{note}." for note in notes]
+        if table.name == "T3":
+            grids[name] = first
+    return {name: "\n\n".join(parts) for name, parts in short.items()}, grids
 
 
 def write_table(
-    folder: Path, table: PaperTable, filled: Filled, todo: str | None, results: Results
+    folder: Path,
+    table: PaperTable,
+    filled: Filled,
+    lacking: Sequence[str],
+    results: Results,
 ) -> None:
     """Write one table as .md, .csv and .tex, and draw its figure if it has one."""
-    notes = [*filled.notes, *_origin(table, results), *([f"{todo}."] if todo else [])]
-    first, last = filled.tables[0], filled.tables[-1]
-    parts = [f"# {first.title}", markdown(first)]
-    for other in filled.tables[1:]:
-        if other.title != first.title:
-            parts.append(f"{other.title}:")
-        parts.append(markdown(other))
-    if table.across and (rows := _drawn(table, results)):
-        exact = {row.label: rows.pop(row) for row in list(rows) if row.kind == "exact"}
+    notes = [*filled.notes, *_origin(table, results), *(f"{x}." for x in lacking)]
+    first, *more = filled.short
+    parts = [f"# {first.title}", *([markdown(first)] if first.rows else [])]
+    for other in (*more, *filled.details):
+        parts += [f"{other.title}:", markdown(other)] if other.rows else []
+    if table.across and (rows := _drawn(table, filled, results)):
+        exact = {row: rows.pop(row) for row in list(rows) if row.kind == "exact"}
         figures = {table.name: table.across}
         if table.works and any(r.work for found in rows.values() for r in found):
             figures[f"{table.name}-work"] = "work"
         for name, across in figures.items():
             figure_rows(
                 folder / f"{name}.png",
-                {row.label: found for row, found in rows.items()},
+                {filled.names[row]: found for row, found in rows.items()},
                 across=across,
-                exact=exact,
+                exact={row.label: found for row, found in exact.items()},
                 title=first.title,
             )
             parts.append(f"![{first.title}]({name}.png)")
     parts.append("\n".join(f"- {note}" for note in notes))
     atomic_write(folder / f"{table.name}.md", ("\n\n".join(parts) + "\n").encode())
-    atomic_write(folder / f"{table.name}.csv", to_csv(last).encode())
+    atomic_write(folder / f"{table.name}.csv", to_csv(filled.wide).encode())
     with_notes = dataclasses.replace(first, notes=tuple(notes))
     atomic_write(folder / f"{table.name}.tex", latex(with_notes).encode())
 
@@ -223,13 +261,12 @@ def write_ageing(folder: Path, table: Table) -> str:
     return f"### {table.title}\n\n{markdown(plain)}"
 
 
-def _drawn(table: PaperTable, results: Results) -> dict:
-    """Return row -> its records at all budgets, without rows that were not run."""
-    found = {
+def _drawn(table: PaperTable, filled: Filled, results: Results) -> dict:
+    """Return row -> its records at all budgets, of the rows that were run."""
+    return {
         row: [r for b in budgets_of(table, row).values() for r in results.of(row, b)]
-        for row in table.rows
+        for row in filled.names
     }
-    return {row: records for row, records in found.items() if records}
 
 
 def _origin(table: PaperTable, results: Results) -> list[str]:
@@ -243,12 +280,6 @@ def _origin(table: PaperTable, results: Results) -> list[str]:
     ]
     if mixed:
         notes.append(f"Of mixed configs or recipes: {', '.join(mixed)}.")
-    if results.split == "test" and table.split == "dev":
-        notes.append("These records are of test; choices are made on dev.")
-    older = {f"{r.system}{r.variant and ':'}{r.variant}" for r in found
-             if is_quantised(r) and r.recipe < SCORED}  # fmt: skip
-    if older and any(is_quantised(r) and r.recipe >= SCORED for r in found):
-        notes.append(f"Codes scored by inner product: {', '.join(sorted(older))}.")
     for name in ("hardware", "recipe", "git_commit"):
         texts = dict.fromkeys(str(getattr(record, name)) for record in found)
         notes += [f"{name}: {'; '.join(texts)}."] * bool(texts)
@@ -256,37 +287,34 @@ def _origin(table: PaperTable, results: Results) -> list[str]:
 
 
 def write_records_and_published(
-    folder: Path, records: Sequence[Record], values: Values
+    folder: Path, records: Iterable[Record], compared: Mapping
 ) -> None:
     """Write every record, also those in no table, and the numbers of papers."""
-    listed = tables(records, values, separate_counterparts(), HEADER_OF_RECORDS)
-    for title, table in listed.items():
+    for title, found in _by_title(records).items():
         path = folder / f"{title.replace(', ', '-')}.md"
+        table = markdown_table(found, compared[title], HEADER_OF_RECORDS)
         atomic_write(path, f"# {title}\n\n{table}\n".encode())
     published = published_table()
     text = f"# {published.title}\n\n{markdown(published)}\n"
     atomic_write(folder / "published.md", text.encode())
 
 
-def tables(
-    records: Iterable[Record],
-    values: Values,
-    counterparts: Mapping[str, str],
-    header: Sequence[str],
-) -> dict[str, str]:
-    """Return one Markdown table per dataset and split; each corrects its p-values.
+def counterparts_of(
+    records: Iterable[Record], values: Values, counterparts: Mapping[str, str]
+) -> dict[str, dict]:
+    """Return 'dataset, split' -> the pairs that its list of records tests."""
+    per_query = aligned(values)
+    return {
+        title: counterpart_pairs(found, per_query, counterparts)
+        for title, found in _by_title(records).items()
+    }
 
-    Returns:
-        'dataset, split' -> table.
-    """
+
+def _by_title(records: Iterable[Record]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(f"{record.dataset}, {record.split}", []).append(record)
-    per_query = aligned(values)
-    return {
-        title: markdown_table(group, compare(group, per_query, counterparts), header)
-        for title, group in groups.items()
-    }
+    return groups
 
 
 if __name__ == "__main__":

@@ -229,13 +229,21 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
+def write_records(
+    path: str | Path, records: Iterable[Record], *, replace: bool = False
+) -> None:
     """Add records to a file; a record of a cell that is there is replaced.
 
     The whole file is written anew and renamed: a crash leaves the old or the new file.
+
+    Args:
+        path: of the file.
+        records: each of a cell of its own.
+        replace: drop the records that the file has.
     """
     path = Path(path)
-    merged = {r.cell: r for r in read_records(path)} if path.exists() else {}
+    there = [] if replace or not path.exists() else read_records(path)
+    merged = {record.cell: record for record in there}
     merged |= {record.cell: record for record in records}
     lines = [
         json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
@@ -298,13 +306,18 @@ def _read_values(path: str | Path) -> Values:
     return found
 
 
-def write_values(path: str | Path, values: Values) -> None:
+def write_values(path: str | Path, values: Values, *, replace: bool = False) -> None:
     """Add cells to an `.npz`; a cell that is there is replaced.
+
+    Args:
+        path: of the file.
+        values: of each cell.
+        replace: drop the cells that the file has.
 
     Raises:
         ValueError: two cells of one split have different queries (see `aligned`).
     """
-    merged = read_values(path) | values
+    merged = values if replace else read_values(path) | values
     aligned(merged)
     arrays = {}
     for cell, (query_ids, ndcg) in merged.items():

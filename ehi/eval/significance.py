@@ -5,11 +5,14 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ehi.eval.records import Cell, Record
 
 # Permutations drawn at once, a multiple of 4; more would not fit into the cache.
 _CHUNK = 256
+# The bits of every byte, as numbers.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype("f4")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -65,11 +68,12 @@ def randomisation_tests(
             p_values[key] = _enumerated(differences)
         else:
             by_width.setdefault(-(-differences.size // 8), []).append(key)
-    for width, keys in by_width.items():
-        columns = [unique[key] for key in keys]
-        hits = _hits(columns, width, permutations, seed)
-        for key, count in zip(keys, hits, strict=True):
-            p_values[key] = (1 + int(count)) / (1 + permutations)
+    with threadpool_limits(1, "blas"):  # the products are small
+        for width, keys in by_width.items():
+            columns = [unique[key] for key in keys]
+            hits = _hits(columns, width, permutations, seed)
+            for key, count in zip(keys, hits, strict=True):
+                p_values[key] = (1 + int(count)) / (1 + permutations)
     return [p_values[differences.tobytes()] for differences in found]
 
 
@@ -125,12 +129,15 @@ def _hits(columns, width: int, permutations: int, seed: int) -> np.ndarray:
     margin = 16 * width * 2.0**-22 * np.abs(wide).sum(axis=0)
     hits = np.zeros(len(columns), np.int64)
     rng = np.random.default_rng(seed)
+    offset = total.astype(np.float32)
+    buffer = np.empty((_CHUNK, width, 8), np.float32)
     for start in range(0, permutations, _CHUNK):
         rows = min(_CHUNK, permutations - start)
         random = rng.bytes(rows * width)
         packed = np.frombuffer(random, dtype=np.uint8).reshape(rows, width)
-        bits = np.unpackbits(packed, axis=1).astype(np.float32)  # (rows, N)
-        over = np.abs(bits @ narrow - total.astype(np.float32)) - observed  # (rows, T)
+        np.take(_BITS, packed, axis=0, out=buffer[:rows], mode="clip")
+        bits = buffer[:rows].reshape(rows, 8 * width)
+        over = np.abs(bits @ narrow - offset) - observed  # (rows, T)
         hits += (over > margin).sum(axis=0)
         row, test = np.nonzero(np.abs(over) <= margin)
         signed = np.einsum("rn,rn->r", 2.0 * bits[row] - 1.0, wide.T[test])

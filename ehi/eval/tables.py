@@ -23,7 +23,7 @@ class Number:
         spec: format of both, such as '.4f'.
         floor: a smaller value is shown as '<floor', as p-values are; CSV has the value.
         style: '', 'bold' or 'italic'.
-        sign: shown after the number: '', '†' or '‡'.
+        sign: marks after the number, such as '†'.
         beside: another number, shown behind the sign in parentheses.
     """
 
@@ -149,6 +149,27 @@ def _beside(number: Number) -> str:
     return "" if number.beside is None else f" ({number.beside})"
 
 
+def columns(table: Table, names: Iterable[str], title: str) -> Table:
+    """The same table with some of its columns; rows with nothing in them go.
+
+    The first `text_columns` columns, which name a row, do not count as something.
+
+    Args:
+        table: the whole table.
+        names: of columns; those that the table lacks are left out.
+        title: of the new table.
+    """
+    kept = [table.header.index(name) for name in names if name in table.header]
+    rows = (tuple(row[i] for i in kept) for row in table.rows)
+    left = table.text_columns
+    return dataclasses.replace(
+        table,
+        title=title,
+        header=tuple(table.header[i] for i in kept),
+        rows=tuple(row for row in rows if any(v is not None for v in row[left:])),
+    )
+
+
 def without_empty(table: Table, columns: Iterable[str]) -> Table:
     """The same table without those of some columns that have no value in any row."""
     kept = [
@@ -233,6 +254,8 @@ _SPECIAL = {
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
+    "§": r"$^\S$",
+    "¶": r"$^\P$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -240,7 +263,7 @@ _SPECIAL = {
 def _escaped(plain: str) -> str:
     escaped = "".join(_SPECIAL.get(character, character) for character in plain)
     # LaTeX shows two hyphens, as of an option, as one dash.
-    return escaped.replace("--", "-{}-")
+    return escaped.replace("--", "-{}-").replace("–", "--")
 
 
 def _code(note: str) -> str:

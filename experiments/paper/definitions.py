@@ -4,30 +4,49 @@
 with their records.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from experiments.ablations import VARIANTS
 
+# What the columns and marks of every table mean. Each is said here alone.
+LEGEND = (
+    "nDCG@10: mean ± sample standard deviation over the seeds. R@100: mean.",
+    "visit-5: budget of 5% of the documents, which a query may score on average. "
+    "flat: every document is scored. 64x: codes of a 64th of the bytes of the tower's "
+    "output (24 instead of 1,536). `not run` also marks budgets that a search of one "
+    "leaf exceeds.",
+    "kind: a separate row fits its index to a finished encoder, a joint one trains "
+    "them together, an exact one is a reference, a control indexes joint embeddings "
+    "by a library.",
+    "Italic: best separate row of the column; bold: best joint row; † better, ‡ worse "
+    "than the best separate row with p < 0.05.",
+    "These comparisons are at equal work: at the larger work of two rows, or the "
+    "largest that both reach, interpolated between budgets in the logarithm of the "
+    "work, if the records know it.",
+    "work %: documents that a query scores, and what it spends on router, rotation and "
+    "look-up tables in products of the same width; 100% are all documents.",
+    "bytes: codes or vectors of a document, with second copies, links and stored "
+    "factors, at the budgets shown. all bytes: also leaf numbers, codebooks, rotation, "
+    "centroids and router, shared by the documents of this corpus, or of one of a "
+    "million (at 1M). Ids and shown texts are apart.",
+    "§: takes over a tenth more bytes than its column names. ¶: in all no smaller than "
+    "raw vectors, because the codebooks are as large as the corpus; such a cell is not "
+    "compared.",
+)
 _P = (
     "p: paired randomisation test over queries, each query's value its mean over the "
     "seeds, Holm-corrected over all tests of this table; signs: of each seed."
 )
 _GRID = (
-    "Mean ± sample standard deviation over the seeds, R@100 in parentheses. Italic: "
-    "best separate row of the column, of those that were run; bold: best joint row; † "
-    "better, ‡ worse than the best separate row with p < 0.05. best joint peer: the "
-    "best published method for our rows, our best row for the others.",
-    "If the records know their work, rows are compared at equal work: at the larger "
-    "work of the two, or the largest that both reach, interpolated between budgets in "
-    "the logarithm of the work. Where the details name two works, no work is common.",
-    "visited %, p95 %, most %: documents that the queries score, set on other queries; "
-    "work %: also router, rotation and look-up tables; all bytes: also leaf numbers, "
-    "codebooks, rotation, centroids and router, shared by this corpus or by a million "
-    "documents (at 1M).",
+    *LEGEND,
+    "best joint peer: the best published method for our rows, our best row for the "
+    "others. Where the tests name two works, no work is common.",
+    "visited %, p95 %, most %: documents that the queries score: mean, 95th percentile "
+    "and maximum; the budget was set on other queries.",
     _P,
 )
 OWN = ("ehi", "joint-pq", "ehi-pq")
-_OVER_BUDGET = "`not run` also marks budgets that a search of one leaf exceeds."
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,10 @@ class PaperTable:
       budgets: its columns.
       layout: 'grid' (rows by budgets), 'ablations' or 'cost'.
       across: the x axis of its figure; '' for no figure.
-      works: percentages of work that a second grid has, for records that know it.
+      works: percentages of work that a grid has, for records that know it.
+      limits: all bytes of a document that a grid has, for records that know them.
+      sizes: column of the first grid -> field of a record.
+      sized_at: budget whose sizes they are; '': from the least to the most of a row.
       reference: cell that every row is compared with.
       datasets: data sets that have this table; empty for all.
       split: that of its records. Choices are made on dev, so that test is seen once.
@@ -82,6 +104,9 @@ class PaperTable:
     layout: str = "grid"
     across: str = ""
     works: tuple[float, ...] = ()
+    limits: tuple[int, ...] = ()
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    sized_at: str = ""
     reference: tuple[str, str, str] | None = None
     datasets: tuple[str, ...] = ()
     split: str = "test"
@@ -93,6 +118,11 @@ def _rows(kind: str, *systems: str) -> tuple[Row, ...]:
 
 
 _DENSE = Row("dense", kind="exact", only="flat")
+_SIZES = {
+    "bytes at 64x": "bytes_per_doc",
+    "all bytes": "total_bytes_per_doc",
+    "at 1M": "total_bytes_per_doc_1m",
+}
 _VISITED = tuple(f"visit-{percent}" for percent in (1, 2, 5, 10, 20, 50)) + ("flat",)
 _COMPRESSED = tuple(f"flat-{times}x" for times in (32, 64, 128))
 _BOTH = tuple(f"visit-{p}-{times}x" for p in (5, 10) for times in (32, 64, 128))
@@ -115,12 +145,12 @@ _T1 = PaperTable(
     _VISITED,
     across="docs_visited",
     works=(1, 2, 5, 10, 20, 50, 100),
+    sizes={"bytes": "bytes_per_doc"},
     notes=(
         *_GRID,
         "Rows `on-ehi` index the embeddings of ehi: controls, neither separate nor "
         "joint. ehi-pq visits as many documents as its column says, with 64x smaller "
         "leaves than the rows it is compared with.",
-        _OVER_BUDGET,
     ),
 )
 _T2 = PaperTable(
@@ -139,6 +169,9 @@ _T2 = PaperTable(
     ),
     _COMPRESSED,
     across="bytes_per_doc",
+    limits=(50, 100, 200, 400, 800, 1535),
+    sizes=_SIZES,
+    sized_at="flat-64x",
     reference=("dense", "", "flat"),
     notes=(
         *_GRID,
@@ -157,7 +190,9 @@ _T3 = PaperTable(
         *_rows("joint", "distill-vq", "poeem", "ehi-pq"),
     ),
     _BOTH,
-    notes=(*_GRID, _OVER_BUDGET),
+    sizes=_SIZES,
+    sized_at="visit-10-64x",
+    notes=_GRID,
 )
 _T4 = PaperTable(
     "T4",

@@ -1,296 +1,326 @@
-"""A table definition and the records of one dataset -> the filled table.
+"""A table definition and the records of one dataset -> the filled tables.
 
-First the records: which cells were run, the best row of every column, and the tests of
-rows against their best rivals. Then the layouts: rows by budgets, details, ablations,
-cost.
+`contest` decides what is compared. Here are the layouts: rows by budgets, by work and
+by all bytes; every cell on a line; ablations; cost.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ehi.eval.records import Record
 from ehi.eval.significance import Comparison, compare_values
-from ehi.eval.tables import Number, Table, Value, mean_of, tested, without_empty
-from experiments.paper.definitions import PaperTable, Row, budgets_of, cells, rows_of
-from experiments.paper.equal_work import EqualWork
-from experiments.paper.results import Results
+from ehi.eval.tables import (
+    Number,
+    Table,
+    Value,
+    columns,
+    mean_of,
+    tested,
+    without_empty,
+)
+from experiments.paper.contest import Contest, Test, columns_of
+from experiments.paper.definitions import PaperTable, Row, budgets_of, rows_of
+from experiments.paper.equal_work import Place
+from experiments.paper.results import Results, recipes_of
 
-SEEDS = 3
 ALPHA = 0.05
 NOT_RUN = "not run"
-
-
-def best_rows(
-    table: PaperTable, results: Results, chosen: Callable[[Row], bool]
-) -> dict[str, Row]:
-    """Return column -> the row with the highest mean nDCG@10 at equal work.
-
-    Args:
-      table: the definition.
-      results: the records.
-      chosen: whether a row competes.
-    """
-    equal, best = EqualWork(results), {}
-    for column in dict.fromkeys(
-        column for row in table.rows for column in budgets_of(table, row)
-    ):
-        places = {row: _place(table, row, column) for row in table.rows if chosen(row)}
-        places = {row: place for row, place in places.items() if place in results}
-        work = equal.common(list(places.values()))
-        means = {
-            row: np.mean(_ndcg(results, equal, place, work))
-            for row, place in places.items()
-        }
-        if means:
-            best[column] = max(means, key=means.__getitem__)
-    return best
-
-
-def _ndcg(results: Results, equal: EqualWork, place, work: float | None) -> list[float]:
-    """nDCG@10 of each seed, at some work or as recorded."""
-    if work is not None:
-        return equal.ndcg(place, work)
-    return [record.ndcg_at_10 for record in results.records[place]]
-
-
-class Rivals:
-    """The rows that those of a table are tested against, column by column."""
-
-    def __init__(self, table: PaperTable, results: Results):
-        self._table, self._results = table, results
-        self._equal = EqualWork(results)
-
-    def separate(self, row: Row, column: str) -> Row | None:
-        """The best separate row for a joint row and for a control."""
-        if row.kind not in ("joint", "control"):
-            return None
-        return self._best(row, column, lambda other: other.kind == "separate")
-
-    def peer(self, row: Row, column: str) -> Row | None:
-        """The best joint row of others for one of ours, and the other way round."""
-        if row.kind != "joint":
-            return None
-        return self._best(
-            row, column, lambda other: other.kind == "joint" and other.own != row.own
-        )
-
-    def _best(self, row: Row, column: str, chosen) -> Row | None:
-        """The row that is most ahead of this one, or least behind, at equal work."""
-        ours = _place(self._table, row, column)
-        if ours not in self._results:
-            return None
-        leads = {}
-        for other in self._table.rows:
-            theirs = _place(self._table, other, column)
-            if chosen(other) and theirs in self._results:
-                work = self._equal.common([ours, theirs])
-                lead = _ndcg(self._results, self._equal, theirs, work)
-                own = _ndcg(self._results, self._equal, ours, work)
-                leads[other] = np.mean(lead) - np.mean(own)
-        return max(leads, key=leads.__getitem__) if leads else None
-
-
-def _place(table: PaperTable, row: Row, column: str):
-    """(system, variant, budget) of a row in a column; None if it has no such column."""
-    budget = budgets_of(table, row).get(column)
-    return budget and (row.system, row.variant, budget)
-
-
-@dataclass(frozen=True)
-class Test:
-    """A comparison, and the works of both rows; None if a record lacks its work."""
-
-    comparison: Comparison
-    works: tuple[float, float] | None
-
-
-# ('separate', 'peer' or 'reference', row, column) -> test of the row against that one.
-Tests = Mapping[tuple[str, Row, str], Test]
-
-
-def tests_of(table: PaperTable, results: Results, rivals: Rivals) -> Tests:
-    """Test rows against the best separate and joint rows of a column and the reference.
-
-    Rivals are compared at equal work. The p-values of all tests of a table are
-    Holm-corrected together.
-    """
-    pairs, works = {}, {}
-    equal = EqualWork(results)
-    plain = {}
-    for cell, values in results.per_query.items():
-        place = (cell.system, cell.variant, cell.budget)
-        plain.setdefault(place, {})[cell.seed] = values
-    for row in rows_of(table):
-        for column, budget in budgets_of(table, row).items():
-            ours = (row.system, row.variant, budget)
-            found = {
-                "separate": rivals.separate(row, column),
-                "peer": rivals.peer(row, column),
-            }
-            for kind, rival in found.items():
-                if rival is not None:
-                    theirs, key = _place(table, rival, column), (kind, row, column)
-                    pairs[key], works[key] = _pair(equal, plain, ours, theirs)
-            if table.reference and ours != table.reference:
-                values = plain.get(ours, {}), plain.get(table.reference, {})
-                pairs["reference", row, column] = (table.reference[0], *values)
-    return {
-        key: Test(comparison, works.get(key))
-        for key, comparison in compare_values(pairs).items()
-    }
-
-
-def _pair(equal: EqualWork, plain, ours, theirs):
-    """The values of two places at equal work, and the works; else as recorded."""
-    work = equal.common([ours, theirs])
-    if work is None:
-        return (theirs[0], plain.get(ours, {}), plain.get(theirs, {})), None
-    values = [equal.values(place, work) for place in (ours, theirs)]
-    works = tuple(max(work, equal.least(place)) for place in (ours, theirs))
-    return (theirs[0], *values), works
-
-
-def missing(table: PaperTable, results: Results) -> str | None:
-    """Return a line on the cells that were not run, with the command that runs them."""
-    wanted = cells(table)
-    seeds = [len(results.records.get(cell, ())) for cell in wanted]
-    absent, fewer = seeds.count(0), sum(0 < n < SEEDS for n in seeds)
-    if not absent and not fewer:
-        return None
-    what = [f"{absent} of {len(wanted)} cells not run"] * bool(absent)
-    what += [f"{fewer} with fewer than {SEEDS} seeds"] * bool(fewer)
-    usual = results.split in ("test", table.split)
-    split = "" if usual else f" --split={results.split}"
-    return (
-        f"{', '.join(what)}; to make them: `python -m experiments.reproduce "
-        f"--table={table.name} --dataset={_dataset_argument(results.dataset)} "
-        f"--seeds={SEEDS}{split} --workdir=DIR`"
-    )
-
-
-def _dataset_argument(name: str) -> str:
-    """Return the --dataset argument for the name of a data set in records."""
-    if name == "pydocs":
-        return name
-    # Reading the list of public sets loads tensorflow_datasets.
-    from ehi.data.download import public_sets
-
-    return f"beir/{name}" if name in public_sets() else f"PATH/{name}"
+# More bytes a document than the column names, by this factor: second copies or links.
+OVER_BYTES = 1.1
+TOO_MANY, OUTGROWN = "§", "¶"
 
 
 @dataclass(frozen=True)
 class Filled:
-    """The tables of one definition, the first to print first, and their notes."""
+    """The tables of one definition.
 
-    tables: tuple[Table, ...]
+    Attributes:
+      short: what the README shows, without rows of which nothing was run.
+      details: further tables of its own file.
+      wide: every cell on a line, with all columns, for CSV.
+      notes: lines under the tables.
+      names: row -> its name, with the recipe of an older one.
+    """
+
+    short: tuple[Table, ...]
+    details: tuple[Table, ...]
+    wide: Table
     notes: tuple[str, ...]
+    names: Mapping[Row, str]
 
 
 def fill(table: PaperTable, results: Results) -> Filled:
-    """Fill a table with the records of one dataset.
+    """Fill a table with the records of one dataset."""
+    contest = Contest(table, results)
+    return fill_contest(contest, compare_values(contest.pairs()))
 
-    Returns:
-        The grid and the details of its cells; for T4 and T5 the details alone.
+
+def fill_contest(contest: Contest, comparisons: Mapping[tuple, Comparison]) -> Filled:
+    """Fill a table, given the comparisons of the pairs that it tests."""
+    return _Layout(contest, contest.tests(comparisons)).fill()
+
+
+class _Layout:
+    """The layouts of one table.
+
+    Args:
+      contest: the table and its records.
+      tests: of `contest`.
     """
-    title = f"{table.name}: {table.title}. {results.dataset}, {results.split} split"
-    if table.layout == "cost":
-        return Filled((_cost(table, results, title),), table.notes)
-    rivals = Rivals(table, results)
-    tests = tests_of(table, results, rivals)
-    if table.layout == "ablations":
-        return Filled((_ablations(table, results, tests, title),), table.notes)
-    best = best_rows(table, results, lambda row: row.kind == "separate")
-    grid = _grid(table, results, best, tests, title)
-    details = _details(table, results, rivals, tests, title)
-    named = ", ".join(f"{row.label} at {column}" for column, row in best.items())
-    notes = (f"Best separate row: {named or 'none was run'}.", *table.notes)
-    more = [_unlabelled(table, results, title), _by_work(table, results, title)]
-    return Filled((grid, *filter(None, more), details), notes)
 
+    def __init__(self, contest: Contest, tests: Mapping[tuple, Test]):
+        self._contest, self._tests = contest, tests
+        self._table, self._results = contest.table, contest.results
+        self._rows = [row for row in rows_of(self._table) if self._records(row)]
+        table, results = self._table, self._results
+        self._title = f"{table.name}: {table.title}. {results.dataset}, "
+        self._title += f"{results.split} split"
+        older = {r: f" ({recipes_of(self._records(r))})" for r in contest.older}
+        self._names = {row: row.label + older.get(row, "") for row in self._rows}
 
-def _columns(table: PaperTable) -> tuple[str, ...]:
-    """Return the columns of a grid: those that only some rows have come first."""
-    budgets = (b for row in table.rows for b in budgets_of(table, row))
-    extra = [b for b in dict.fromkeys(budgets) if b not in table.budgets]
-    return (*extra, *table.budgets)
+    def _records(self, row: Row) -> list[Record]:
+        budgets = budgets_of(self._table, row).values()
+        return [r for budget in budgets for r in self._results.of(row, budget)]
 
+    def fill(self) -> Filled:
+        if self._table.layout == "cost":
+            wide = self._cost()
+            return self._filled(_split_cost(wide), (), wide)
+        if self._table.layout == "ablations":
+            wide = self._ablations()
+            return self._filled((wide,), (), wide)
+        wide = self._details()
+        best = self._contest.best_separate.items()
+        named = ", ".join(f"{row.label} at {column}" for column, row in best)
+        note = f"Best separate row: {named or 'none was run'}."
+        short = (
+            self._grid(), self._recall(), self._by_work(), self._by_bytes(),
+            self._unlabelled(),
+        )  # fmt: skip
+        shown = tuple(filter(None, short))
+        return self._filled(shown, _split_details(wide), wide, note)
 
-def _grid(table, results, best, tests, title) -> Table:
-    """Lay out nDCG@10, with R@100 beside it, of rows by budgets."""
-    best_joint = best_rows(table, results, lambda row: row.kind == "joint")
+    def _filled(self, short, details, wide: Table, *notes: str) -> Filled:
+        all_notes = (*notes, *self._table.notes)
+        return Filled(tuple(short), details, wide, all_notes, self._names)
 
-    def cell(row: Row, column: str, found: Sequence[Record]) -> Number:
-        style = "italic" if best.get(column) == row else ""
-        return Number.mean(
-            [record.ndcg_at_10 for record in found],
-            ".3f",
-            style="bold" if best_joint.get(column) == row else style,
-            sign=_sign(tests.get(("separate", row, column))),
-            beside=mean_of(found, "recall_at_100", ".3f"),
-        )
+    def _laid_out(self, title: str, cell, between=None) -> Table:
+        """A grid of rows by budgets.
 
-    return _laid_out(table, results, cell, title)
+        Args:
+          title: of the table.
+          cell: makes a value of a row, a column and its records. A row without a column
+            has None, a cell that was not run says so.
+          between: column -> values of a row, between its kind and its budgets.
+        """
+        names = columns_of(self._table)
+        between = between or {}
 
+        def value(row: Row, column: str) -> Value:
+            budgets = budgets_of(self._table, row)
+            if column not in budgets:
+                return None
+            found = self._results.of(row, budgets[column])
+            return cell(row, column, found) if found else NOT_RUN
 
-def _laid_out(table, results, cell, title) -> Table:
-    """A grid of rows by budgets; `cell` makes a value of a row, a column, its records.
+        rows = tuple(
+            (
+                self._names[row], row.kind,
+                *(make(row) for make in between.values()),
+                *(value(row, column) for column in names),
+            )
+            for row in self._rows
+        )  # fmt: skip
+        header = ("system", "kind", *between, *names)
+        return without_empty(Table(title, header, rows, text_columns=2), between)
 
-    A row without a column has None, a cell that was not run says so.
-    """
-    columns = _columns(table)
+    def _grid(self) -> Table:
+        """nDCG@10 of rows by budgets, with the bytes that a document takes."""
+        contest = self._contest
 
-    def value(row: Row, column: str) -> Value:
-        budgets = budgets_of(table, row)
-        if column not in budgets:
+        def cell(row: Row, column: str, found: Sequence[Record]) -> Number:
+            style = "italic" if contest.best_separate.get(column) == row else ""
+            sign = _sign(self._tests.get(("separate", row, column)))
+            return Number.mean(
+                [record.ndcg_at_10 for record in found],
+                ".3f",
+                style="bold" if contest.best_joint.get(column) == row else style,
+                sign=sign
+                + _over(found)
+                + OUTGROWN * int(contest.outgrown(row, column)),
+            )
+
+        between = {
+            name: lambda row, field=field: self._bytes(row, field)
+            for name, field in self._table.sizes.items()
+        }
+        return self._laid_out(self._title, cell, between)
+
+    def _bytes(self, row: Row, field: str) -> str | None:
+        """Bytes of a document: at one budget, or from the least to the most of all."""
+        budgets = list(budgets_of(self._table, row).values())
+        if self._table.sized_at in budgets:
+            budgets = [self._table.sized_at]
+        means = [mean_of(self._results.of(row, b), field) for b in budgets]
+        sizes = [f"{mean.value:.0f}" for mean in means if mean]
+        found = sorted(set(sizes), key=float)
+        return "–".join(found[:: max(1, len(found) - 1)]) if found else None
+
+    def _recall(self) -> Table:
+        def cell(_, __, found: Sequence[Record]) -> Value:
+            return mean_of(found, "recall_at_100", ".3f")
+
+        return self._laid_out("R@100 of the same rows", cell)
+
+    def _unlabelled(self) -> Table | None:
+        """nDCG@10 on queries whose answers train does not know.
+
+        None if these are all queries, or no record knows.
+        """
+
+        def cell(_, __, found: Sequence[Record]) -> Value:
+            return mean_of(found, "ndcg_at_10_unlabelled", ".3f", deviation=True)
+
+        records = [record for row in self._rows for record in self._records(row)]
+        known = [r for r in records if r.ndcg_at_10_unlabelled is not None]
+        if all(r.ndcg_at_10_unlabelled == r.ndcg_at_10 for r in known):
             return None
-        found = results.of(row, budgets[column])
-        return cell(row, column, found) if found else NOT_RUN
+        queries = known[0].unlabelled_queries
+        title = f"nDCG@10 of the {queries} queries whose documents are no answers in "
+        return self._laid_out(title + "train", cell)
 
-    rows = tuple((r.label, *(value(r, c) for c in columns)) for r in table.rows)
-    return Table(title, ("system", *columns), rows)
+    def _by_work(self) -> Table | None:
+        """nDCG@10 by the work of a query, interpolated between the budgets."""
+        equal = self._contest.equal
+
+        def ndcg(row: Row, percent: float) -> list[float] | None:
+            places = self._places(row)
+            if not places or equal.common(places[:1]) is None:
+                return None
+            within = equal.least(places[0]) <= percent / 100 <= equal.most(places[0])
+            return equal.ndcg(places[0], percent / 100) if within else None
+
+        names = {f"work {percent:g}%": percent for percent in self._table.works}
+        title = "nDCG@10 at equal work, between the budgets above"
+        return self._ranked(title, names, ndcg)
+
+    def _by_bytes(self) -> Table | None:
+        """The best nDCG@10 of a row whose bytes, all counted, are within a limit."""
+
+        def ndcg(row: Row, limit: float) -> list[float] | None:
+            best: list[float] = []
+            for place in self._places(row):
+                found = self._results.records[place]
+                total = mean_of(found, "total_bytes_per_doc")
+                values = [record.ndcg_at_10 for record in found]
+                if total and total.value <= limit:
+                    best = max(best, values, key=lambda v: np.mean(v) if v else -1)
+            return best or None
+
+        names = {f"at most {limit}": limit for limit in self._table.limits}
+        title = "Best nDCG@10 with so many bytes a document, codebooks and all counted"
+        return self._ranked(title, names, ndcg)
+
+    def _places(self, row: Row) -> list[Place]:
+        places = [(row.system, row.variant, budget)
+                  for budget in budgets_of(self._table, row).values()]  # fmt: skip
+        return [place for place in places if place in self._results]
+
+    def _ranked(self, title: str, names: Mapping[str, float], ndcg) -> Table | None:
+        """A grid of `ndcg` (row, value of a column), with the best rows of each column.
+
+        Rows that are in no column, older ones and exact search are left out.
+        """
+        rows = [row for row in self._rows if row not in self._contest.older]
+        rows = [row for row in rows if row.kind != "exact"]
+        found = {row: [ndcg(row, at) for at in names.values()] for row in rows}
+        found = {row: values for row, values in found.items() if any(values)}
+        if not found or not names:
+            return None
+        best = set()
+        for column in range(len(names)):
+            for kind in ("separate", "joint"):
+                means = {
+                    row: np.mean(values[column])
+                    for row, values in found.items()
+                    if row.kind == kind and values[column]
+                }
+                if means:
+                    best.add((max(means, key=means.__getitem__), column))
+
+        def cell(row: Row, column: int, values) -> Value:
+            style = {"separate": "italic", "joint": "bold"}.get(row.kind, "")
+            if not values:
+                return None
+            chosen = style if (row, column) in best else ""
+            return Number.mean(values, ".3f", style=chosen)
+
+        lines = tuple(
+            (self._names[row], row.kind,
+             *(cell(row, i, v) for i, v in enumerate(values)))
+            for row, values in found.items()
+        )  # fmt: skip
+        return Table(title, ("system", "kind", *names), lines, text_columns=2)
+
+    def _details(self) -> Table:
+        """Every cell on a line, with its work, size and tests."""
+        contest, reference = self._contest, self._table.reference
+        header = (*DETAILS, "best separate", *TEST, *AGAINST_PEER)
+        header += LOSS * bool(reference)
+        rows = []
+        for row in self._rows:
+            for column, budget in budgets_of(self._table, row).items():
+                found = self._results.of(row, budget)
+                line = [self._names[row], budget, str(len(found))]
+                if not found:
+                    rows.append((*line, NOT_RUN, *[None] * (len(header) - 4)))
+                    continue
+                line += _measured(found)
+                against = {
+                    "separate": contest.separate(row, column),
+                    "peer": contest.peer(row, column),
+                }
+                for kind, rival in against.items():
+                    line += _against(rival, self._tests.get((kind, row, column)))
+                if reference:
+                    line.append(_loss(found, self._results, reference))
+                    test = self._tests.get(("reference", row, column))
+                    line.append(_tested(test)[2])
+                rows.append(tuple(line))
+        filled = Table(self._title, header, tuple(rows), text_columns=2)
+        return without_empty(filled, (*MEASURED, *AGAINST_PEER))
+
+    def _ablations(self) -> Table:
+        header = ("variant", "what changes", "seeds", "nDCG@10", "visited %", *TEST)
+        rows = []
+        for row in self._rows:
+            for column, budget in budgets_of(self._table, row).items():
+                found = self._results.of(row, budget)
+                ndcg, _, visited, *_ = _measured(found)
+                test = _tested(self._tests.get(("reference", row, column)))
+                line = (self._names[row], row.note, str(len(found)))
+                rows.append((*line, ndcg, visited, *test))
+        return Table(self._title, header, tuple(rows), text_columns=2)
+
+    def _cost(self) -> Table:
+        rows = []
+        for row in self._rows:
+            found = self._results.of(row, row.only)
+            costs = [_cost_of(found, *how) for how in COSTS.values()]
+            rows.append((self._names[row], row.only, str(len(found)), *costs))
+        header = ("system", "budget", "seeds", *COSTS)
+        filled = Table(self._title, header, tuple(rows), (), 2)
+        return without_empty(filled, ("all bytes", "at 1M", "work %"))
 
 
-def _unlabelled(table, results, title) -> Table | None:
-    """Lay out nDCG@10 on queries whose answers train does not know.
-
-    None if these are all queries, or no record knows.
-    """
-
-    def cell(row: Row, column: str, found: Sequence[Record]) -> Value:
-        number = mean_of(found, "ndcg_at_10_unlabelled", ".3f", deviation=True)
-        beside = mean_of(found, "recall_at_100_unlabelled", ".3f")
-        return number and dataclasses.replace(number, beside=beside)
-
-    records = [r for cell in cells(table) for r in results.records.get(cell, ())]
-    known = [r for r in records if r.ndcg_at_10_unlabelled is not None]
-    if all(r.ndcg_at_10_unlabelled == r.ndcg_at_10 for r in known):
-        return None
-    queries = known[0].unlabelled_queries
-    title += f", the {queries} queries whose documents are no answers in train"
-    return _laid_out(table, results, cell, title)
-
-
-def _by_work(table, results, title) -> Table | None:
-    """Lay out nDCG@10 by the work of a query, interpolated between the budgets."""
-    equal, lines = EqualWork(results), []
-    columns = {f"work {percent}%": percent / 100 for percent in table.works}
-    for row in table.rows:
-        budgets = budgets_of(table, row).values()
-        places = [(row.system, row.variant, budget) for budget in budgets]
-        places = [place for place in places if place in results]
-        known = bool(places) and equal.common(places[:1]) is not None
-        line = [row.label]
-        for work in columns.values():
-            reached = known and equal.least(places[0]) <= work <= equal.most(places[0])
-            ndcg = equal.ndcg(places[0], work) if reached else None
-            line.append(ndcg and Number.mean(ndcg, ".3f"))
-        lines.append(tuple(line))
-    if not columns or all(value is None for line in lines for value in line[1:]):
-        return None
-    return Table(f"{title}, at equal work", ("system", *columns), tuple(lines))
+def _over(found: Sequence[Record]) -> str:
+    """The mark of records with more bytes than their budget names."""
+    budget = found[0].budget.rpartition("-")[2]
+    times = float(budget.removesuffix("x")) if budget.endswith("x") else 1.0
+    compression = np.mean([record.compression for record in found])
+    return TOO_MANY if times > OVER_BYTES * compression else ""
 
 
 def _sign(test: Test | None) -> str:
@@ -313,33 +343,21 @@ MEASURED = {
 DETAILS = ("system", "budget", "seeds", "nDCG@10", *MEASURED)
 TEST = ("difference", "signs", "p")
 AGAINST_PEER = ("best joint peer", "to peer", "peer signs", "peer p")
+LOSS = ("loss %", "p of loss")
 
 
-def _details(table, results, rivals, tests, title) -> Table:
-    """Lay out every cell on a line, with its work, size and tests."""
-    header = DETAILS + ("best separate", *TEST) + AGAINST_PEER
-    header += ("loss %", "p of loss") * bool(table.reference)
-    rows = []
-    for row in table.rows:
-        for column, budget in budgets_of(table, row).items():
-            found = results.of(row, budget)
-            line = [row.label, budget, str(len(found))]
-            if not found:
-                rows.append((*line, NOT_RUN, *[None] * (len(header) - 4)))
-                continue
-            line += _measured(found)
-            against = {
-                "separate": rivals.separate(row, column),
-                "peer": rivals.peer(row, column),
-            }
-            for kind, rival in against.items():
-                line += _against(rival, tests.get((kind, row, column)))
-            if table.reference:
-                line.append(_loss(found, results, table.reference))
-                line.append(_tested(tests.get(("reference", row, column)))[2])
-            rows.append(tuple(line))
-    filled = Table(title, header, tuple(rows), text_columns=2)
-    return without_empty(filled, (*MEASURED, *AGAINST_PEER))
+def _split_details(wide: Table) -> tuple[Table, ...]:
+    """What was measured, then the tests: each narrow enough to be read."""
+    tests = ("system", "budget", "best separate", *TEST, *AGAINST_PEER, *LOSS)
+    return columns(wide, DETAILS, "Every cell"), columns(wide, tests, "Tests")
+
+
+def _split_cost(wide: Table) -> tuple[Table, ...]:
+    making = ("train s", "examples/s", "build s", "leaf max", "leaf cv")
+    first = columns(wide, ("system", "budget", "seeds", *making), wide.title)
+    searching = [name for name in COSTS if name not in making]
+    names = ("system", "budget", *searching)
+    return first, columns(wide, names, "Search, and size")
 
 
 def _against(rival: Row | None, test: Test | None) -> tuple[Value, ...]:
@@ -378,22 +396,6 @@ def _loss(found: Sequence[Record], results: Results, reference: tuple) -> Value:
     return Number.mean(losses, ".1f") if losses and not own else None
 
 
-def _ablations(table, results, tests, title) -> Table:
-    header = ("variant", "what changes", "seeds", "nDCG@10", "visited %", *TEST)
-    rows = []
-    for row in rows_of(table):
-        for column, budget in budgets_of(table, row).items():
-            found = results.of(row, budget)
-            line = (row.label, row.note, str(len(found)))
-            if not found:
-                rows.append((*line, NOT_RUN, *[None] * 4))
-                continue
-            ndcg, _, visited, *_ = _measured(found)
-            test = _tested(tests.get(("reference", row, column)))
-            rows.append((*line, ndcg, visited, *test))
-    return Table(title, header, tuple(rows), text_columns=2)
-
-
 # Column of T5 -> field of a record, factor and format.
 COSTS = {
     "train s": ("train_seconds", 1, ".3g"),
@@ -411,22 +413,10 @@ COSTS = {
 }
 
 
-def _cost(table, results, title) -> Table:
-    def cost(found: Sequence[Record], field: str, factor: float, spec: str) -> Value:
-        # Sizes differ by a few bytes between seeds, if at all.
-        steady = field == "index_bytes" or "bytes_per_doc" in field
-        number = mean_of(found, field, spec, factor=factor, deviation=not steady)
-        # Values that are equal for all seeds are shown as one number.
-        same = number is not None and not number.deviation
-        return Number(number.value, spec=spec) if same else number
-
-    rows = []
-    for row in table.rows:
-        found = results.of(row, row.only)
-        costs = [cost(found, *how) for how in COSTS.values()]
-        if not found:
-            costs[0] = NOT_RUN
-        rows.append((row.label, row.only, str(len(found)), *costs))
-    header = ("system", "budget", "seeds", *COSTS)
-    filled = Table(title, header, tuple(rows), (), 2)
-    return without_empty(filled, ("all bytes", "at 1M", "work %"))
+def _cost_of(found: Sequence[Record], field: str, factor: float, spec: str) -> Value:
+    # Sizes differ by a few bytes between seeds, if at all.
+    steady = field == "index_bytes" or "bytes_per_doc" in field
+    number = mean_of(found, field, spec, factor=factor, deviation=not steady)
+    # Values that are equal for all seeds are shown as one number.
+    same = number is not None and not number.deviation
+    return Number(number.value, spec=spec) if same else number

@@ -5,7 +5,7 @@ with fewer rows. The full tables are in `experiments/results/README.md`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,17 @@ from matplotlib.figure import Figure
 
 from ehi.eval.figures import bytes_axis, percent_axis, save
 from ehi.eval.records import Record
-from ehi.eval.tables import Table, markdown, means_only
+from ehi.eval.tables import Number, Table, markdown, means_only
 from ehi.files import atomic_write
 from experiments.paper.definitions import TABLES, budgets_of
-from experiments.paper.results import Results
+from experiments.paper.fill import NOT_RUN
+from experiments.paper.results import SCORED, Results, recipes_of
 
 DATASETS = {"pydocs": "pydocs", "scifact": "SciFact"}  # record -> shown
 
 SYSTEMS = ("scann", "faiss-opq-ivfpq", "kmeans-tree-opq", "distill-vq", "ehi-pq")
+OURS, PEERS = "ehi-pq", ("jpq", "repconc", "distill-vq", "poeem")
+ORDER = "flat-64x"  # where the papers' orders are checked
 BUDGETS = {  # column of T3 -> shown
     "visit-5-64x": "5%, 64x",
     "visit-10-32x": "10%, 32x",
@@ -68,30 +71,73 @@ def summary(results: Mapping[str, Results], grids: Mapping[str, Table]) -> str:
     shown = {name: results[name] for name in DATASETS if name in results}
     kinds = {row.label: row.kind for row in TABLES["T3"].rows}
     cells: dict[str, list] = {system: [system, kinds[system]] for system in SYSTEMS}
-    header = ["system", "kind"]
+    header, numbers = ["system", "kind"], []
     for name in shown:
-        grid = means_only(grids[name], ".3f")
-        columns = [grid.header.index(budget) for budget in BUDGETS]
-        rows = {row[0]: row for row in grid.rows}
+        rows = {row[0]: row for row in grids[name].rows}
         for system in SYSTEMS:
-            cells[system] += [rows[system][column] for column in columns]
+            for budget in BUDGETS:
+                column = grids[name].header.index(budget)
+                cell = rows[system][column] if system in rows else NOT_RUN
+                cells[system].append(cell)
+                numbers += [cell] * isinstance(cell, Number)
         header += [f"{DATASETS[name]} {words}" for words in BUDGETS.values()]
-    table = Table("summary", tuple(header), tuple(map(tuple, cells.values())), (), 2)
+    rows = tuple(map(tuple, cells.values()))
+    table = means_only(Table("summary", tuple(header), rows, (), 2), ".3f")
+    words = " ".join([*_meaning(shown, numbers), *_scoring(shown), *_orders(shown)])
+    return f"{markdown(table)}\n\n{words}"
+
+
+def _meaning(shown: Mapping[str, Results], numbers: Sequence[Number]) -> Iterator[str]:
+    """What the numbers of the small table are."""
+    seeds = {r.seed for found in shown.values() for r in _records(found)}
+    yield (
+        f"nDCG@10, test split, mean of {len(seeds)} seeds; the standard deviation is "
+        f"at most {max((n.deviation or 0 for n in numbers), default=0):.3f}. Columns: "
+        "documents visited, and compression of their vectors. Italic: best separate "
+        "system in the full table (T3); bold: best joint one; † better, ‡ worse than "
+        "the best separate one with p < 0.05."
+    )
+    if any("§" in number.sign for number in numbers):
+        yield "§ takes over a tenth more bytes than its column names."
     exact = " and ".join(
         f"{np.mean([r.ndcg_at_10 for r in ours]):.3f} on {DATASETS[name]}"
         for name, found in shown.items()
         if (ours := found.records.get(("dense", "", "flat")))
     )
-    seeds = {r.seed for found in shown.values() for r in _records(found)}
-    words = (
-        f"nDCG@10, test split, mean of {len(seeds)} seeds. Columns: documents visited, "
-        "and compression of their vectors. Italic: best separate system in the full "
-        "table (T3); bold: best joint one; † better, ‡ worse than the best separate "
-        "one with p < 0.05."
-    )
     if exact:
-        words += f" Exact search of uncompressed vectors: {exact}."
-    return f"{markdown(table)}\n\n{words}"
+        yield f"Exact search of uncompressed vectors: {exact}."
+
+
+def _scoring(shown: Mapping[str, Results]) -> Iterator[str]:
+    """How the codes of the small table were scored."""
+    records = [record for found in shown.values() for record in _records(found)]
+    older = [record for record in records if record.recipe < SCORED]
+    if not older:
+        yield "Codes are scored as each system chose on dev."
+    elif len(older) == len(records):
+        yield f"Codes are scored by inner product ({recipes_of(older)})."
+    else:
+        old = [DATASETS[n] for n in shown if any(r.dataset == n for r in older)]
+        yield f"Codes of {' and '.join(old)} are scored by inner product "
+        yield f"({recipes_of(older)}), the others as each system chose on dev."
+
+
+def _orders(shown: Mapping[str, Results]) -> Iterator[str]:
+    """Say where a published method is above ours, which the small table hides."""
+    for name, found in shown.items():
+        means = {
+            system: np.mean([r.ndcg_at_10 for r in records])
+            for system in (OURS, *PEERS)
+            if (records := found.records.get((system, "", ORDER)))
+        }
+        above = [s for s in means if OURS in means and means[s] > means[OURS]]
+        if above:
+            peers = " and ".join(f"{system} ({means[system]:.3f})" for system in above)
+            verb = "are" if len(above) > 1 else "is"
+            yield (
+                f"On {DATASETS[name]} at 64x with every document scored, {peers} "
+                f"{verb} above {OURS} ({means[OURS]:.3f})."
+            )
 
 
 def _records(results: Results) -> list[Record]:

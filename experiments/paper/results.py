@@ -1,6 +1,8 @@
 """The results folder: collects the records of finished runs, reads and groups them.
 
-Each dataset has `<dataset>.jsonl` and `<dataset>.per_query.npz`.
+Each dataset has `<dataset>.jsonl` and `<dataset>.per_query.npz`. A folder `older` in it
+has the same of an older recipe, for rows that wait to be made again: see
+`experiments.paper.older`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,6 +117,12 @@ def check_same_origin(records: Iterable[Record]) -> None:
                     f"inner product, {tuple(newer.cell)} of recipe {newer.recipe} as "
                     "was chosen on dev: make the older one again, or pass --mix"
                 )
+
+
+def recipes_of(records: Iterable[Record]) -> str:
+    """Return 'recipe 2', or 'recipes 2 and 3'."""
+    found = sorted({record.recipe for record in records})
+    return f"recipe{'s' * (len(found) > 1)} {' and '.join(map(str, found))}"
 
 
 def is_quantised(record: Record) -> bool:

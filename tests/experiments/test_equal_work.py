@@ -97,7 +97,9 @@ def test_a_row_that_only_works_more_is_no_better(make_results):
             ("ehi", "visit-10"): [(0.24, 0.55)] * 3,
         }
     )
-    grid, by_work, details = fill(TABLES["T1"], results).tables
+    filled = fill(TABLES["T1"], results)
+    grid, _, by_work, *_ = filled.short
+    details = filled.wide
     line = shown(details)["ehi", "visit-5"]
     assert line["best separate"] == "kmeans-tree at work 12.0%"
     assert line["difference"] == "-0.0700" and line["signs"] == "---"
@@ -122,7 +124,7 @@ def test_a_row_that_only_works_more_is_no_better(make_results):
 def test_joint_rows_are_tested_against_the_other_side(make_results):
     ndcg = {"opq": 0.4, "jpq": 0.5, "repconc": 0.45, "joint-pq": 0.6, "ehi-pq": 0.55}
     results = make_results({(s, "flat-64x"): [(1.1, v)] for s, v in ndcg.items()})
-    details = shown(fill(TABLES["T2"], results).tables[-1])
+    details = shown(fill(TABLES["T2"], results).wide)
     rivals = {
         system: details[system, "flat-64x"]["best joint peer"]
         for system in ndcg

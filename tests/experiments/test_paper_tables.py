@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import numpy as np
@@ -5,11 +6,13 @@ import pytest
 
 from ehi.eval.figures import figure_rows
 from ehi.eval.records import Record
+from ehi.eval.tables import Number
 from experiments.ablations import apply_variant
 from experiments.configs.base import get_config
 from experiments.paper import definitions
 from experiments.paper.definitions import TABLES, Row, cells, rows_of
-from experiments.paper.fill import fill, missing
+from experiments.paper.fill import fill
+from experiments.paper.missing import aged, missing
 from experiments.paper.published import published
 from experiments.paper.results import group
 from experiments.systems import SYSTEMS, Budget, config_of
@@ -100,7 +103,7 @@ def test_joint_rows_are_tested_against_the_best_separate_row_of_their_budget(
         }
     )
     filled = fill(TABLES["T1"], results)
-    grid, details = filled.tables
+    grid, details = filled.short[0], filled.wide
     assert filled.notes[0] == (
         "Best separate row: kmeans-tree at visit-5, faiss-ivf at visit-10."
     )
@@ -137,9 +140,11 @@ def test_joint_rows_are_tested_against_the_best_separate_row_of_their_budget(
     assert marks["ehi", "visit-5"] == ("bold", "†")
     assert marks["ehi", "visit-10"] == ("bold", "‡")
     # Compressed, it stands in the column of what it visits.
-    assert marks["ehi-pq (64x)", "visit-10"] == ("", "‡")
+    assert marks["ehi-pq (64x)", "visit-10"] == ("", "‡§")  # the bytes of raw vectors
     assert columns["ehi"]["visit-1"] == "not run"
-    assert columns["dense"]["visit-5"] is None
+    # Rows without any record are named below the table instead.
+    assert "scann" not in columns
+    assert missing(TABLES["T1"], results).startswith("Not run: dense-zero-shot, dense,")
 
 
 def test_loss_is_relative_to_exact_search_and_paired_by_seed(make_results):
@@ -150,7 +155,7 @@ def test_loss_is_relative_to_exact_search_and_paired_by_seed(make_results):
             ("joint-pq", "", "flat-64x"): (0.5, 0.8),
         }
     )
-    found = shown(fill(TABLES["T2"], results).tables[-1])
+    found = shown(fill(TABLES["T2"], results).wide)
     # 20% and 10%; the third seed has no pair.
     assert found["opq", "flat-64x"]["loss %"] == "15.0 ± 7.1"
     assert found["opq", "flat-64x"]["p of loss"] == f"{3 * 2 / 2**12:.3f}"
@@ -166,7 +171,7 @@ def test_ablations_are_compared_with_the_default(make_results, variants):
     results = make_results(
         {("ehi-pq", "", budget): (0.5, 0.6), ("ehi-pq", "no-path", budget): (0.4, 0.4)}
     )
-    ((table,), _) = vars(fill(TABLES["T4"], results)).values()
+    table = fill(TABLES["T4"], results).wide
     line = shown(table)["ehi-pq:no-path", "path loss off"]
     assert (line["seeds"], line["difference"], line["signs"]) == ("2", "-0.1500", "--")
     assert line["p"] == "<0.001"
@@ -176,13 +181,13 @@ def test_ablations_are_compared_with_the_default(make_results, variants):
 
 def test_cost_shows_what_the_records_know(make_results):
     ndcg = {("ehi", "", "visit-10"): (0.5, 0.6)}
-    (table,) = fill(TABLES["T5"], make_results(ndcg)).tables
+    table = fill(TABLES["T5"], make_results(ndcg)).wide
     line = shown(table)["ehi", "visit-10"]
     assert line["examples/s"] == "None"
     assert (line["index MB"], line["leaf max"]) == ("8", "120")
-    assert shown(table)["jpq", "flat-64x"]["train s"] == "not run"
+    assert "jpq" in missing(TABLES["T5"], make_results(ndcg))
     results = make_results(ndcg, examples_per_second=2000.0, leaf_load_cv=None)
-    line = shown(fill(TABLES["T5"], results).tables[0])["ehi", "visit-10"]
+    line = shown(fill(TABLES["T5"], results).wide)["ehi", "visit-10"]
     assert (line["examples/s"], line["leaf cv"]) == ("2000", "None")
 
 
@@ -195,7 +200,7 @@ def test_older_records_lack_examples_per_second(make_record):
 def test_without_per_query_values_rows_are_shown_untested(make_record):
     records = [make_record(), make_record(system="kmeans-tree", ndcg_at_10=0.4)]
     (results,) = group(records, {}, "test")
-    line = shown(fill(TABLES["T1"], results).tables[-1])["ehi", "visit-10"]
+    line = shown(fill(TABLES["T1"], results).wide)["ehi", "visit-10"]
     assert (line["best separate"], line["p"]) == ("kmeans-tree", "None")
 
 
@@ -248,3 +253,89 @@ def test_bytes_are_shown_with_and_without_residuals():
     assert {budget for _, _, budget in cells(TABLES["T2"])} == {
         "flat", "flat-32x", "flat-64x", "flat-128x",
     }  # fmt: skip
+
+
+def marks_of(table):
+    """(row, column) -> its style and sign, of the cells with a number."""
+    return {
+        (row[0], column): (value.style, value.sign)
+        for row in table.rows
+        for column, value in zip(table.header, row, strict=True)
+        if isinstance(value, Number)
+    }
+
+
+def test_more_bytes_than_the_column_says_are_marked(make_record):
+    sizes = {
+        # System, budget: bytes, and all bytes of a document.
+        ("dense", "flat"): (1536, 1536),
+        ("opq", "flat-64x"): (25, 200),  # a factor of one byte is allowed
+        ("faiss-prq", "flat-64x"): (24, 858),
+        ("faiss-rq", "flat-64x"): (24, 1690),  # its codebooks are the corpus
+        ("scann", "flat-64x"): (43, 83),  # second copies
+        ("jpq", "flat-64x"): (25, 300),
+    }
+    ndcg = {"faiss-rq": 0.7, "faiss-prq": 0.6, "jpq": 0.55}
+    records = [
+        make_record(
+            system=system, budget=budget, bytes_per_doc=float(size),
+            total_bytes_per_doc=float(total), compression=1536 / size, recipe=4,
+            ndcg_at_10=ndcg.get(system, 0.5), work=1.1,
+        )
+        for (system, budget), (size, total) in sizes.items()
+    ]  # fmt: skip
+    values = {r.cell: np.full(QUERIES, r.ndcg_at_10) for r in records}
+    (results,) = group(records, values, "test")
+    filled = fill(TABLES["T2"], results)
+    marks = marks_of(filled.short[0])
+    assert marks["faiss-rq", "flat-64x"] == ("", "¶")  # the best, but not compared
+    assert marks["faiss-prq", "flat-64x"] == ("italic", "")
+    assert marks["scann", "flat-64x"] == ("", "§")
+    assert marks["opq", "flat-64x"] == ("", "")
+    assert marks["jpq", "flat-64x"] == ("bold", "‡")
+    details = shown(filled.wide)
+    assert details["jpq", "flat-64x"]["best separate"].startswith("faiss-prq at work")
+    sizes = {row[0]: row[2:4] for row in filled.short[0].rows}
+    assert sizes["faiss-rq"] == ("24", "1690") and sizes["dense"] == ("1536", "1536")
+    by_bytes = next(t for t in filled.short if t.title.startswith("Best nDCG@10"))
+    rows = {
+        row[0]: dict(zip(by_bytes.header, row, strict=True)) for row in by_bytes.rows
+    }
+    assert "faiss-rq" not in rows and "dense" not in rows
+    assert rows["opq"]["at most 100"] is None
+    assert rows["opq"]["at most 200"].value == 0.5
+    assert rows["jpq"]["at most 400"].style == "bold"
+    assert rows["faiss-prq"]["at most 1535"].style == "italic"
+
+
+def test_second_copies_show_in_the_first_table(make_record):
+    records = [
+        make_record(system=system, bytes_per_doc=size, compression=1536 / size)
+        for system, size in (("jtr", 3072.0), ("faiss-hnsw", 1617.0))
+    ]
+    records.append(dataclasses.replace(records[1], budget="flat", bytes_per_doc=1809.0))
+    (results,) = group(records, {}, "test")
+    grid = fill(TABLES["T1"], results).short[0]
+    assert {row[0]: row[2] for row in grid.rows} == {
+        "jtr": "3072", "faiss-hnsw": "1617–1809",
+    }  # fmt: skip
+    assert marks_of(grid)["jtr", "visit-10"] == ("bold", "§")
+    assert marks_of(grid)["faiss-hnsw", "visit-10"] == ("italic", "")
+
+
+def test_older_rows_are_marked_and_not_compared(make_results):
+    ndcg = {("kmeans-tree", "", "visit-10"): (0.5,), ("jtr", "", "visit-10"): (0.4,)}
+    newer = make_results(ndcg, recipe=4)
+    older = make_results({("ehi", "", "visit-10"): (0.6,)}, recipe=2)
+    both = dataclasses.replace(newer, records={**newer.records, **older.records})
+    filled = fill(TABLES["T1"], both)
+    marks = marks_of(filled.short[0])
+    assert marks["ehi (recipe 2)", "visit-10"] == ("", "")
+    assert marks["jtr", "visit-10"][0] == "bold"
+    assert shown(filled.wide)["ehi (recipe 2)", "visit-10"]["best separate"] == "None"
+    assert aged(TABLES["T1"], both).startswith("Rows of (recipe 2) wait")
+    # Among themselves older rows are compared, as before.
+    marks = marks_of(fill(TABLES["T1"], older).short[0])
+    assert marks["ehi", "visit-10"][0] == "bold"
+    assert aged(TABLES["T1"], older).startswith("All of it is of recipe 2")
+    assert aged(TABLES["T1"], newer) is None
