@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ehi.data.rows import Rows
 from ehi.data.tfds_builder import Document
 from ehi.progress import track
 
@@ -91,18 +92,13 @@ def _draw(document: Document, kind: str, rng: np.random.Generator) -> str:
     return " ".join(words[start : start + length])
 
 
-def moved_documents(
-    documents: np.ndarray,
-    queries: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray],
-    *,
-    per_document: int,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Make synthetic queries: add to a document the offset of a known pair.
+class MovedDocuments(Rows):
+    """Synthetic queries: a document plus the offset of a known pair.
 
     ``x = unit(d + q_j - d_j)`` for a random pair j. No text is invented: each document
-    is asked for in the way that known queries ask for theirs.
+    is asked for in the way that known queries ask for theirs. The pairs are drawn at
+    once, 4 bytes for each query; a query is made when it is asked for. Row i belongs to
+    document ``i mod documents``.
 
     Args:
         documents: (rows, T) tower outputs.
@@ -110,19 +106,35 @@ def moved_documents(
         pairs: query rows (R,) and document rows (R,) of known pairs.
         per_document: number of synthetic queries of each document.
         seed: for the draws.
-
-    Returns:
-        unit vectors (documents * per_document, T) float32, and their document rows.
     """
-    if per_document and not len(pairs[0]):
-        raise ValueError(
-            "synthetic queries need known pairs, but there are neither train labels "
-            "nor pseudo-queries: set pseudo.synthetic=0, or pseudo.per_document above 0"
-        )
-    rng = np.random.default_rng(seed)
-    rows = np.tile(np.arange(len(documents)), per_document)
-    drawn = rng.integers(len(pairs[0]), size=len(rows))
-    away = queries[pairs[0][drawn]] - documents[pairs[1][drawn]]
-    moved = documents[rows] + away
-    norms = np.linalg.norm(moved, axis=1, keepdims=True)
-    return (moved / np.maximum(norms, 1e-12)).astype(np.float32), rows
+
+    def __init__(
+        self,
+        documents: np.ndarray,
+        queries: np.ndarray,
+        pairs: tuple[np.ndarray, np.ndarray],
+        *,
+        per_document: int,
+        seed: int = 0,
+    ):
+        if per_document and not len(pairs[0]):
+            raise ValueError(
+                "synthetic queries need known pairs, but there are neither train "
+                "labels nor pseudo-queries: set pseudo.synthetic=0, or "
+                "pseudo.per_document above 0"
+            )
+        size = len(documents) * per_document
+        self._documents, self._queries, self._pairs = documents, queries, pairs
+        self.shape = (size, documents.shape[1])
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(len(pairs[0]), size=size) if size else np.zeros(0)
+        self._drawn = drawn.astype(np.uint32)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors (n, T) float32 of synthetic queries, by their numbers (n,)."""
+        drawn = self._drawn[rows]
+        queries = np.asarray(self._queries[self._pairs[0][drawn]], np.float32)
+        known = np.asarray(self._documents[self._pairs[1][drawn]], np.float32)
+        moved = self._documents[rows % len(self._documents)] + (queries - known)
+        norms = np.linalg.norm(moved, axis=1, keepdims=True)
+        return (moved / np.maximum(norms, 1e-12)).astype(np.float32)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from ehi.data.rows import Rows
 from ehi.data.tokens import TokenArray
 from ehi.encode.encode import check_positions, encode
 from ehi.encode.packing import packing_pays
@@ -19,6 +20,8 @@ from ehi.progress import Progress
 
 # Cached tower outputs that go through the head at once.
 ROWS = 4096
+# A table of embeddings of this many bytes is kept in memory.
+KEPT = 2**28
 
 
 def embed(
@@ -32,8 +35,8 @@ def embed(
     Args:
       graphdef, params: of a `JointIndex`, from `split_model`.
       side: 'queries' or 'documents', which decides the head.
-      source: cached tower outputs (rows, T), or a `TokenArray` if the model has a
-        tower.
+      source: cached tower outputs (rows, T), an array or `Rows`, or a `TokenArray` if
+        the model has a tower.
       head: False returns the outputs of the tower.
       desc: what the progress bar, or the lines of the log, call this work.
 
@@ -44,24 +47,33 @@ def embed(
     if processes == 1 or len(source) < processes:
         return _embed(graphdef, params, side, source, head, desc)
     own = process_slice()
-    if isinstance(source, np.ndarray):
-        own_source = source[own]
-    else:
+    if _is_text(source):
         own_source = _SomeTexts(source, np.arange(len(source))[own])
+    else:
+        own_source = source[own]
     rows = _embed(graphdef, params, side, own_source, head, desc)
     return gather_rows(rows, len(source))
 
 
 def _embed(graphdef, params, side: str, source, head: bool, desc: str):
     apply = _compiled(graphdef, f"{'embed' if head else 'encode'}_{side}")
-    if not isinstance(source, np.ndarray):
+    if _is_text(source):
         tower = merge_model(graphdef, params).tower
         check_positions(tower, source)
         return encode(
             lambda p, ids, mask: apply(p, (ids, mask)), params, source, desc=desc,
             pack=not head and packing_pays(),
         )  # fmt: skip
-    apply, several = over_local_devices(apply, params), len(source) > ROWS
+    return _by_chunks(_of_chunks(apply, params, len(source)), source, desc)
+
+
+def _is_text(source) -> bool:
+    return hasattr(source, "pad")
+
+
+def _of_chunks(apply, params, num: int):
+    """A function of a chunk of `num` rows; of several chunks all have one shape."""
+    apply, several = over_local_devices(apply, params), num > ROWS
 
     def embed_chunk(chunk):
         # The last of several chunks is padded, so that one shape is compiled.
@@ -69,7 +81,51 @@ def _embed(graphdef, params, side: str, source, head: bool, desc: str):
         rows = apply(np.pad(chunk, ((0, missing), (0, 0))))
         return np.asarray(rows)[: len(chunk)]
 
-    return _by_chunks(embed_chunk, source, desc)
+    return embed_chunk
+
+
+class EmbeddedRows(Rows):
+    """Embeddings of a table of tower outputs, made when they are asked for.
+
+    A small table is embedded once, and kept. Of a large one, only the chunks of `ROWS`
+    rows that hold rows asked for are embedded, with the same bits.
+
+    Args:
+      graphdef, params, side: as of `embed`.
+      source: tower outputs (rows, T), an array or `Rows`.
+      kept_bytes: a table of embeddings is kept if it takes no more bytes.
+    """
+
+    def __init__(self, graphdef, params, side: str, source, kept_bytes: int = KEPT):
+        self._graphdef, self._params, self._side = graphdef, params, side
+        self._source = source
+        self.shape = (len(source), params["head/projection"].shape[1])
+        self._keeps = self.nbytes <= kept_bytes
+        # Several processes share the work, so they do it together, which is now.
+        if self._keeps and jax.process_count() > 1:
+            self._whole  # noqa: B018
+
+    @functools.cached_property
+    def _whole(self) -> np.ndarray:
+        return embed(self._graphdef, self._params, self._side, self._source)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Unit embeddings (n, D) float32 of rows (n,), in any order."""
+        if self._keeps:
+            return self._whole[rows]
+        apply = _compiled(self._graphdef, f"embed_{self._side}")
+        apply = _of_chunks(apply, self._params, len(self))
+        order = np.argsort(rows, kind="stable")
+        found = np.empty((len(rows), self.shape[1]), np.float32)
+        chunks, first = np.unique(rows[order] // ROWS, return_index=True)
+        label = f"encode {self._side}"
+        with Progress(label, len(rows), "rows", bar=False) as progress:
+            for chunk, here in zip(chunks, np.split(order, first[1:]), strict=True):
+                start = int(chunk) * ROWS
+                made = apply(self._source[start : start + ROWS])
+                found[here] = made[rows[here] - start]
+                progress.update(len(here))
+        return found
 
 
 @dataclass(frozen=True)

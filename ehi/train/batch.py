@@ -6,11 +6,13 @@ resumed run needs no state of the data.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ehi.data.rows import Counted
 from ehi.train.phase import Phase
 
 
@@ -21,11 +23,13 @@ class TrainingSet:
     Attributes:
       num_queries: rows of the query table, which all sources share.
       num_documents: rows of the document table.
-      pairs: source, as 'labelled' or 'pseudo', -> query rows and document rows.
+      pairs: source, as 'labelled' or 'pseudo', -> query rows and document rows. Two
+        `Counted` take no memory; their query rows belong to no other source.
       query_tokens, document_tokens: `TokenArray`s, when the tower is trained.
 
     Raises:
-      ValueError: a pair names a row that does not exist.
+      ValueError: a pair names a row that does not exist, or counted query rows are of
+        two sources.
     """
 
     num_queries: int
@@ -38,18 +42,51 @@ class TrainingSet:
     def __post_init__(self):
         # Rows of small integer types would overflow below.
         pairs = {
-            name: tuple(np.asarray(rows, np.int64) for rows in both)
+            name: tuple(
+                rows if isinstance(rows, Counted) else np.asarray(rows, np.int64)
+                for rows in both
+            )
             for name, both in self.pairs.items()
         }
+        listed = {}
         for name, both in pairs.items():
-            self._check_rows(name, *both)
+            if isinstance(both[0], Counted):
+                ends = np.array([0, len(both[0]) - 1][: len(both[0])], np.int64)
+                self._check_rows(name, *(rows[ends] for rows in both))
+            else:
+                listed[name] = both
+                self._check_rows(name, *both)
         object.__setattr__(self, "pairs", pairs)
-        queries = np.concatenate([q for q, _ in self.pairs.values()])
-        documents = np.concatenate([d for _, d in self.pairs.values()])
+        nothing = np.zeros(0, np.int64)
+        queries = np.concatenate([nothing, *(q for q, _ in listed.values())])
+        documents = np.concatenate([nothing, *(d for _, d in listed.values())])
+        first = self._first_counted()
+        if queries.max(initial=-1) >= first:
+            raise ValueError(
+                f"query row {queries.max()} has pairs, but the rows from {first} on "
+                "are those of counted sources, which have one pair each"
+            )
         order = np.lexsort((documents, queries))
-        counts = np.bincount(queries, minlength=self.num_queries)
+        counts = np.bincount(queries, minlength=min(first, self.num_queries))
         offsets = np.concatenate([[0], np.cumsum(counts)])
         object.__setattr__(self, "_positives", (offsets, documents[order]))
+
+    def _counted(self) -> list[tuple[Counted, Counted]]:
+        """The sources whose pairs are counted, in the order of their rows."""
+        counted = [b for b in self.pairs.values() if isinstance(b[0], Counted)]
+        return sorted((b for b in counted if len(b[0])), key=lambda b: b[0].start)
+
+    def _first_counted(self) -> int:
+        """The first query row of a counted source; these rows follow one another."""
+        counted = self._counted()
+        for one, other in itertools.pairwise(counted):
+            if one[0].start + len(one[0]) != other[0].start:
+                raise ValueError(
+                    f"the counted query rows {other[0].start} to "
+                    f"{other[0].start + len(other[0]) - 1} do not follow those up to "
+                    f"{one[0].start + len(one[0]) - 1}"
+                )
+        return counted[0][0].start if counted else self.num_queries
 
     def _check_rows(self, name: str, queries: np.ndarray, documents: np.ndarray):
         for what, rows, number in (
@@ -66,15 +103,26 @@ class TrainingSet:
     @functools.cached_property
     def most_positives(self) -> int:
         """Known positives of the query that has most."""
-        return int(np.diff(self._positives[0]).max())
+        return int(np.diff(self._positives[0]).max(initial=bool(self._counted())))
 
     def positives(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All known positives of queries: positions in `queries`, document rows."""
         (offsets, documents), queries = self._positives, np.asarray(queries, np.int64)
-        counts = offsets[queries + 1] - offsets[queries]
+        inside = np.minimum(queries, len(offsets) - 2)  # of the rows with listed pairs
+        counts = offsets[inside + 1] - offsets[inside]
+        last = self._counted()[-1][0] if self._counted() else Counted(0, 0)
+        counted = (queries >= len(offsets) - 1) & (queries < last.start + len(last))
+        counts = np.where(queries < len(offsets) - 1, counts, counted)
         position = np.repeat(np.arange(len(queries)), counts)
-        first = np.repeat(offsets[queries] - np.cumsum(counts) + counts, counts)
-        return position, documents[first + np.arange(len(position))]
+        first = np.repeat(offsets[inside] - np.cumsum(counts) + counts, counts)
+        at, asked = first + np.arange(len(position)), queries[position]
+        found = np.empty(len(position), np.int64)
+        listed = asked < len(offsets) - 1
+        found[listed] = documents[at[listed]]
+        for rows, answers in self._counted():
+            here = (asked >= rows.start) & (asked < rows.start + len(rows))
+            found[here] = answers[asked[here] - rows.start]
+        return position, found
 
 
 def checked_seed(seed: int) -> int:
@@ -107,7 +155,8 @@ def make_batch(
       data: the training set.
       phase: `batch_size` N, `pool` C, shares and weights of the sources, and so on.
       seed, step: the batch is a pure function of both.
-      mined: hard negatives (num_queries, m), padded with -1.
+      mined: hard negatives (num_queries, m), padded with -1, or `SomeRows` of it that
+        hold those of `drawn_queries`.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
       own: number of rows -> the slice of them that this process holds, of queries and
         of documents; None for all rows. The whole batch does not depend on it.
@@ -133,7 +182,7 @@ def make_batch(
     of_queries, of_documents = own(len(queries)), own(len(documents))
     queries, positives = queries[of_queries], positives[of_queries]
     row, known = data.positives(queries)
-    target, where = _match(data.num_documents, documents, positives, row, known)
+    target, where = _match(documents, positives, row, known)
     batch = {
         "queries": queries.astype(np.int32),
         "documents": documents[of_documents].astype(np.int32),
@@ -155,26 +204,35 @@ def make_batch(
 
 def drawn_queries(data: TrainingSet, phase: Phase, *, seed: int) -> np.ndarray:
     """Rows of the query table that the batches of a phase hold, ascending."""
-    drawn = np.zeros(data.num_queries, bool)
-    for step in range(phase.steps):
-        drawn[_sample(data, phase, seed, step)[0]] = True
-    return np.flatnonzero(drawn)
+    drawn, wanted = [np.zeros(0, np.int64)], _wanted(data, phase)
+    for number, (name, size) in enumerate(wanted.items()):
+        rows, asked = data.pairs[name][0], phase.steps * size
+        if asked >= len(rows):  # a whole epoch
+            drawn.append(np.asarray(rows))
+        elif asked:
+            order = _permutation(len(rows), checked_seed(seed) + 7919 * number, 0)
+            drawn.append(rows[order[:asked]])
+    return np.unique(np.concatenate(drawn))
 
 
 # The pairs of a step.
 
 
-def _sample(data: TrainingSet, phase: Phase, seed: int, step: int):
-    """Query rows, document rows and weights (N,); each source has its own epochs."""
+def _wanted(data: TrainingSet, phase: Phase) -> dict[str, int]:
+    """Rows of a batch from each source that the phase draws from."""
     wanted = {n: s for n, s in phase.sources.items() if s and len(data.pairs[n][0])}
     if not wanted:
         raise ValueError(
             f"no training pairs: shares {dict(phase.sources)} over sources "
             f"{ {n: len(q) for n, (q, _) in data.pairs.items()} }"
         )
-    seed = checked_seed(seed)
+    return split_batch(phase.batch_size, wanted)
+
+
+def _sample(data: TrainingSet, phase: Phase, seed: int, step: int):
+    """Query rows, document rows and weights (N,); each source has its own epochs."""
+    seed, sizes = checked_seed(seed), _wanted(data, phase)
     queries, documents, weight = [], [], []
-    sizes = split_batch(phase.batch_size, wanted)
     for number, (name, size) in enumerate(sizes.items()):
         source_queries, source_documents = data.pairs[name]
         rows = batch_rows(
@@ -248,6 +306,8 @@ def batch_rows(
 @functools.lru_cache(maxsize=8)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
+    if num_examples < 2**32:  # half of the memory
+        order = order.astype(np.uint32)
     order.flags.writeable = False
     return order
 
@@ -301,17 +361,21 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
     return unique[np.argsort(first, kind="stable")]
 
 
-def _match(num_documents, documents, positives, row, known):
+def _match(documents, positives, row, known):
     """Position in the pool of each row's own positive (N,), and the mask (N, C).
 
     The mask is False for the other known positives of a row.
     """
-    place = np.full(num_documents, -1)
-    place[documents] = np.arange(len(documents))
-    target = place[positives]  # (N,)
+    order = np.argsort(documents)
+    ascending = documents[order]
+
+    def place(rows):
+        at = np.minimum(np.searchsorted(ascending, rows), len(order) - 1)
+        return np.where(ascending[at] == rows, order[at], -1)
+
+    target, known = place(positives), place(known)  # (N,)
     where = np.ones((len(positives), len(documents)), bool)  # (N, C)
-    inside = place[known] >= 0
-    where[row[inside], place[known[inside]]] = False
+    where[row[known >= 0], known[known >= 0]] = False
     where[np.arange(len(positives)), target] = True
     return target, where
 

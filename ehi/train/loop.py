@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ehi.data.rows import SomeRows
 from ehi.files import arrays_sha256
 from ehi.parallel import preemption, processes
 from ehi.parallel.mesh import (
@@ -25,7 +26,7 @@ from ehi.parallel.mesh import (
 )
 from ehi.progress import Progress
 from ehi.train import checkpoint
-from ehi.train.batch import TrainingSet, checked_seed, make_batch
+from ehi.train.batch import TrainingSet, checked_seed, drawn_queries, make_batch
 from ehi.train.logs import MetricLog
 from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
@@ -45,7 +46,7 @@ def run_phase(
     directory: Path,
     log: MetricLog,
     lengths: tuple[int, int] = (0, 0),
-    mine: Callable[[dict], np.ndarray] | None = None,
+    mine: Callable[[dict, np.ndarray], np.ndarray] | None = None,
     shard_state: bool = False,
 ) -> dict:
     """Train one phase to its end, from its last checkpoint if it has one.
@@ -67,8 +68,9 @@ def run_phase(
       directory: folder of this phase's checkpoints.
       log: the metrics go here.
       lengths: tokens of a query and of a document when the tower trains, else zeros.
-      mine: parameters -> mined negatives (rows, m). All processes call it every
-        `phase.mining_interval` steps, share the work, and get the same result.
+      mine: parameters and rows of the query table (n,) -> their mined negatives (n,
+        m). All processes call it every `phase.mining_interval` steps, share the work,
+        and get the same result. The rows are those that the phase draws.
       shard_state: each device holds a part of the parameters and moments, see
         `state_sharding`. While mining and at the end all hold all parameters.
 
@@ -87,11 +89,11 @@ def run_phase(
     train_step, state, sharding = make_phase_step(
         graphdef, params, phase, mesh, shard_state
     )
-    mined = np.full((data.num_queries, phase.mined_kept), -1, np.int32)
-    mined = mined if interval else None
-    state, mined, start = _resume(directory, mesh, place(state, sharding), mined)
+    mined = _nothing_mined(data, phase, seed) if interval else None
+    state, mined, start = _resume(directory, mesh, place(state, sharding), mined, data)
     log.rewind(run, name, start)
-    tables = place(dict(tables), table_sharding(mesh, tables))
+    tables = {name: np.asarray(table) for name, table in tables.items()}
+    tables = place(tables, table_sharding(mesh, tables))
     key = jax.random.key(seed)
     recent, stop = _Metrics(log, run, name, phase.batch_size), preemption.Stop()
     with (
@@ -103,7 +105,8 @@ def run_phase(
             if interval and step % interval == 0:
                 jax.block_until_ready(state)  # waiting for it is not mining
                 with recent.refreshing():
-                    mined = mine(own_copy(state["params"]))
+                    found = mine(own_copy(state["params"]), mined.rows)
+                    mined = SomeRows(mined.rows, found)
             batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
             state, metrics = train_step(state, tables, batch, key)
             done, stopping = step + 1, stop.after(metrics)
@@ -114,7 +117,7 @@ def run_phase(
             if saves or done % phase.log_every == 0:
                 progress.note("loss", recent.flush(done))
             if saves:
-                extra = {} if mined is None else {"mined": mined}
+                extra = {} if mined is None else {"mined": mined.values}
                 writer.save(done, {"state": state, "extra": extra})
             if stopping:
                 raise preemption.Preempted(
@@ -147,15 +150,37 @@ def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> No
         processes.agree(f"the {what} that {label} starts from", arrays_sha256(arrays))
 
 
-def _resume(directory, mesh, state, mined):
+def _nothing_mined(data: TrainingSet, phase: Phase, seed: int) -> SomeRows:
+    """The table of mined negatives, of the rows that the phase draws, still empty."""
+    rows = drawn_queries(data, phase, seed=seed)
+    return SomeRows(rows, np.full((len(rows), phase.mined_kept), -1, np.int32))
+
+
+def _resume(directory, mesh, state, mined, data):
     """State, mined negatives and step of the last checkpoint; without one, as given."""
     step = checkpoint.latest_step(directory)
     if step is None:
         return state, mined, 0
-    extra = {} if mined is None else {"mined": replicate(mesh, mined)}
-    saved = checkpoint.restore(directory, {"state": state, "extra": extra}, step)
-    mined = None if mined is None else np.asarray(saved["extra"]["mined"])
-    return saved["state"], mined, step
+
+    def restored(values):
+        extra = {} if values is None else {"mined": replicate(mesh, values)}
+        return checkpoint.restore(directory, {"state": state, "extra": extra}, step)
+
+    if mined is None:
+        return restored(None)["state"], None, step
+    try:
+        saved = restored(mined.values)
+        values = np.asarray(saved["extra"]["mined"])
+    except ValueError:
+        try:  # older versions kept a row for each query
+            shape = data.num_queries, mined.shape[1]
+            saved = restored(np.zeros(shape, np.int32))
+        except ValueError:
+            saved = None
+        if saved is None:
+            raise
+        values = np.asarray(saved["extra"]["mined"])[mined.rows]
+    return saved["state"], SomeRows(mined.rows, values), step
 
 
 def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
-from ehi.data.pseudo_queries import moved_documents, pseudo_queries
+from ehi.data.pseudo_queries import MovedDocuments, pseudo_queries
+from ehi.data.rows import Counted, JoinedRows, Rows
 from ehi.data.tokens import TokenArray, tokenise
-from ehi.encode.embed import embed
+from ehi.encode.embed import EmbeddedRows, embed
 from ehi.encode.encode import cached_encode
 from ehi.files import arrays_sha256, atomic_write_npz, cache_folder
 from ehi.model.params import has_tower
@@ -31,7 +32,8 @@ class Inputs:
 
     The rows of the query table are, in this order: the queries of the data set; the
     pseudo-queries; every document, as a query for itself; the synthetic queries, which
-    exist only as tower outputs.
+    exist only as tower outputs. Only the first two kinds are stored: a document is its
+    row of the corpus, and a synthetic query is made when it is asked for.
 
     Attributes:
       dataset: corpus, queries and qrels.
@@ -75,15 +77,15 @@ class Inputs:
         )
 
     @functools.cached_property
-    def query_features(self) -> np.ndarray:
+    def query_features(self) -> Rows:
         """Outputs of the frozen tower for the query table (rows, T)."""
         queries = cached_encode(
             self.pretrained, self.tower, self.query_tokens, desc="encode queries"
         )
         return self.query_table(queries, self.document_features)
 
-    def query_table(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Join tower outputs into those of the query table.
+    def query_table(self, queries: np.ndarray, documents: np.ndarray) -> Rows:
+        """Join tower outputs into those of the query table, without a copy.
 
         Args:
           queries: outputs of the rows that have tokens (n, T).
@@ -94,12 +96,12 @@ class Inputs:
         """
         tables = [queries, documents]
         if self.num_synthetic:
-            moved, _ = moved_documents(
+            moved = MovedDocuments(
                 documents, queries, known_pairs(self.training.pairs),
                 per_document=self.num_synthetic,
             )  # fmt: skip
             tables.append(moved)
-        return np.concatenate(tables)
+        return JoinedRows(tables)
 
     @property
     def code_width(self) -> int:
@@ -172,26 +174,31 @@ def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
         max_length=config.tower.query_length,
         name=f"{dataset.name} queries",
     )
-    documents = track(dataset.documents, "read", "documents", bar=False)
     document_tokens = tokens(
-        [document.content for document in documents],
+        _Contents(dataset.documents),
         max_length=config.tower.document_length,
         name=f"{dataset.name} documents",
     )
     num_documents, num_queries = len(dataset.documents), len(dataset.query_ids)
     query_rows, document_rows = _labelled(dataset)
     first_pseudo, first_document = num_queries, num_queries + len(texts)
-    everything, per_document = np.arange(num_documents), config.pseudo.synthetic
-    synthetic = np.tile(everything, per_document)
+    per_document = config.pseudo.synthetic
+    num_synthetic = per_document * num_documents
     first_synthetic = first_document + num_documents
     training = TrainingSet(
-        num_queries=first_synthetic + len(synthetic),
+        num_queries=first_synthetic + num_synthetic,
         num_documents=num_documents,
         pairs={
             "labelled": (query_rows, document_rows),
             "pseudo": (first_pseudo + np.arange(len(texts)), pseudo_rows),
-            "documents": (first_document + everything, everything),
-            "synthetic": (first_synthetic + np.arange(len(synthetic)), synthetic),
+            "documents": (
+                Counted(first_document, num_documents),
+                Counted(0, num_documents),
+            ),
+            "synthetic": (
+                Counted(first_synthetic, num_synthetic),
+                Counted(0, num_synthetic, period=num_documents),
+            ),
         },
         query_tokens=query_tokens,
         document_tokens=document_tokens,
@@ -200,6 +207,20 @@ def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
         dataset, pretrained, config.tower.dtype, config.tower.remat, query_tokens,
         document_tokens, training, per_document, eval_rows, ignored,
     )  # fmt: skip
+
+
+class _Contents:
+    """The texts of documents, which are read again for each pass."""
+
+    def __init__(self, documents):
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __iter__(self):
+        for document in track(self._documents, "read", "documents", bar=False):
+            yield document.content
 
 
 def _evaluated(config, dataset) -> tuple[np.ndarray, frozenset[str]]:
@@ -237,7 +258,7 @@ def known_pairs(pairs) -> tuple[np.ndarray, np.ndarray]:
 
 def tower_outputs(
     graphdef, params, inputs: Inputs, folder: Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Rows]:
     """Return tower outputs of the corpus (documents, T) and query table (rows, T).
 
     A model that trains its tower uses that one, others the pretrained one.
@@ -250,29 +271,32 @@ def tower_outputs(
     if not has_tower(params):
         return inputs.document_features, inputs.query_features
     if folder is None:
-        return _encode(graphdef, params, inputs)
+        documents, queries = _encode(graphdef, params, inputs)
+        return documents, inputs.query_table(queries, documents)
     towers = {n: params[n] for n in params if n.split("/")[0].endswith("tower")}
     path = folder / f"{arrays_sha256(jax.device_get(towers))[:16]}.npz"
     if not path.exists():
         documents, queries = _encode(graphdef, params, inputs)
         atomic_write_npz(path, {"documents": documents, "queries": queries})
     with np.load(path, allow_pickle=False) as file:
-        return file["documents"], file["queries"]
+        documents, queries = file["documents"], file["queries"]
+    return documents, inputs.query_table(queries, documents)
 
 
 def embeddings(
     graphdef, params, inputs: Inputs, folder: Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, EmbeddedRows]:
     """Return embeddings of the corpus (documents, D) and of the query table (rows, D).
 
-    The arguments are those of `tower_outputs`.
+    Those of the query table are made when they are asked for. The arguments are those
+    of `tower_outputs`.
     """
     documents, queries = tower_outputs(graphdef, params, inputs, folder)
-    documents = embed(graphdef, params, "documents", documents)
-    return documents, embed(graphdef, params, "queries", queries)
+    made = embed(graphdef, params, "documents", documents)
+    return made, EmbeddedRows(graphdef, params, "queries", queries)
 
 
 def _encode(graphdef, params, inputs: Inputs):
     documents = embed(graphdef, params, "documents", inputs.document_tokens, head=False)
     queries = embed(graphdef, params, "queries", inputs.query_tokens, head=False)
-    return documents, inputs.query_table(queries, documents)
+    return documents, queries

@@ -1,5 +1,6 @@
 """Train one system of a config: its parent, its starts, its phases, its embeddings."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from ehi.data.rows import Rows
 from ehi.encode.embed import code_table
 from ehi.files import atomic_write_npz
 from ehi.index import build_index
@@ -19,7 +21,12 @@ from ehi.train import checkpoint
 from ehi.train.batch import drawn_queries
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
-from ehi.train.negatives import given_negatives, mine_from_leaves, mine_from_teacher
+from ehi.train.negatives import (
+    given_negatives,
+    mine_from_leaves,
+    mine_from_teacher,
+    search_whole,
+)
 from ehi.train.reassign import reassigned_leaves
 from ehi.train.starts import (
     before_freezing,
@@ -50,7 +57,8 @@ class Trained:
     Attributes:
       run: name of the system and, for PQ leaves, its compression.
       params: 'group/.../name' -> array.
-      documents, queries: embeddings (rows, D) of the corpus and of the query table.
+      documents: embeddings (rows, D) of the corpus.
+      queries: those of the query table, which are made when they are asked for.
       seconds: training time, including the parent and the fits, but not the run of
         `config.start_from`.
       leaves: (documents, s), if they are not those of the router; else None.
@@ -61,7 +69,7 @@ class Trained:
     graphdef: nnx.GraphDef = field(repr=False)
     params: dict = field(repr=False)
     documents: np.ndarray = field(repr=False)
-    queries: np.ndarray = field(repr=False)
+    queries: Rows = field(repr=False)
     seconds: float
     examples_per_second: float | None = None
     leaves: np.ndarray | None = field(default=None, repr=False)
@@ -224,7 +232,7 @@ def _phase(job: Job, name: str, phase, graphdef, state, log) -> dict:
     return run_phase(
         graphdef, params, inputs.training, tables, phase,
         run=job.run, name=name, seed=config.seed, directory=job.folder / name, log=log,
-        lengths=lengths, mine=_miner(phase, graphdef, inputs, job.parent, config.seed),
+        lengths=lengths, mine=_miner(phase, graphdef, inputs, job.parent),
         shard_state=config.shard_state,
     )  # fmt: skip
 
@@ -260,13 +268,12 @@ def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
         return leaves
     inputs, teacher = job.inputs, job.parent
     rows = drawn_queries(inputs.training, phase, seed=job.config.seed)
-    flat = build_index(teacher.documents, np.arange(len(teacher.documents)), tree=None)
     wanted = min(phase.mined_kept, len(teacher.documents))
     documents, queries = embeddings(graphdef, params, inputs)
     arrays, copies = index_arrays(graphdef, params), job.config.tree.spill
     of_queries = arrays["query_tree"] or arrays["tree"]
     leaves = reassigned_leaves(
-        flat.search(teacher.queries[rows], wanted).ids,
+        search_whole(teacher.documents, teacher.queries[rows], wanted),
         route(queries[rows], of_queries, phase.mined_beam, normalise=False).leaves,
         assign_leaves(documents, arrays["tree"], copies),
         copies=copies,
@@ -277,31 +284,31 @@ def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
     return leaves
 
 
-def _miner(phase, graphdef, inputs, parent, seed):
-    """Return a function: parameters -> hard negatives (rows, m), or None."""
+def _miner(phase, graphdef, inputs, parent):
+    """Return a function: parameters, rows -> hard negatives (n, m) of them; or None."""
     if not phase.mining_interval:
         return None
 
-    def from_teacher(_):
-        rows = drawn_queries(inputs.training, phase, seed=seed)
+    def from_teacher(_, rows):
         return mine_from_teacher(
             parent.documents, parent.queries, inputs.training,
             per_query=phase.mined_kept, rows=rows,
         )  # fmt: skip
 
-    def given(_):
+    def given(_, rows):
         return given_negatives(
-            inputs.dataset.candidates, inputs.training, per_query=phase.mined_kept
-        )
+            inputs.dataset.candidates, inputs.training, per_query=phase.mined_kept,
+            rows=rows,
+        )  # fmt: skip
 
-    def from_leaves(params):
+    def from_leaves(params, rows):
         documents, queries = embeddings(graphdef, params, inputs)
         index = build_index(
             documents, np.arange(len(documents)), **index_arrays(graphdef, params)
         )
         return mine_from_leaves(
-            index, queries, inputs.training,
-            per_query=phase.mined_kept, beam=phase.mined_beam,
+            index, queries[rows], inputs.training, per_query=phase.mined_kept,
+            beam=phase.mined_beam, rows=rows, threads=len(os.sched_getaffinity(0)),
         )  # fmt: skip
 
     sources = {"teacher": from_teacher, "given": given, "leaves": from_leaves}

@@ -3,7 +3,7 @@ import pytest
 
 from ehi.data.pseudo_queries import (
     SPAN_WORDS,
-    moved_documents,
+    MovedDocuments,
     pseudo_queries,
     split_name,
 )
@@ -95,10 +95,35 @@ def test_moved_documents_lie_as_queries_do():
     offset = np.array([0.5, 0, 0, 0], np.float32)
     queries = documents[[1, 3]] + offset  # every query lies the same way
     pairs = (np.array([0, 1]), np.array([1, 3]))
-    moved, rows = moved_documents(documents, queries, pairs, per_document=2)
-    assert rows.tolist() == [0, 1, 2, 3, 4] * 2
+    table = MovedDocuments(documents, queries, pairs, per_document=2)
+    moved, rows = np.asarray(table), [0, 1, 2, 3, 4] * 2
+    assert table.shape == moved.shape == (10, 4)
     expected = documents[rows] + offset
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(moved, expected, atol=1e-6)
-    again, _ = moved_documents(documents, queries, pairs, per_document=2)
-    assert np.array_equal(moved, again)
+    again = MovedDocuments(documents, queries, pairs, per_document=2)
+    for some in ([7], [9, 0, 9], np.arange(10)):  # made alone or together
+        assert np.array_equal(again[some], moved[some])
+
+
+def test_moved_documents_have_the_bits_that_one_draw_gives():
+    rng = np.random.default_rng(0)
+    documents, queries = (
+        rng.normal(size=(n, 384)).astype(np.float32) for n in (50, 30)
+    )
+    pairs = (rng.integers(30, size=40), rng.integers(50, size=40))
+    table = MovedDocuments(documents, queries, pairs, per_document=2, seed=3)
+    drawn = np.random.default_rng(3).integers(40, size=100)
+    away = queries[pairs[0][drawn]] - documents[pairs[1][drawn]]
+    moved = documents[np.tile(np.arange(50), 2)] + away
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    whole = (moved / np.maximum(norms, 1e-12)).astype(np.float32)
+    assert np.array_equal(np.asarray(table), whole)
+    for row in (0, 49, 50, 99):
+        assert np.array_equal(table[row], whole[row])
+
+
+def test_synthetic_queries_need_pairs():
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match=r"set pseudo.synthetic=0"):
+        MovedDocuments(np.eye(3), np.eye(3), (nothing, nothing), per_document=1)

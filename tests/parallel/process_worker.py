@@ -111,7 +111,7 @@ def train(job: dict) -> None:
             name, own / name, job.get("changes", {})
         )
 
-        def mine(params, graphdef=graphdef, data=data, tables=tables):
+        def mine(params, rows, graphdef=graphdef, data=data, tables=tables):
             documents = embed(
                 graphdef, params, "documents", tables["features_documents"]
             )
@@ -121,7 +121,9 @@ def train(job: dict) -> None:
             arrays = index_arrays(graphdef, params)
             trees = {name: arrays[name] for name in ("tree", "query_tree")}
             index = build_index(documents, np.arange(len(documents)), **trees)
-            return mine_from_leaves(index, queries, data, per_query=4, beam=2)
+            return mine_from_leaves(
+                index, queries[rows], data, per_query=4, beam=2, rows=rows
+            )
 
         log = MetricLog(folder / "metrics.jsonl", writes=processes.is_first())
         state = loop.run_phase(

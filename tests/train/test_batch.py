@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import Tokens, phase_of
 
-from ehi.train.batch import batch_rows, make_batch, split_batch
+from ehi.data.rows import Counted, SomeRows
+from ehi.train.batch import TrainingSet, batch_rows, make_batch, split_batch
 
 PHASE = phase_of(source_weights={"labelled": 3.0, "documents": 0.5})
 
@@ -67,6 +68,46 @@ def test_mined_negatives_enter_the_pool(tiny):
         for step in range(5)
     ]
     assert all(59 in batch["documents"] for batch in batches)
+    drawn = np.unique(np.concatenate([batch["queries"] for batch in batches]))
+    for step, batch in enumerate(batches):  # a table of the drawn rows is enough
+        some = SomeRows(drawn, mined[drawn])
+        other = batch_of(data, step, pool=14, mined=some, mined_per_query=1, refresh=1)
+        assert np.array_equal(batch["documents"], other["documents"])
+
+
+def test_counted_pairs_are_those_that_they_count(tiny):
+    data, _ = tiny
+    queries, documents = data.pairs["labelled"]
+    first, n = 40, data.num_documents
+    lists = {
+        "labelled": (queries, documents),
+        "documents": (first + np.arange(n), np.arange(n)),
+        "synthetic": (first + n + np.arange(2 * n), np.tile(np.arange(n), 2)),
+    }
+    counts = lists | {
+        "documents": (Counted(first, n), Counted(0, n)),
+        "synthetic": (Counted(first + n, 2 * n), Counted(0, 2 * n, period=n)),
+    }
+    listed, counted = (
+        TrainingSet(first + 3 * n + 5, n, pairs) for pairs in (lists, counts)
+    )
+    rows = np.random.default_rng(0).permutation(listed.num_queries)
+    for mine, theirs in zip(
+        counted.positives(rows), listed.positives(rows), strict=True
+    ):
+        assert mine.tolist() == theirs.tolist()
+    assert counted.most_positives == listed.most_positives == 2
+    sources = {"labelled": 0.4, "documents": 0.2, "synthetic": 0.4}
+    for step in range(12):
+        one, other = (
+            make_batch(data, phase_of(sources=sources), seed=0, step=step)
+            for data in (counted, listed)
+        )
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    twice = {"labelled": lists["labelled"]}
+    twice["documents"] = Counted(35, n), Counted(0, n)
+    with pytest.raises(ValueError, match="query row 39 has pairs, but the rows from 3"):
+        TrainingSet(999, n, twice)
 
 
 def test_tokens_come_with_a_trained_tower(tiny):

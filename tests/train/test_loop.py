@@ -34,11 +34,13 @@ def train(tiny, tiny_model, folder, phase=PHASE, **changes):
     data, tables = tiny
     graphdef, params = tiny_model()
 
-    def mine(params):
+    def mine(params, rows):
         documents = embed(graphdef, params, "documents", tables["features_documents"])
         queries = embed(graphdef, params, "queries", tables["features_queries"])
         index = build_index(documents, np.arange(60), **index_arrays(graphdef, params))
-        return mine_from_leaves(index, queries, data, per_query=4, beam=2)
+        return mine_from_leaves(
+            index, queries[rows], data, per_query=4, beam=2, rows=rows
+        )
 
     return run_phase(
         graphdef, params, data, tables, dataclasses.replace(phase, **changes),
