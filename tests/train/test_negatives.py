@@ -10,15 +10,10 @@ from ehi.train import negatives
 from ehi.train.batch import drawn_queries, make_batch
 from ehi.train.negatives import (
     _search,
-from ehi.train import negatives
-from ehi.train.batch import drawn_queries, make_batch
-from ehi.train.negatives import (
-    _search,
     given_negatives,
     mine_from_leaves,
     mine_from_teacher,
     search_whole,
-)
 )
 
 
