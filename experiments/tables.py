@@ -3,18 +3,20 @@
     python -m experiments.tables --results=DIR --out=DIR [--mix] \\
         [--readme README.md DIR/README.md] [--figures=DIR/figures]
     python -m experiments.tables --results=DIR --collect RUN_DIR ...
+    python -m experiments.tables --results=DIR --collect_trials WORKDIR ...
     python -m experiments.tables --results=DIR --renew DIR ...
 
 The first form writes OUT/<dataset>/T1 ... T6 as .md, .csv and .tex, for T1 and T2 also
-as .png; OUT/<dataset>-<split>.md, which has every record; and OUT/published.md, which
-has the numbers that papers print. --readme fills the blocks `summary` and `speed`
-(small tables) and `tables` (all tables) of files; --figures draws the three figures of
-the README.
+as .png; OUT/<dataset>-<split>.md, which has every record; OUT/published.md, which has
+the numbers that papers print; and OUT/choices.md, what was tried on dev. --readme fills
+the blocks `summary` and `speed` (small tables), `tables` (all tables) and `choices` of
+files; --figures draws the three figures of the README.
 
 The second form merges the records of finished runs, and their per-query values, into
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`. The third form
-merges results folders of a new recipe, and drops older records of their data sets or
-sets them aside: see `experiments.paper.older`.
+collects what was tried on dev in its folder `dev` (`experiments.paper.choices`). The
+fourth form merges results folders of a new recipe, and drops older records of their
+data sets or sets them aside (`experiments.paper.older`).
 """
 
 import argparse
@@ -33,6 +35,12 @@ from ehi.files import atomic_write
 from experiments.command import accept_any_text, exit_code, user_path
 from experiments.paper.ageing import ageing_table
 from experiments.paper.architecture import draw as draw_architecture
+from experiments.paper.choices import (
+    DEV,
+    choices_table,
+    collect_choices,
+    read_choices,
+)
 from experiments.paper.contest import Contest
 from experiments.paper.definitions import (
     LEGEND,
@@ -74,6 +82,10 @@ def _run(args: argparse.Namespace) -> None:
         for path in collect(args.collect, args.results):
             print(path)
         return
+    if args.collect_trials:
+        for path in collect_choices(args.collect_trials, args.results / DEV):
+            print(path)
+        return
     if args.renew:
         for path in renew(args.results, args.renew):
             print(path)
@@ -92,6 +104,8 @@ def _run(args: argparse.Namespace) -> None:
     legend = "\n".join(f"- {line}" for line in LEGEND)
     print("\n\n".join((legend, *short.values())))
     write_records_and_published(args.out, records, compared)
+    tried = markdown(choices_table(read_choices(args.results / DEV)))
+    atomic_write(args.out / "choices.md", f"{tried}\n".encode())
     if args.readme:
         in_readme = [short[name] for name in README_DATASETS if name in short]
         if not in_readme:
@@ -101,6 +115,7 @@ def _run(args: argparse.Namespace) -> None:
             )
         full = "\n\n".join((legend, *in_readme))
         blocks = {"tables": full, "summary": summary(found, grids)}
+        blocks["choices"] = tried
         if (measured := args.results / SEARCH_RECORD).exists():
             blocks["speed"] = speed(measured)
         for path in args.readme:
@@ -137,6 +152,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="merge the records of finished runs into --results",
     )
     parser.add_argument(
+        "--collect_trials",
+        nargs="+",
+        type=user_path,
+        metavar="WORKDIR",
+        help="add what was tried in workdirs to the folder `dev` of --results",
+    )
+    parser.add_argument(
         "--renew",
         nargs="+",
         type=user_path,
@@ -144,8 +166,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="merge results folders of a new recipe, and drop or set aside older ones",
     )
     args = parser.parse_args(argv)
-    if not args.collect and not args.renew and not args.out:
-        parser.error("give --out=DIR, --collect RUN_DIR ... or --renew DIR ...")
+    if not (args.collect or args.collect_trials or args.renew or args.out):
+        parser.error(
+            "give --out=DIR, --collect RUN_DIR ..., --collect_trials WORKDIR ... or "
+            "--renew DIR ..."
+        )
     return args
 
 

@@ -109,18 +109,27 @@ class LibraryBuilds:
             "dataset": self._inputs.dataset.name, "seed": self._config.seed,
             "budget": budget.name,
         }  # fmt: skip
-        kept = []
-        if self._path.exists():
-            lines = map(json.loads, self._path.read_text().splitlines())
-            kept = [line for line in lines if not cell.items() <= line.items()]
-        for number, (options, value) in enumerate(zip(trials, values, strict=True)):
-            kept.append(
-                cell
-                | {"queries": split, "options": options_text(options)}
-                | {"ndcg@10": round(value, 6), "kept": number == best}
-            )
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        atomic_write(self._path, text.encode())
+        lines = [
+            cell
+            | {"queries": split, "options": options_text(options)}
+            | {"ndcg@10": round(value, 6), "kept": number == best}
+            for number, (options, value) in enumerate(zip(trials, values, strict=True))
+        ]
+        replace_lines(self._path, cell, lines)
+
+
+def replace_lines(path: Path, cell: dict, lines: list[dict]) -> None:
+    """Write the trials of a cell into a file; those of an earlier run go.
+
+    Args:
+      path: a JSON object on each line.
+      cell: what the old and the new lines of the cell have in common.
+      lines: the new ones.
+    """
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in map(json.loads, old) if not cell.items() <= line.items()]
+    text = "".join(json.dumps(line) + "\n" for line in (*kept, *lines))
+    atomic_write(path, text.encode())
 
 
 def choice_queries(inputs: Inputs, split: str) -> tuple[str, np.ndarray]:

@@ -7,7 +7,8 @@ Each system is trained, or taken from the workdir, and its index is built once f
 score. What a phase trains by stays the same in all rows: `PHASE.score` of the config,
 or if that is empty the system's own score, which --config.leaves.score overrides. A
 tree also has a column for every leaf visited. With --checkpoint=RUN the
-parameters are those of a finished run. Nothing is scored on test.
+parameters are those of a finished run. Nothing is scored on test. `scores.jsonl` in the
+workdir has the same numbers.
 """
 
 import logging
@@ -31,6 +32,7 @@ from experiments.main import (
 )
 from experiments.run.evaluate import budget_queries, search_setting
 from experiments.run.experiment import Experiment, open_experiment
+from experiments.run.library import replace_lines
 from experiments.run.train import run_name, train_system
 from experiments.systems import Budget, config_of, get_system, score_of
 
@@ -66,6 +68,7 @@ def compare(
     for name in experiment.config.systems:
         found[name] = dict(measure_scores(experiment, name))
         print_table(experiment, name, found[name])
+        _write(experiment, name, found[name])
     return found
 
 
@@ -103,6 +106,23 @@ def measure_scores(
                     ignore_identical_ids=inputs.identical_ids,
                 )  # fmt: skip
                 yield (score, budget.name), points[0][1]
+
+
+def _write(experiment: Experiment, name: str, values: dict) -> None:
+    """Write `scores.jsonl`, for the table of what was tried on dev."""
+    config = experiment.config
+    own = score_of(config, get_system(name))
+    cell = {
+        "system": name, "variant": config.variant,
+        "dataset": experiment.inputs.dataset.name, "seed": config.seed,
+        "queries": SPLIT,
+    }  # fmt: skip
+    lines = [
+        cell | {"budget": budget, "options": score} | {"ndcg@10": round(value, 6)}
+        | {"kept": score == own}
+        for (score, budget), value in values.items()
+    ]  # fmt: skip
+    replace_lines(experiment.workdir / "scores.jsonl", cell, lines)
 
 
 def print_table(experiment: Experiment, name: str, values: dict) -> None:

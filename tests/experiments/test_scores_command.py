@@ -1,5 +1,7 @@
 """The score of quantised documents: from a config to the index, compared on dev."""
 
+import json
+
 import pytest
 from topics import tiny
 
@@ -46,6 +48,10 @@ def test_scores_are_compared_and_reach_the_index(corpus, tmp_path, capsys):
     assert all(
         0 <= value <= 1 for values in found.values() for value in values.values()
     )
+    lines = (tmp_path / "work/scores.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert len(written) == sum(map(len, found.values()))
+    assert {t["options"] for t in written if t["kept"]} == {"l2"}
     shown = capsys.readouterr().out
     assert "| kmeans-tree-opq | flat-8x |" in shown and "| l2 (its own) |" in shown
     config.split = "dev"
