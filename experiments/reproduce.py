@@ -96,7 +96,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--table", required=True, nargs="+", choices=(*TABLES, AGEING), help="T1 ... T6"
     )
     parser.add_argument(
-        "--dataset", required=True, help="pydocs, beir/<name>, a BEIR folder or zip"
+        "--dataset", required=True, help="pydocs, beir/<name>, or a path"
     )
     parser.add_argument(
         "--seeds",

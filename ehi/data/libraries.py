@@ -12,7 +12,6 @@ IrDatasets: ids of the library `ir_datasets`, joined by '+'.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,7 +22,7 @@ import tensorflow_datasets as tfds
 
 from ehi.data.candidates import Candidates, candidate_files, gather
 from ehi.data.collection import Collection
-from ehi.data.lines import shortened
+from ehi.data.lines import parse_json, shortened
 from ehi.data.qrels import Judged, JudgedLines, qrels_files, read_qrels
 from ehi.files import files_sha256
 
@@ -119,9 +118,10 @@ def _in_folder(folder: Path) -> dict[str, list[Path]]:
     """Split -> files of a folder of parquet files, or of a saved data set."""
     if not folder.is_dir():
         return {}
-    if (folder / "state.json").exists():  # of `Dataset.save_to_disk`
-        state = json.loads((folder / "state.json").read_text())
-        return {"test": [folder / each["filename"] for each in state["_data_files"]]}
+    state = folder / "state.json"
+    if state.exists():  # of `Dataset.save_to_disk`
+        found = parse_json(state.read_text(), f"{state}")
+        return {"test": [folder / each["filename"] for each in found["_data_files"]]}
     splits = {}
     for file in sorted(folder.iterdir()):
         if file.suffix == ".parquet":

@@ -25,7 +25,7 @@ from ehi.train.recipes import RECIPES
 def get_config() -> ml_collections.ConfigDict:
     """Return the base config; config files change its fields."""
     c = ml_collections.ConfigDict()
-    c.dataset = "pydocs"  # 'pydocs', 'beir/<name>', or a BEIR folder or zip
+    c.dataset = "pydocs"  # or 'beir/<name>', 'ir_datasets:<ids>', a path; see README
     c.split = "test"  # the evaluated split; use 'dev' to choose
     # Never rank the document with the id of the query, as BEIR does. None: in ArguAna
     # and Quora, and if both have the same text.

@@ -1,4 +1,4 @@
-"""Your own data: a BEIR folder or zip with corpus.jsonl, and queries and qrels if any.
+"""Your own data: a BEIR folder or zip, or another layout of experiments/README.md#data.
 
     python -m experiments.main --config=experiments/configs/own.py \\
         --config.dataset=PATH --workdir=runs/own

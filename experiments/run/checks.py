@@ -53,7 +53,7 @@ def check_config(config) -> None:
     if not config.dataset:
         raise ValueError(
             "dataset is empty; give --config.dataset='pydocs', 'beir/<name>' or the "
-            "path of a BEIR folder or zip"
+            "path of a folder: see experiments/README.md#data"
         )
     if config.tree.branching and config.tree.branching < 2:
         raise ValueError(

@@ -7,25 +7,17 @@ import sys
 import numpy as np
 import pytest
 from layouts import (
+    MAKE,
+    NEEDS,
     TRIPLES,
     as_ir_datasets,
     as_msmarco,
     as_parquet,
-    as_saved,
     write_table,
 )
 
 from ehi.data import candidates, tfds_builder
 from ehi.data.datasets import open_dataset
-
-MAKE = {
-    "msmarco": as_msmarco,
-    "packed": lambda beir, folder: as_msmarco(beir, folder, packed=True),
-    "parquet": as_parquet,
-    "saved": as_saved,
-    "ir_datasets": lambda beir, folder: as_ir_datasets(beir, folder.name),
-}
-NEEDS = {"parquet": "pyarrow", "saved": "datasets", "ir_datasets": "ir_datasets"}
 
 
 def contents(dataset):

@@ -126,3 +126,14 @@ def as_ir_datasets(beir, name):
         pairs = [Pairs()] if split == "train" else []
         known[ids[-1]] = Dataset(documents, Queries(), Qrels(judged), *pairs)
     return "ir_datasets:" + "+".join(ids)
+
+
+# Layout -> function: BEIR folder, new folder -> what `open_dataset` gets.
+MAKE = {
+    "msmarco": as_msmarco,
+    "packed": lambda beir, folder: as_msmarco(beir, folder, packed=True),
+    "parquet": as_parquet,
+    "saved": as_saved,
+    "ir_datasets": lambda beir, folder: as_ir_datasets(beir, folder.name),
+}
+NEEDS = {"parquet": "pyarrow", "saved": "datasets", "ir_datasets": "ir_datasets"}
