@@ -133,7 +133,8 @@ def _examples(experiment: Experiment, console: Console, count: int = 3) -> None:
     chosen = np.array(short)[np.linspace(0, len(short) - 1, count).astype(int)]
     queries, default = experiment.trained[run].queries, default_search(index)
     if index.num_leaves > 1:
-        visited = index.count_visited(queries[rows], **default).mean()
+        routes = {name: default[name] for name in ("beam", "min_prob")}
+        visited = index.count_visited(queries[rows], **routes).mean()
         _say(
             console,
             f"\n{run}: the default search, set for {DEFAULT_PERCENT}% without these "
