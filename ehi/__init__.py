@@ -24,3 +24,16 @@ The alphabet of shapes, used in every trailing comment:
 """
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str):
+    """`ehi.fit` and `ehi.load`, imported when they are used: `fit` imports jax."""
+    if name == "fit":
+        from ehi.api import fit
+
+        return fit
+    if name == "load":
+        from ehi.vector_index import load
+
+        return load
+    raise AttributeError(f"module 'ehi' has no attribute {name!r}")

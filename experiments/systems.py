@@ -5,14 +5,13 @@ that it fixes. A new method is one entry here, at most one loss, and a test.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import ml_collections
 
 from ehi.train.phase import Phase
-from ehi.train.recipes import RECIPES
+from ehi.train.recipes import RECIPES, default_codewords, default_leaves
 
 
 @dataclass(frozen=True)
@@ -206,18 +205,13 @@ def score_of(config, system: System) -> str:
 
 
 def fit_to_corpus(config, num_documents: int):
-    """Return the config with `tree.branching` and `leaves.num_codewords` set, if 0.
-
-    The tree gets at most 2 sqrt(documents) leaves, rounded down to a power of two:
-    routing then costs no more than scoring the documents of a tenth of the leaves.
-    There are 256 codewords, or 16 if there are fewer than 256 documents.
-    """
+    """Return the config with `tree.branching` and `leaves.num_codewords` set, if 0."""
     config = config.copy_and_resolve_references()
     if not config.tree.branching:
-        leaves = 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
+        leaves = default_leaves(num_documents)
         config.tree.branching = _branching(leaves, config.tree.height)
     if not config.leaves.num_codewords:
-        config.leaves.num_codewords = 256 if num_documents >= 256 else 16
+        config.leaves.num_codewords = default_codewords(num_documents)
     return config
 
 
@@ -310,15 +304,3 @@ class Budget:
         return (self.visit is not None) == system.tree and (
             self.compression is not None
         ) == system.pq
-
-
-def num_subspaces(compression: int, *, tower_width: int, num_codewords: int) -> int:
-    """Return M such that a document's codes have ``4 T / compression`` bytes."""
-    code_bits = {16: 4, 256: 8}[num_codewords]
-    bits = 8 * 4 * tower_width
-    if bits % (compression * code_bits):
-        raise ValueError(
-            f"compression {compression}x of {4 * tower_width} bytes is not a whole "
-            f"number of {code_bits}-bit codes"
-        )
-    return bits // (compression * code_bits)

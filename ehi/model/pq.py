@@ -189,3 +189,15 @@ def revive(
     candidates = vectors[rows, jnp.arange(m)[:, None]]  # (M, K, S)
     dead = usage < threshold
     return jnp.where(dead[:, :, None], candidates, codebooks)
+
+
+def num_subspaces(compression: int, *, tower_width: int, num_codewords: int) -> int:
+    """M such that a document's codes have ``4 T / compression`` bytes."""
+    code_bits = {16: 4, 256: 8}[num_codewords]
+    bits = 8 * 4 * tower_width
+    if bits % (compression * code_bits):
+        raise ValueError(
+            f"compression {compression}x of {4 * tower_width} bytes is not a whole "
+            f"number of {code_bits}-bit codes"
+        )
+    return bits // (compression * code_bits)

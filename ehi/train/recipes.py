@@ -46,6 +46,7 @@ Recipe 4 with the score of each index: the same seven trials for each by
                         x 3 .565 (kept); twice the steps .562, the batch .548
 """
 
+import math
 from dataclasses import asdict
 
 from ehi.model.joint import GROUPS
@@ -300,6 +301,24 @@ def jtr_reassigned() -> dict:
     reaches are counted, as in the authors' code. A document is in `tree.spill` leaves.
     """
     return jtr() | {"start": "reassign", "mined_kept": 100, "mined_beam": 5}
+
+
+def vectors() -> dict:
+    """Tree and leaves of given vectors, whose exact search is the teacher."""
+    return joint()
+
+
+def default_leaves(num_documents: int) -> int:
+    """At most 2 sqrt(N) leaves, rounded down to a power of two.
+
+    Routing then costs no more than scoring the documents of a tenth of the leaves.
+    """
+    return 2 ** max(1, int(math.log2(2 * num_documents**0.5)))
+
+
+def default_codewords(num_documents: int) -> int:
+    """256 codewords, or 16 if there are fewer than 256 documents."""
+    return 256 if num_documents >= 256 else 16
 
 
 # Every recipe by its name, which is that of its config section.

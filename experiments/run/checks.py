@@ -9,6 +9,7 @@ from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
 from ehi.data.vectors.metric import METRICS
 from ehi.eval.baselines.options import WITHOUT_CODEBOOKS
 from ehi.index.search.codes import SCORES
+from ehi.model.pq import num_subspaces
 from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
 from ehi.model.tree import KINDS
@@ -18,7 +19,6 @@ from experiments.systems import (
     Budget,
     config_of,
     get_system,
-    num_subspaces,
     score_of,
 )
 

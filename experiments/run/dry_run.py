@@ -36,6 +36,7 @@ from experiments.run.checks import check_config
 from experiments.run.flops import count_flops, measure_flops
 from experiments.run.models import build_model
 from experiments.run.train import run_name
+from experiments.run.vectors import vector_sizes
 from experiments.systems import (
     Budget,
     config_of,
@@ -69,6 +70,8 @@ class Sizes:
 
 def data_sizes(config) -> Sizes:
     """Return the sizes that a config states, or else those of its data set."""
+    if "vectors" in config:
+        return Sizes(*vector_sizes(config)[:2])
     stated = config.get("sizes", {})
     if stated.get("documents", 0):
         return Sizes(stated["documents"], stated.get("train_queries", 0))
@@ -79,6 +82,9 @@ def data_sizes(config) -> Sizes:
 
 def tower_shape(config) -> dict:
     """Return the arguments of `Tower`: stated, known or from a checkpoint."""
+    if "vectors" in config:
+        given, mapped = vector_sizes(config)[2:]
+        return {"width": mapped, "code_width": given}
     stated = config.tower.get("shape", None)
     if stated:
         return dict(stated)
@@ -96,7 +102,7 @@ def abstract_model(config, system, compression: int | None, sizes: Sizes, shape:
     def build():
         return build_model(
             config, system, compression, tower=tower, tower_width=shape["width"],
-            num_documents=sizes.documents,
+            num_documents=sizes.documents, code_width=shape.get("code_width", 0),
         )  # fmt: skip
 
     return nnx.eval_shape(build)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from flax import nnx
 
 from ehi.model.joint import JointIndex
+from ehi.model.pq import num_subspaces
 from ehi.model.tower import Tower
 from ehi.model.tree import router_class
-from experiments.systems import is_trained, num_subspaces, score_of
+from experiments.systems import is_trained, score_of
 
 
 def build_model(

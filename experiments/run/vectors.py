@@ -7,13 +7,14 @@ stand in a config of texts. So every system, phase and index is the same.
 import functools
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from ehi.data.download import search_folders
-from ehi.data.vectors.containers import chunks, streamed
+from ehi.data.vectors.containers import chunks, open_container, streamed
 from ehi.data.vectors.dataset import VectorDataset, open_vectors
-from ehi.data.vectors.metric import Metric
+from ehi.data.vectors.metric import Metric, reduced_width
 from ehi.data.vectors.pairs import query_table, vector_pairs
 from ehi.train.batch import TrainingSet
 from experiments.run.prepare import Inputs
@@ -85,6 +86,37 @@ class VectorInputs(Inputs):
         }
 
 
+def multiple_of(width: int) -> int:
+    """What the width of a mapped vector is a multiple of, so that codes divide it."""
+    return max(width // 8, 1)
+
+
+def vector_sizes(config) -> tuple[int, int, int, int]:
+    """Documents, training queries, given and mapped width, without reading vectors.
+
+    They are those of `config.sizes`, if it states them.
+
+    Raises:
+      ValueError: `sizes.documents` is stated, but not `sizes.width`.
+    """
+    stated, metric = config.sizes, config.vectors.metric
+    if stated.documents:
+        if not stated.width:
+            raise ValueError(
+                f"sizes.documents is {stated.documents}, so sizes.width must be stated "
+                "too"
+            )
+        sizes = stated.documents, stated.train_queries, stated.width
+    else:
+        path = search_folders(config.dataset) or Path(config.dataset).expanduser()
+        found = open_container(path)
+        queries = 0 if found.queries is None else len(found.queries)
+        sizes = *found.documents.shape[:1], queries, found.documents.shape[1]
+        metric = metric or found.metric
+    width = reduced_width(metric or "cosine", sizes[2], multiple_of(sizes[2]))
+    return *sizes, width
+
+
 def load_vector_inputs(config) -> VectorInputs:
     """Open and check the vectors of a config, and make the training pairs."""
     path = search_folders(config.dataset) or config.dataset
@@ -95,7 +127,7 @@ def load_vector_inputs(config) -> VectorInputs:
 def vector_inputs_of(config, dataset: VectorDataset) -> VectorInputs:
     """Make the training pairs of vectors."""
     width = dataset.vectors.shape[1]
-    maps = Metric.fit(dataset.metric, dataset.vectors, max(width // 8, 1))
+    maps = Metric.fit(dataset.metric, dataset.vectors, multiple_of(width))
     labelled = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if "train" in dataset.qrels:
         labelled = dataset.positives("train")[:2]

@@ -186,12 +186,18 @@ def _load(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is no whole .npy file ({error})") from None
     if not isinstance(array, np.ndarray):  # an .npz
         raise ValueError(f"{path} is an .npz archive: save one array with np.save")
-    if array.ndim != 2 or array.dtype.name not in DTYPES:
-        raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape}: vectors must be "
-            "float32 or float16 of shape (rows, width)"
-        )
+    check_rows(array, str(path))
     return array
+
+
+def check_rows(array: np.ndarray, where: str) -> None:
+    """Refuse an array that is not one of vectors."""
+    dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", ())
+    if len(shape) != 2 or dtype not in DTYPES:
+        raise ValueError(
+            f"{where} holds {dtype or type(array).__name__} of shape {shape}: vectors "
+            "must be float32 or float16 of shape (rows, width)"
+        )
 
 
 def _load_shards(folder: Path, name: str, files: list[Path]) -> ShardedRows:

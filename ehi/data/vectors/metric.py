@@ -34,6 +34,7 @@ class Metric:
 
     Attributes:
       name: of `METRICS`.
+      given: T.
       width: D.
       radius: r of 'ip' and 'l2'.
       centre: c (T,) of 'l2', or None.
@@ -41,6 +42,7 @@ class Metric:
     """
 
     name: str
+    given: int
     width: int
     radius: float = 1.0
     centre: np.ndarray | None = None
@@ -71,7 +73,7 @@ class Metric:
             )
         width = documents.shape[1]
         if name == "cosine":
-            return cls(name, width)
+            return cls(name, width, width)
         centre, middle, spread = None, 0.0, 1.0
         if name == "l2":
             centre = sum(x.sum(0, np.float64) for _, x in chunks(documents))
@@ -80,13 +82,11 @@ class Metric:
             squares = np.concatenate(squares)
             middle, varies = float(squares.mean()), float(squares.var())
             spread = (4 * max(varies, TINY)) ** -0.25
-        made = cls(name, width, 1.0, centre, middle, spread)
+        made = cls(name, width, width, 1.0, centre, middle, spread)
         longest = max(_squares(made._lifted(x)).max() for _, x in chunks(documents))
-        more = 1 if name == "ip" else 2
-        return cls(
-            name, -(-(width + more) // multiple) * multiple,
-            float(np.sqrt(longest)) * ABOVE, centre, middle, spread,
-        )  # fmt: skip
+        radius = float(np.sqrt(longest)) * ABOVE
+        mapped = reduced_width(name, width, multiple)
+        return cls(name, width, mapped, radius, centre, middle, spread)
 
     def documents(self, x: np.ndarray) -> np.ndarray:
         """Documents (N, T) as unit vectors (N, D) float32."""
@@ -99,6 +99,19 @@ class Metric:
         rest = np.sqrt(np.maximum(1 - _squares(lifted), 0))
         made[:, lifted.shape[1]] = rest
         return made
+
+    def check_documents(self, x: np.ndarray) -> None:
+        """Refuse documents (N, T) that are longer than those of the fit."""
+        if self.name == "cosine":
+            return
+        lengths = np.sqrt(_squares(self._lifted(np.asarray(x, np.float32))))
+        longest = int(lengths.argmax())
+        if lengths[longest] > self.radius:
+            raise ValueError(
+                f"document {longest} is {lengths[longest] / self.radius:.4g} times as "
+                f"long as the longest that the metric {self.name!r} was fitted to: fit "
+                "again with it"
+            )
 
     def queries(self, x: np.ndarray) -> np.ndarray:
         """Queries (N, T) as unit vectors (N, D) float32."""
@@ -118,6 +131,16 @@ class Metric:
         x = x - self.centre
         more = self.spread * (_squares(x) - self.middle)
         return np.concatenate([x, more[:, None]], 1, dtype=np.float32)
+
+
+def reduced_width(name: str, width: int, multiple: int = 1) -> int:
+    """D of a metric for vectors of width T: T, or the next multiple above T.
+
+    >>> [reduced_width(name, 64, 8) for name in METRICS]
+    [64, 72, 72]
+    """
+    more = METRICS.index(name)  # coordinates that the metric adds
+    return -(-(width + more) // multiple) * multiple if more else width
 
 
 def metric_of(name: str, norms: tuple[float, float], row: int, where: str) -> str:
