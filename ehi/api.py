@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
+from ehi.data.rows import Counted
 from ehi.data.vectors.checks import check_queries, scan
 from ehi.data.vectors.containers import check_rows
 from ehi.data.vectors.metric import Metric, metric_of
@@ -20,7 +21,7 @@ from ehi.model.joint import JointIndex
 from ehi.model.params import split_model
 from ehi.model.pq import num_subspaces
 from ehi.train import recipes
-from ehi.train.batch import TrainingSet, drawn_queries
+from ehi.train.batch import TrainingSet
 from ehi.train.logs import MetricLog
 from ehi.train.loop import run_phase
 from ehi.train.negatives import mine_from_teacher
@@ -152,7 +153,7 @@ def _model(rows: int, maps: Metric, codes: dict, leaves: int, seed: int) -> Join
 
 
 def _training_data(documents, queries, maps: Metric, seed: int):
-    """The training set, and its query table (rows, D)."""
+    """The training set, and its query table: `Rows` (rows, D)."""
     if queries is not None:
         queries = queries[:MOST_LABELLED]
     num_queries = 0 if queries is None else len(queries)
@@ -161,12 +162,12 @@ def _training_data(documents, queries, maps: Metric, seed: int):
         k = min(NEIGHBOURS, len(documents))
         nearest, _ = exact_neighbours(documents, queries, k, metric=maps.name)
         labelled = np.repeat(np.arange(num_queries), k), nearest.ravel()
-    pairs, rows = vector_pairs(
+    pairs, chosen = vector_pairs(
         documents, num_queries, labelled, metric=maps.name,
-        rows=np.arange(len(documents)), per_document=SYNTHETIC, seed=seed,
+        rows=Counted(0, len(documents)), per_document=SYNTHETIC, seed=seed,
     )  # fmt: skip
-    table = query_table(documents, queries, pairs, maps, seed=seed)
-    return TrainingSet(rows, len(documents), pairs), table
+    table = query_table(documents, queries, pairs, chosen, maps, seed=seed)
+    return TrainingSet(len(table), len(documents), pairs), table
 
 
 def _train(model, data, features, table, phase: Phase, seed: int, folder: Path):
@@ -180,8 +181,7 @@ def _train(model, data, features, table, phase: Phase, seed: int, folder: Path):
         "teacher_documents": features,
     }
 
-    def mine(_):
-        rows = drawn_queries(data, phase, seed=seed)
+    def mine(_, rows):
         return mine_from_teacher(
             features, table, data, per_query=phase.mined_kept, rows=rows
         )

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ehi.data.download import search_folders
-from ehi.data.vectors.containers import chunks, open_container, streamed
+from ehi.data.rows import Rows
+from ehi.data.vectors.containers import open_container
 from ehi.data.vectors.dataset import VectorDataset, open_vectors
 from ehi.data.vectors.metric import Metric, reduced_width
-from ehi.data.vectors.pairs import query_table, vector_pairs
+from ehi.data.vectors.pairs import MappedRows, query_table, vector_pairs
 from ehi.train.batch import TrainingSet
 from experiments.run.prepare import Inputs
 
@@ -28,9 +29,11 @@ class VectorInputs(Inputs):
 
     Attributes:
       maps: of the metric, to unit vectors.
+      pseudo: document rows that are labelled by their neighbours.
     """
 
     maps: Metric = field(kw_only=True)
+    pseudo: np.ndarray = field(kw_only=True, repr=False)
 
     @property
     def tower(self):
@@ -57,22 +60,20 @@ class VectorInputs(Inputs):
         return self.tower_sha256, self.dataset.source.get("queries", "")
 
     @functools.cached_property
-    def document_features(self) -> np.ndarray:
-        """Documents as unit vectors (documents, T), memory-mapped."""
+    def document_features(self) -> np.ndarray | Rows:
+        """Documents as unit vectors (documents, T), memory-mapped or made when read."""
         given, maps = self.dataset.vectors, self.maps
         untouched = maps.name == "cosine" and self.dataset.unit
         if untouched and isinstance(given, np.ndarray):
             return given
-        parts = (maps.documents(block) for _, block in chunks(given))
-        name = f"{self.dataset.corpus_sha256[:32]}-{maps.name}-{maps.width}.npy"
-        return streamed(name, parts, (len(given), maps.width))
+        return MappedRows(given, maps.documents, maps.width)
 
     @functools.cached_property
-    def query_features(self) -> np.ndarray:
+    def query_features(self) -> Rows:
         """The query table as unit vectors (rows, T)."""
         return query_table(
             self.dataset.vectors, self.dataset.query_vectors, self.training.pairs,
-            self.maps,
+            self.pseudo, self.maps,
         )  # fmt: skip
 
     @functools.cached_property
@@ -131,11 +132,13 @@ def vector_inputs_of(config, dataset: VectorDataset) -> VectorInputs:
     labelled = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if "train" in dataset.qrels:
         labelled = dataset.positives("train")[:2]
-    pairs, rows = vector_pairs(
+    pairs, pseudo = vector_pairs(
         dataset.vectors, len(dataset.query_ids), labelled, metric=dataset.metric,
         rows=dataset.training_rows, per_document=config.pseudo.synthetic,
         key=dataset.corpus_sha256,
     )  # fmt: skip
+    rows = len(dataset.query_ids) + len(pseudo) + len(dataset.vectors)
+    rows += len(pairs["synthetic"][0])
     dataset.check_relevant(config.split)
     row_of = {name: row for row, name in enumerate(dataset.query_ids)}
     asked = dataset.judgements(config.split)
@@ -145,5 +148,5 @@ def vector_inputs_of(config, dataset: VectorDataset) -> VectorInputs:
         num_synthetic=config.pseudo.synthetic,
         eval_rows=np.array([row_of[name] for name in asked], np.int64),
         identical_ids=dataset.identical_ids(config.split, config.ignore_identical_ids),
-        maps=maps,
+        maps=maps, pseudo=pseudo,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.data.vectors.containers import Rows, chunks
+from ehi.data.vectors.containers import Vectors, chunks
 from ehi.data.vectors.metric import UNIT
 from ehi.progress import Progress
 
@@ -27,7 +27,7 @@ class Scan:
     uneven: int
 
 
-def scan(rows: Rows, where: str) -> Scan:
+def scan(rows: Vectors, where: str) -> Scan:
     """Read all vectors once.
 
     Args:
@@ -66,7 +66,7 @@ def _check(norms, block, first: int, where: str) -> None:
             raise ValueError(f"{where}: row {first + row} {what}")
 
 
-def check_queries(queries: Rows, width: int, where: str) -> None:
+def check_queries(queries: Vectors, width: int, where: str) -> None:
     """Refuse queries of another width than the documents'."""
     if queries.ndim != 2 or queries.shape[1] != width:
         raise ValueError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehi.data.rows import JoinedRows, Rows
 from ehi.files import cache_folder, file_sha256, new_file
 
 CHUNK_BYTES = 2**26  # of vectors that are in memory at once
@@ -27,52 +28,7 @@ DISTANCES = {"angular": "cosine", "euclidean": "l2", "ip": "ip", "dot": "ip"}
 HDF5 = (".hdf5", ".h5")
 
 
-class ShardedRows:
-    """Arrays of equal width, one after the other, read as one array (N, T)."""
-
-    def __init__(self, parts: list[np.ndarray]):
-        self.parts = parts
-        self.starts = np.cumsum([0, *map(len, parts)])
-        self.shape = int(self.starts[-1]), parts[0].shape[1]
-        self.dtype, self.ndim = parts[0].dtype, 2
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows):
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                return self._slice(start, stop)
-            rows = np.arange(start, stop, step)
-        if isinstance(rows, int | np.integer):
-            return self[[rows]][0]
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        rows = np.where(rows < 0, rows + len(self), rows).astype(np.int64)
-        part = np.searchsorted(self.starts, rows, "right") - 1
-        found = np.empty((len(rows), self.shape[1]), self.dtype)
-        for number in np.unique(part):
-            here = part == number
-            found[here] = self.parts[number][rows[here] - self.starts[number]]
-        return found
-
-    def _slice(self, start: int, stop: int) -> np.ndarray:
-        some = [
-            part[max(start - first, 0) : max(stop - first, 0)]
-            for part, first in zip(self.parts, self.starts, strict=False)
-            if first < stop and first + len(part) > start
-        ]
-        if len(some) == 1:
-            return some[0]
-        return np.concatenate([self.parts[0][:0], *some])
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self._slice(0, len(self)), dtype)
-
-
-Rows = np.ndarray | ShardedRows
+Vectors = np.ndarray | Rows  # (N, T): a memory map, or several that are read as one
 
 
 @dataclass(frozen=True)
@@ -89,9 +45,9 @@ class Container:
       folder: folder with qrels, or None.
     """
 
-    documents: Rows
+    documents: Vectors
     document_file: str
-    queries: Rows | None = None
+    queries: Vectors | None = None
     query_file: str = ""
     doc_ids: list[str] | None = None
     query_ids: list[str] | None = None
@@ -99,7 +55,7 @@ class Container:
     folder: Path | None = None
 
 
-def chunks(rows: Rows, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+def chunks(rows: Vectors, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the first row and the rows, in float32, of parts that fit into memory."""
     step = max(1, CHUNK_BYTES // (4 * max(rows.shape[1], 1)))
     for first in range(start, len(rows), step):
@@ -157,7 +113,7 @@ def _open_folder(path: Path) -> Container:
     )  # fmt: skip
 
 
-def _find(folder: Path, name: str) -> tuple[Rows | None, list[str] | None, str]:
+def _find(folder: Path, name: str) -> tuple[Vectors | None, list[str] | None, str]:
     """Vectors, ids and file name of `name` in a folder; None if it is not there."""
     whole = folder / f"{name}.npy"
     shards = [
@@ -200,7 +156,7 @@ def check_rows(array: np.ndarray, where: str) -> None:
         )
 
 
-def _load_shards(folder: Path, name: str, files: list[Path]) -> ShardedRows:
+def _load_shards(folder: Path, name: str, files: list[Path]) -> JoinedRows:
     totals = {int(SHARD.fullmatch(file.name)[3]) for file in files}
     if len(totals) > 1:
         raise ValueError(
@@ -226,7 +182,7 @@ def _load_shards(folder: Path, name: str, files: list[Path]) -> ShardedRows:
                 f"{there[number]} holds {part.dtype} of width {part.shape[1]}, the "
                 f"first shard {parts[0].dtype} of width {parts[0].shape[1]}"
             )
-    return ShardedRows(parts)
+    return JoinedRows(parts)
 
 
 def _read_ids(path: Path, rows: int) -> list[str] | None:

@@ -25,9 +25,10 @@ import numpy as np
 
 from ehi.data.datasets import RetrievalDataset
 from ehi.data.qrels import qrels_files, read_qrels
+from ehi.data.rows import Counted
 from ehi.data.tfds_builder import Document
 from ehi.data.vectors.checks import check_queries, scan
-from ehi.data.vectors.containers import Container, Rows, open_container
+from ehi.data.vectors.containers import Container, Vectors, open_container
 from ehi.data.vectors.metric import metric_of
 from ehi.data.vectors.neighbours import cached_neighbours
 from ehi.data.vectors.pairs import NEIGHBOURS
@@ -68,8 +69,8 @@ class VectorDataset(RetrievalDataset):
       virtual: splits that exact search labelled.
     """
 
-    vectors: Rows = field(kw_only=True, repr=False)
-    query_vectors: Rows = field(kw_only=True, repr=False)
+    vectors: Vectors = field(kw_only=True, repr=False)
+    query_vectors: Vectors = field(kw_only=True, repr=False)
     metric: str = field(kw_only=True)
     own_rows: np.ndarray = field(kw_only=True, repr=False)
     unit: bool = field(kw_only=True)
@@ -86,7 +87,7 @@ class VectorDataset(RetrievalDataset):
         return frozenset(own.intersection(self.judgements(split)))
 
     def exact(self, rows: np.ndarray, k: int = EXACT) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n, k) and scores of the nearest documents of queries, by the metric."""
+        """Document rows (n, k) and scores of the nearest documents of queries."""
         own = self.own_rows[rows]
         return cached_neighbours(
             self.vectors, np.asarray(self.query_vectors[rows], np.float32),
@@ -95,10 +96,12 @@ class VectorDataset(RetrievalDataset):
         )  # fmt: skip
 
     @functools.cached_property
-    def training_rows(self) -> np.ndarray:
+    def training_rows(self) -> np.ndarray | Counted:
         """Documents that may be asked for as queries: none that is held out."""
-        rows = np.arange(len(self.vectors))
-        return np.setdiff1d(rows, self.own_rows[self.own_rows >= 0])
+        held = self.own_rows[self.own_rows >= 0]
+        if not len(held):
+            return Counted(0, len(self.vectors))
+        return np.setdiff1d(np.arange(len(self.vectors)), held)
 
 
 def open_vectors(

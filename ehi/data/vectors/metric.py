@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehi.data.vectors.containers import Rows, chunks
+from ehi.data.vectors.containers import Vectors, chunks
 
 METRICS = ("cosine", "ip", "l2")
 UNIT = 1e-3  # largest error of a unit vector's norm: that of float16
@@ -50,7 +50,7 @@ class Metric:
     spread: float = 1.0
 
     @classmethod
-    def fit(cls, name: str, documents: Rows, multiple: int = 1) -> "Metric":
+    def fit(cls, name: str, documents: Vectors, multiple: int = 1) -> "Metric":
         """The maps for a corpus, which is read in chunks.
 
         Args:

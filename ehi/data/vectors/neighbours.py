@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from ehi.data.vectors.containers import Rows, chunks
+from ehi.data.vectors.containers import Vectors, chunks
 from ehi.files import atomic_write_npz, cache_folder
 from ehi.progress import Progress
 
@@ -13,7 +13,7 @@ QUERIES = 1024  # whose products with a chunk of documents are in memory at once
 
 
 def exact_neighbours(
-    documents: Rows,
+    documents: Vectors,
     queries: np.ndarray,
     k: int,
     *,
@@ -66,7 +66,7 @@ def exact_neighbours(
 
 
 def cached_neighbours(
-    documents: Rows, queries: np.ndarray, k: int, *, key: str, **options
+    documents: Vectors, queries: np.ndarray, k: int, *, key: str, **options
 ) -> tuple[np.ndarray, np.ndarray]:
     """`exact_neighbours`, kept on disk; `key` names the corpus, such as its sha256."""
     found = hashlib.sha256(f"{key} {k} {sorted(options)} {options['metric']}".encode())
