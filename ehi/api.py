@@ -148,7 +148,7 @@ def _model(rows: int, maps: Metric, codes: dict, leaves: int, seed: int) -> Join
     return JointIndex(
         tower_width=maps.width, width=maps.width, head_hidden=0,
         tree=tree | {"scale": 20.0, "query_router": True}, **codes,
-        rotation="learned", residual=True, score="corrected", rngs=nnx.Rngs(seed),
+        rotation="learned", residual=True, score="cosine", rngs=nnx.Rngs(seed),
     )  # fmt: skip
 
 

@@ -304,8 +304,15 @@ def jtr_reassigned() -> dict:
 
 
 def vectors() -> dict:
-    """Tree and leaves of given vectors, whose exact search is the teacher."""
-    return joint()
+    """Tree and leaves of given vectors, whose exact search is the teacher.
+
+    Training scores codes by cosine, as the index does. At 64x with every leaf visited,
+    recall@10 of exact search by the k-means tree with OPQ, on dev queries, when codes
+    are scored by 'ip' / 'l2' / 'cosine' / 'corrected': 10,000 vectors of a mixture (4
+    bytes) .550 / .648 / .654 / .582; 5,660 MiniLM embeddings of pydocs (24 bytes)
+    .723 / .677 / .739 / .716.
+    """
+    return joint() | {"score": "cosine"}
 
 
 def default_leaves(num_documents: int) -> int:

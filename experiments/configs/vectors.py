@@ -14,6 +14,7 @@ are, so that only the index is learned.
 
 import ml_collections
 
+from ehi.train import recipes
 from experiments.ablations import apply_variant
 from experiments.configs import base
 
@@ -32,6 +33,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # `dense` is the given vectors: nothing is a better teacher of their neighbours.
     # With judgements, 400 steps train a head on them first.
     c.dense.steps = 0
+    c.joint = ml_collections.ConfigDict(recipes.vectors())
+    c.leaves.score = "cosine"  # of every system, see `recipes.vectors`
     c.systems = (
         "dense",
         "kmeans-tree",
