@@ -33,7 +33,7 @@ from experiments.run.evaluate import (
 from experiments.run.experiment import default_budgets
 from experiments.run.models import build_model
 from experiments.run.prepare import Inputs
-from experiments.run.train import Trained, run_name
+from experiments.run.train import LEAVES, Trained, run_name
 from experiments.run.workdir import check_tower, with_tree_of
 from experiments.systems import config_of, fit_to_corpus, get_system
 
@@ -66,7 +66,8 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
       source: workdir of the run.
 
     Raises:
-      ValueError: a library builds the system, or no budget applies to it.
+      ValueError: a library builds the system, no budget applies to it, or documents
+        are not where its tree puts them.
       FileNotFoundError: `source` holds no such run.
     """
     system = get_system(name)
@@ -105,6 +106,12 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
     if checkpoint.latest_step(final) is None:
         raise FileNotFoundError(
             f"{source} holds no trained {run}; train it there first"
+        )
+    if (source / "checkpoints" / run / LEAVES).exists():
+        raise ValueError(
+            f"{run} in {source} has moved documents to the leaves where its queries "
+            "look for them, and shards put a document where the tree does: train it "
+            "with --config.jtr_reassigned.steps=0 to encode it"
         )
     model = build_model(
         config_of(config, name), system, compression, tower=lambda: inputs.tower,
@@ -153,8 +160,6 @@ def load_job(config, name: str, source: Path, folder: Path, num_shards: int):
 
 def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
     """Build the index of finished shards: that of `experiments.main` but for rounding.
-
-    Documents go to the leaves of the tree, also those that jtr has reassigned.
 
     Raises:
       ValueError: a shard is missing, altered, or of another job.

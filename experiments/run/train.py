@@ -1,5 +1,6 @@
 """Train one system of a config: its parent, its starts, its phases, its embeddings."""
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,8 @@ from experiments.systems import (
     phases_of,
 )
 
+LOG = logging.getLogger("ehi")
+LEAVES = "leaves.npz"  # beside the checkpoints of a run that moves documents
 # The head's principal components are those of at most this many tower outputs.
 PCA_ROWS = 2**18
 
@@ -250,12 +253,17 @@ def _fit_to_buffer(job: Job, graphdef, params, buffer) -> dict:
 
 def saved_leaves(workdir: Path, run: str, inputs: Inputs) -> np.ndarray | None:
     """Return the leaves that a run gave the documents of this corpus, or None."""
-    path = workdir / "checkpoints" / run / "leaves.npz"
+    path = workdir / "checkpoints" / run / LEAVES
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as file:
-        same = str(file["corpus_sha256"]) == inputs.dataset.corpus_sha256
-        return file["leaves"] if same else None
+        if str(file["corpus_sha256"]) == inputs.dataset.corpus_sha256:
+            return file["leaves"]
+    LOG.warning(
+        "%s moved the documents of another corpus to the leaves where queries look for "
+        "them; these documents go where its tree puts them", run,
+    )  # fmt: skip
+    return None
 
 
 def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
@@ -280,7 +288,7 @@ def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
     )
     sha256 = np.str_(inputs.dataset.corpus_sha256)
     kept = {"leaves": leaves, "corpus_sha256": sha256}
-    atomic_write_npz(job.folder / "leaves.npz", kept)
+    atomic_write_npz(job.folder / LEAVES, kept)
     return leaves
 
 

@@ -6,7 +6,7 @@ from topics import PHASES, tiny
 
 from ehi.index import open_index
 from ehi.model.params import merge_model
-from experiments import main
+from experiments import encode, main
 from experiments.run import train
 from experiments.run.experiment import open_experiment
 from experiments.run.train import saved_leaves, train_system
@@ -66,13 +66,19 @@ def test_the_index_of_jtr_holds_documents_where_they_were_moved(corpus, tmp_path
         assert sorted(rows.tolist()) == there.tolist()
 
 
-def test_leaves_of_another_corpus_are_not_used(trained, tmp_path):
+def test_leaves_of_another_corpus_are_not_used(trained, tmp_path, monkeypatch):
     _, experiment = trained("jtr")
+    with pytest.raises(ValueError, match="jtr in .* has moved documents .*steps=0"):
+        encode.run(experiment.config, tmp_path, tmp_path / "shards", shards=2)
+    assert not (tmp_path / "shards").exists()
     kept = tmp_path / "checkpoints" / "jtr" / "leaves.npz"
     with np.load(kept) as file:
         np.savez(kept, leaves=file["leaves"], corpus_sha256=np.str_("other"))
+    warned = []
+    monkeypatch.setattr(train.LOG, "warning", lambda text, run: warned.append(run))
     assert saved_leaves(tmp_path, "jtr", experiment.inputs) is None
     assert saved_leaves(tmp_path, "ehi", experiment.inputs) is None
+    assert warned == ["jtr"]
 
 
 def test_repconc_trains_one_head_then_freezes_documents_for_jpq(trained, monkeypatch):
