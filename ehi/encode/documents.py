@@ -76,7 +76,7 @@ class DocumentEncoder:
         placed = {"embeddings": embeddings, "leaves": leaves.astype(np.uint32)}
         if index.codebooks is not None:
             rows = np.repeat(np.arange(len(x)), index.spill)
-            stored = make_leaves(index, x, rows, leaves.ravel(), "float32")
+            stored, _ = make_leaves(index, x, rows, leaves.ravel(), "float32")
             for name, array in stored.items():
                 placed[name] = array.reshape(*leaves.shape, *array.shape[1:])
         return placed

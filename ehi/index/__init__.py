@@ -28,8 +28,10 @@ from ehi.index.search.routing import assign_leaves, leaf_log_probs
 from ehi.index.search.search import Hits
 from ehi.index.stream import Shard, build_folder
 from ehi.index.tune import Tuned
+from ehi.index.updates import Drift
 
 __all__ = [
+    "Drift",
     "FaissIndex",
     "Hits",
     "Index",

@@ -33,12 +33,29 @@ def build(
         leaves = check.check_leaves(
             leaves, num, parameters.spill, parameters.num_leaves
         )
-    segment = make_segment(
+    segment, squares = make_segment(
         parameters, embeddings, ids, leaf_dtype=leaf_dtype,
         rerank_vectors=rerank_vectors, leaves=leaves,
         progress=progress or count_nothing,
     )  # fmt: skip
-    return parameters, Contents((segment,))
+    return parameters, Contents((segment,), history=first_history(num, squares))
+
+
+def first_history(num, squares):
+    """The history of a new index: see `ehi.index.updates`.
+
+    Args:
+        num: its documents.
+        squares: sum of |x - x^|^2 over their copies and the number of these, or None.
+    """
+    distortion = mean_square(squares)
+    return {"documents": num, "distortion": distortion, "added": 0,
+            "added_distortion": None}  # fmt: skip
+
+
+def mean_square(squares):
+    """The mean of (sum, number) in four digits, which hide how it was summed."""
+    return None if squares is None else float(f"{squares[0] / squares[1]:.4g}")
 
 
 def check_unit(parameters, embeddings):
@@ -64,7 +81,7 @@ def make_segment(
         progress: called with the number of documents of every block that is done.
 
     Returns:
-        Segment.
+        Segment, and the squares of `make_leaves`.
     """
     assigned = leaves
     if leaves is None:
@@ -74,16 +91,18 @@ def make_segment(
     else:
         progress(len(embeddings))
     leaf_offsets, leaf_rows, leaf_of_copy = _by_leaf(assigned, parameters.num_leaves)
-    return Segment(
+    stored, squares = make_leaves(
+        parameters, embeddings, leaf_rows, leaf_of_copy, leaf_dtype, progress
+    )
+    segment = Segment(
         leaf_offsets=leaf_offsets,
         leaf_rows=leaf_rows,
         ids=ids,
         rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
         documents=None if documents is None else StoredDocuments.of(documents),
-        **make_leaves(
-            parameters, embeddings, leaf_rows, leaf_of_copy, leaf_dtype, progress
-        ),
+        **stored,
     )
+    return segment, squares
 
 
 def _by_leaf(assigned, num_leaves):
@@ -115,7 +134,8 @@ def make_leaves(
         progress: called with the number of documents of every block that is done.
 
     Returns:
-        name -> array; 'factors' only if the score needs them.
+        name -> array, 'factors' only if the score needs them; the sum of |x - x^|^2
+        over the copies and their number, None for vectors.
 
     Raises:
         ValueError: another dtype, or embeddings too large for float16.
@@ -127,10 +147,14 @@ def make_leaves(
         vectors = aligned_empty((len(rows), parameters.width), leaf_dtype)
         embeddings.take(rows, 0, out=vectors, mode="clip")  # 'clip' avoids a copy
         progress(len(rows) // parameters.spill)
-        return {"vectors": vectors}
-    codes, factors = encode_copies(parameters, embeddings, rows, leaf_of_copy, progress)
+        return {"vectors": vectors}, None
+    codes, factors, square = encode_copies(
+        parameters, embeddings, rows, leaf_of_copy, progress
+    )
     stored = {"codes": pack_codes(codes, parameters.codebooks.shape[1])}
-    return stored if factors is None else {**stored, "factors": factors}
+    if factors is not None:
+        stored["factors"] = factors
+    return stored, (square, len(rows))
 
 
 def encode_copies(parameters, embeddings, rows, leaf_of_copy, progress):
@@ -140,12 +164,14 @@ def encode_copies(parameters, embeddings, rows, leaf_of_copy, progress):
         parameters, embeddings, rows, leaf_of_copy, progress: as of `make_leaves`.
 
     Returns:
-        (C, M) uint8, one code a byte; (C,) uint8, or None if the score needs none.
+        (C, M) uint8, one code a byte; (C,) uint8, or None if the score needs none; the
+        sum of |x - x^|^2, where x^ has the codewords that were chosen.
     """
     choosing = parameters.assign_codebooks
     choosing = parameters.codebooks if choosing is None else choosing
     codes = np.empty((len(rows), len(choosing)), np.uint8)
     factors = np.empty(len(rows), np.uint8) if parameters.has_factors else None
+    square = 0.0
     with one_blas_thread():  # the products are too small for more threads
         for start in range(0, len(rows), _ENCODE_ROWS):
             part = slice(start, start + _ENCODE_ROWS)
@@ -155,8 +181,12 @@ def encode_copies(parameters, embeddings, rows, leaf_of_copy, progress):
             if parameters.rotation is not None:
                 vectors = vectors @ parameters.rotation
             codes[part] = encode_pq(vectors, choosing)
+            known = decode(codes[part], choosing)
+            missed = vectors - known
+            square += float(np.vdot(missed, missed))
             if factors is not None:
-                known = decode(codes[part], parameters.codebooks)
+                if choosing is not parameters.codebooks:
+                    known = decode(codes[part], parameters.codebooks)
                 if parameters.leaf_centroids is not None:
                     centroids = parameters.rotated_centroids[leaf_of_copy[part]]
                     known += centroids
@@ -165,7 +195,7 @@ def encode_copies(parameters, embeddings, rows, leaf_of_copy, progress):
                 factors[part] = factor_bytes(found)
             stop = min(part.stop, len(rows))
             progress(stop // parameters.spill - start // parameters.spill)
-    return codes, factors
+    return codes, factors, square
 
 
 def encode_pq(vectors, codebooks):

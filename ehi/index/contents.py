@@ -336,14 +336,15 @@ class Contents:
         segments: at least one, which may be empty.
         deleted: (R,) bool by row, or None if nothing is deleted.
         folder: the Folder that stores them, or None.
-        setting: dict of what `ehi.index.tune` stored, the search of these documents
-            that names no setting; or None.
+        setting: what `tune` stored, the search that names no setting; or None.
+        history: what `drift` compares with: see `ehi.index.updates`; or None.
     """
 
     segments: tuple[Segment, ...]
     deleted: np.ndarray | None = None
     folder: Folder | None = None
     setting: dict | None = None
+    history: dict | None = None
 
     @property
     def num_rows(self):

@@ -130,7 +130,7 @@ def save_index(index, path, documents=None):
     >>> open_index(path).document(1)
     {'title': 'b'}
     """
-    contents = index.contents
+    contents = updates.remembering(index.contents)
     arrays = updates.merged_arrays(contents)
     texts = updates.merged_texts(contents, documents)
     if store.write_index(path, index.parameters, contents, arrays, texts):
@@ -240,6 +240,7 @@ class Index:
         return Hits(contents.external_ids(rows), *others, rows)
 
     tune = tune
+    drift = updates.drift
 
     @property
     def setting(self):
@@ -441,8 +442,7 @@ class Index:
     @property
     def leaf_load_cv(self):
         """Standard deviation of the leaf sizes over their mean; 0 is balanced."""
-        sizes = self.leaf_sizes
-        return float(sizes.std() / sizes.mean()) if sizes.any() else 0.0
+        return updates.imbalance(self.leaf_sizes)
 
     @property
     def bytes_per_doc(self):

@@ -31,6 +31,8 @@ from ehi.index.search.search import check_setting
 
 # Files of one segment, after its prefix.
 _OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
+_HISTORY = ("documents", "distortion", "added", "added_distortion")
+_BUILT_SIZES = "built_leaf_sizes"
 
 
 def write_index(path, parameters, contents, arrays, texts):
@@ -44,9 +46,9 @@ def write_index(path, parameters, contents, arrays, texts):
     Returns:
         Whether it is the folder that the contents came from.
     """
-    arrays = {**parameters.arrays(), **arrays}
+    arrays = {**parameters.arrays(), **arrays, **_built_arrays(contents)}
     header = manifest_header(
-        parameters, [("", contents.num_documents)], contents.setting
+        parameters, [("", contents.num_documents)], contents.setting, contents.history
     )
     own = contents.folder
     if own is not None and not (Path(path).exists() and own.path.samefile(path)):
@@ -114,6 +116,7 @@ def write_update(parameters, contents):
         parameters,
         [(s["prefix"], s["num_documents"]) for s in segments],
         contents.setting,
+        contents.history,
     )
     keep = [name for name in folder.files if name != "deleted"]
     replace_files(folder, header, arrays, texts, keep)
@@ -132,20 +135,24 @@ def write_compacted(parameters, contents, arrays, texts):
     folder = contents.folder
     keep = [name for name in folder.files if not _is_content(name)]
     header = manifest_header(
-        parameters, [("", contents.num_documents)], contents.setting
+        parameters, [("", contents.num_documents)], contents.setting, contents.history
     )
+    arrays = {**arrays, **_built_arrays(contents)}
     replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
 
 
-def manifest_header(parameters, segments, setting=None):
+def manifest_header(parameters, segments, setting=None, history=None):
     """The entries of a manifest beside its files.
 
     Args:
         parameters: the Parameters.
         segments: (prefix of the file names, number of documents) of each segment.
-        setting: as of Contents.
+        setting, history: as of Contents.
     """
+    known = {} if setting is None else {"search": setting}
+    if history is not None:
+        known["history"] = {name: history[name] for name in _HISTORY}
     return {
         "width": parameters.width,
         "spill": parameters.spill,
@@ -157,13 +164,14 @@ def manifest_header(parameters, segments, setting=None):
         "query_tree": _tree_header(parameters.query_tree),
         "encoder": parameters.encoder,
         "config": parameters.config,
-        **({} if setting is None else {"search": setting}),
+        **known,
     }
 
 
 def _is_content(name):
     """Whether a file holds documents, not parameters."""
-    return name in (*_OF_SEGMENT, "deleted") or name.startswith("segments.")
+    of_all = (*_OF_SEGMENT, "deleted", _BUILT_SIZES)
+    return name in of_all or name.startswith("segments.")
 
 
 def _parameter_entries(manifest):
@@ -284,7 +292,36 @@ def _read_contents(folder, parameters, old):
     if not segments:
         raise ValueError("there is no segment")
     setting = check_setting(parameters, folder.manifest.get("search"))
-    return Contents(tuple(segments), deleted, folder, setting)
+    history = _read_history(folder, parameters)
+    return Contents(tuple(segments), deleted, folder, setting, history)
+
+
+def _read_history(folder, parameters):
+    """The history in a manifest, with the leaf sizes of the build if they are stored.
+
+    Raises:
+        ValueError: an entry is missing or of another kind.
+    """
+    stored = folder.manifest.get("history")
+    if stored is None:
+        return None
+    history = {name: stored[name] for name in _HISTORY}
+    for name, value in history.items():
+        if name in ("documents", "added"):
+            check_count(name, value, least=0)
+        elif value is not None and not 0 <= value < np.inf:
+            raise ValueError(f"{name} must be a number from 0 on, got {value!r}")
+    if _BUILT_SIZES in folder.files:
+        sizes = folder.array(_BUILT_SIZES, mmap=False)
+        expect(_BUILT_SIZES, sizes, (parameters.num_leaves,), "int64")
+        history["leaf_sizes"] = sizes
+    return history
+
+
+def _built_arrays(contents):
+    """The leaf sizes of the build, once its segment was merged: name -> array."""
+    sizes = (contents.history or {}).get("leaf_sizes")
+    return {} if sizes is None else {_BUILT_SIZES: sizes}
 
 
 def _read_segment(folder, prefix, first_row, source):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ehi.index import updates
-from ehi.index.check import check_count, check_queries
+from ehi.index.check import check_count
 from ehi.index.contents import as_ids
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.routing import leaf_log_probs
-from ehi.index.search.search import rerank_scores, row_mask, search
+from ehi.index.search.search import as_queries, rerank_scores, row_mask, search
 from ehi.index.search.topk import EMPTY, keys_of, pack, smallest, unpack
 
 _MOST_QUERIES = 1000  # their recall at 10 is known to half a percent
@@ -148,7 +148,7 @@ def tune(index, queries, recall=0.95, k=10, *, truth=None, save=False, threads=1
     """
     contents = index.contents
     recall = _check_recall(recall)
-    queries = _as_queries(index, queries)
+    queries = as_queries(index, queries)
     k = check_count("k", k)
     if k > contents.num_documents:
         raise ValueError(
@@ -179,18 +179,6 @@ def _check_recall(recall):
     if not (isinstance(recall, numbers.Real) and 0 < recall <= 1):
         raise ValueError(f"recall must be above 0 and at most 1, got {recall!r}")
     return float(recall)
-
-
-def _as_queries(index, queries):
-    """Queries as float32 (N, D), at least one; texts are encoded."""
-    if isinstance(queries, str) or (
-        len(queries) and all(isinstance(query, str) for query in queries)
-    ):
-        queries = index.text_encoder(queries)
-    queries = check_queries(queries, index.width)
-    if not len(queries):
-        raise ValueError("there are no queries to tune the search on")
-    return queries
 
 
 def _given(contents, truth, num, k):

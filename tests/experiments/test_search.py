@@ -177,7 +177,7 @@ def test_recall_finds_the_setting_and_stores_it(run, index_path):
     """The index belongs to no run, so its documents stand in for queries."""
     status, out, err = run("--recall=0.9", "--k=3", "--save")
     assert (status, err) == (0, "")
-    assert out.startswith("tuned on 32 documents in place of queries\nbeam=")
+    assert out.startswith("tuned on 32 documents in place of queries, which may need")
     stored = open_index(index_path).setting
     assert f"beam={stored['beam']}, min_prob={stored['min_prob']:.4g}" in out
     _, answered, _ = run("words", "--json")

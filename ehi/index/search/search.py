@@ -157,6 +157,22 @@ def queries_at_once(parameters, beam, k):
     return min(routed, max(1, 2**22 // copies))
 
 
+def as_queries(index, queries):
+    """Queries as float32 (N, D), at least one; texts are encoded.
+
+    Raises:
+        ValueError: none, or such that the index refuses them.
+    """
+    if isinstance(queries, str) or (
+        len(queries) and all(isinstance(query, str) for query in queries)
+    ):
+        queries = index.text_encoder(queries)
+    queries = check_queries(queries, index.width)
+    if not len(queries):
+        raise ValueError("there are no queries")
+    return queries
+
+
 def check_beam(parameters, beam):
     """`beam` as an int between 1 and the number of leaves."""
     beam = check_count("beam", beam)
@@ -316,7 +332,7 @@ def route_queries(parameters, queries, beam=1, min_prob=0.0):
     Raises:
         ValueError: as of `search`.
     """
-    parts = [part for _, part in _routed(parameters, queries, beam, min_prob)]
+    parts = [part for _, part in routed(parameters, queries, beam, min_prob)]
     nodes_scored = np.concatenate([part.nodes_scored for part in parts])
     return joined([part.leaves for part in parts]), nodes_scored
 
@@ -324,14 +340,14 @@ def route_queries(parameters, queries, beam=1, min_prob=0.0):
 def count_visited(parameters, contents, queries, beam, min_prob=0.0):
     """Copies of documents in the leaves that each query visits: (N,) int64."""
     visited = np.zeros(len(queries), np.int64)
-    for part, routes in _routed(parameters, queries, beam, min_prob):
+    for part, routes in routed(parameters, queries, beam, min_prob):
         leaves = routes.leaves
         sizes = np.where(leaves < 0, 0, contents.leaf_sizes[leaves])
         visited[part] = sizes.sum(axis=1)
     return visited
 
 
-def _routed(parameters, queries, beam, min_prob):
+def routed(parameters, queries, beam, min_prob):
     """Slices of the queries, and the Routes of each."""
     queries = check_queries(queries, parameters.width)
     beam, min_prob = check_beam(parameters, beam), check_share("min_prob", min_prob)

@@ -24,6 +24,7 @@ any error. A process that is killed leaves it behind, and the old index is uncha
 import collections
 import contextlib
 import errno
+import operator
 import os
 import tempfile
 import zlib
@@ -36,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from ehi.index import check
-from ehi.index.build import make_leaves
+from ehi.index.build import first_history, make_leaves
 from ehi.index.commit import check_replaceable, is_free, write_folder
 from ehi.index.folder import Stream, writer_lock
 from ehi.index.parameters import Parameters, make_parameters
@@ -126,8 +127,10 @@ def build_folder(
                 parameters, sources, dtype, leaf_dtype, rerank_vectors, beam, threads,
                 Path(scratch), progress or (lambda documents: None),
             )  # fmt: skip
-            arrays = {**parameters.arrays(), **_documents(build), **arrays}
-            header = manifest_header(parameters, [("", num)])
+            documents, squares = _documents(build)
+            arrays = {**parameters.arrays(), **documents, **arrays}
+            history = first_history(num, squares)
+            header = manifest_header(parameters, [("", num)], history=history)
             write_folder(path, header, arrays, stored_texts(sources))
     except OSError as error:
         if error.errno not in _FULL:
@@ -158,12 +161,13 @@ class _Build:
 
 
 def _documents(build):
-    """All arrays of the documents except their ids: name -> array or Stream."""
+    """All arrays of the documents except their ids, name -> array or Stream, and the
+    squares of `make_leaves`."""
     with one_blas_thread(), ThreadPoolExecutor(build.threads) as pool:
         counts, sums = _route_and_count(build, pool)
         offsets = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
-        copies = _encode_and_scatter(build, pool, offsets, sums)
+        copies, squares = _encode_and_scatter(build, pool, offsets, sums)
     total = int(offsets[-1])
     arrays = {
         "leaf_offsets": offsets,
@@ -176,7 +180,7 @@ def _documents(build):
         file = build.scratch / "rerank"
         blocks = read_blocks(file, np.float16, shape, block_rows(width))
         arrays["rerank_vectors"] = Stream("float16", shape, blocks)
-    return arrays
+    return arrays, squares
 
 
 def _route_and_count(build, pool):
@@ -205,7 +209,8 @@ def _route_and_count(build, pool):
 
 
 def _encode_and_scatter(build, pool, offsets, sums):
-    """The second reading: the Copies of all documents, in bands of leaves."""
+    """The second reading: the Copies of all documents, in bands of leaves, and their
+    squares, as of `make_leaves`."""
     parameters = build.parameters
 
     def encode(source, start, raw, expected, leaves):
@@ -214,13 +219,13 @@ def _encode_and_scatter(build, pool, offsets, sums):
         block = np.ascontiguousarray(raw, np.float32)
         order = np.argsort(leaves, kind="stable")
         rows, leaves = order // parameters.spill, leaves[order].astype(np.int64)
-        stored = make_leaves(parameters, block, rows, leaves, build.leaf_dtype)
+        stored, squares = make_leaves(parameters, block, rows, leaves, build.leaf_dtype)
         keys = leaves << 32 | (source.first_row + start + rows)
         half = block.astype(np.float16) if build.rerank_vectors else None
         values = stored.get("vectors", stored.get("codes"))
         if "factors" in stored:  # the last byte of a record
             values = np.column_stack([values, stored["factors"]])
-        return keys, values, half
+        return keys, values, half, squares
 
     def with_leaves(leaves):
         blocks = readings(build, again=True)
@@ -228,20 +233,22 @@ def _encode_and_scatter(build, pool, offsets, sums):
             num = len(raw) * parameters.spill
             yield source, start, raw, expected, np.fromfile(leaves, np.uint32, num)
 
-    copies = Copies(build, offsets)
+    copies, total = Copies(build, offsets), None
     with contextlib.ExitStack() as files:
         leaves = files.enter_context((build.scratch / "leaves").open("rb"))
         if build.rerank_vectors:
             rerank = files.enter_context((build.scratch / "rerank").open("wb"))
         results = _in_order(pool, build.threads, encode, with_leaves(leaves))
-        for keys, values, half in results:
+        for keys, values, half, squares in results:
             copies.add(keys, values)
+            if squares is not None:
+                total = tuple(map(operator.add, total or (0.0, 0), squares))
             build.progress(len(keys) // parameters.spill)
             if half is not None:
                 rerank.write(half)
     copies.flush()
     (build.scratch / "leaves").unlink()
-    return copies
+    return copies, total
 
 
 def _checksum(block):
