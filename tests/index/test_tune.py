@@ -9,6 +9,7 @@ import pytest
 
 from ehi.index import build_index, open_index, save_index
 from ehi.index.sharded import ShardedIndex, split_index
+from ehi.index.tune import _least
 
 WIDTH, NUM, K = 8, 600, 5
 RNG = np.random.default_rng(11)
@@ -91,6 +92,14 @@ def test_no_smaller_beam_or_larger_probability_reaches_it(kind):
         by_prob = index.search(QUERIES, K, beam=25, min_prob=prob).visited.mean()
         # Two of the tried probabilities differ by 4.4%, those here by 1.1%.
         assert tuned.visited_mean <= min(by_beam, by_prob * 1.06)
+
+
+def test_bisection_finds_the_least_with_few_tries():
+    for low, high in ((0, 0), (0, 1), (3, 90)):
+        for answer in range(low, high + 1):
+            tried = []
+            assert _least(lambda n: tried.append(n) or n >= answer, low, high) == answer  # noqa: B023
+            assert len(tried) == len(set(tried)) <= 14 and high not in tried
 
 
 def test_re_ranking_is_found_where_vectors_are_stored():
