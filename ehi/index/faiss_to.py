@@ -6,7 +6,7 @@ Codes become those of an IndexIVFPQ, byte for byte. The metric is L2 if the scor
 first, in an IndexPreTransform.
 
 Faiss has no factors. It finds candidates by their inner products, and the stored
-factors score these again: see `FaissIndex.exact`.
+factors score these again: see `FaissIndex.search`.
 
 The functions import Faiss when they run.
 """
@@ -24,13 +24,15 @@ from ehi.index.check import check_queries, check_results
 from ehi.index.errors import IndexCorruptError
 from ehi.index.index import Index
 from ehi.index.search.blas import one_blas_thread
-from ehi.index.search.codes import decode
+from ehi.index.search.codes import decode, factor_table
 from ehi.index.search.routing import route, rows_at_once
-from ehi.index.search.search import check_beam
-from ehi.index.search.ties import score_again
+from ehi.index.search.search import Request, check_beam, row_mask
+from ehi.index.search.ties import score_again, settle
 from ehi.index.search.topk import drop_duplicates, keys_of, smallest, unpack
 
 _VALUES = 2**22  # size of the largest temporary array of a search
+_GROWTH = 8  # times the candidates, where the first ones prove nothing
+_ROUNDING = 1e-5  # of scores, relative
 
 
 def to_faiss(index, *, fastscan=False):
@@ -186,17 +188,21 @@ class FaissIndex:
     def search(self, queries, k=10, *, beam=1, rerank=0):
         """The k best documents in the `beam` best leaves of each query.
 
-        If `exact`, ids are those of `source.search` at the time of the export, and
-        scores are within 1e-4; documents of equal scores may swap. Otherwise, `rerank`
-        candidates of Faiss are scored again with the codes and factors of `source`, and
-        a document is missed only if it is not among them.
+        Without `rerank`, ids are those of `source.search` at the time of the export, in
+        the same order, and scores are within 1e-4; a fast-scan may miss some. If the
+        score has factors, candidates are scored again with them, 4 k and at least 100,
+        then 8 times as many. No other document can be better if its inner product times
+        the largest factor is too small; queries without this proof ask `source`.
+
+        With `rerank`, that many candidates of Faiss are scored again with the codes and
+        factors of `source`, and a document is missed only if it is not among them.
 
         Args:
             queries: (N, D) floats.
             k: results of a query.
             beam: leaves visited, 1 .. P.
-            rerank: how many candidates to score again. 0 is none, or 4 k and at least
-                100 if the score has factors.
+            rerank: how many candidates to score again; 0 is as many as are needed, or
+                4 k and at least 100 of a fast-scan with factors.
 
         Returns:
             ids (N, k), external ones, padded with -1 or None; scores (N, k) float32,
@@ -213,8 +219,28 @@ class FaissIndex:
         rerank = check_results("rerank", rerank, source.num_documents, least=0)
         if 0 < rerank < k:
             raise ValueError(f"rerank={rerank} candidates are fewer than k={k}")
-        if source.parameters.has_factors and not rerank:
+        prove = source.parameters.has_factors and not rerank
+        if prove:
             rerank = max(k, min(max(4 * k, 100), source.num_documents))
+            prove = not isinstance(self._lists, import_faiss().IndexIVFPQFastScan)
+        keys, last = self._search_parts(queries, k, beam, rerank)
+        for growth in (_GROWTH, 0) if prove else ():
+            todo = np.flatnonzero(self._unproven(keys, last))
+            if not len(todo):
+                break
+            some = queries[todo]
+            if growth and growth * rerank < source.num_documents:
+                found = self._search_parts(some, k, beam, growth * rerank)
+                keys[todo], last[todo] = found
+            else:
+                hits = source.search(some, k, beam=beam)
+                keys[todo], last[todo] = keys_of(hits.scores, hits.rows), -np.inf
+        scores, rows = unpack(keys)
+        return source.external_ids(rows), scores
+
+    def _search_parts(self, queries, k, beam, rerank):
+        """`_search_part` of all queries, as many at once as memory allows."""
+        source = self.source
         most = max(beam, rerank * source.spill) * source.width
         step = max(1, _VALUES // most)
         step = min(step, rows_at_once(source.routing_tree, beam))
@@ -222,8 +248,22 @@ class FaissIndex:
             self._search_part(queries[start : start + step], k, beam, rerank)
             for start in range(0, max(len(queries), 1), step)
         ]
-        scores, rows = unpack(np.concatenate(parts))
-        return source.external_ids(rows), scores
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    def _unproven(self, keys, last):
+        """Queries whose k-th document may be worse than one that is no candidate: (N,).
+
+        Args:
+            keys: (N, k) of the best candidates.
+            last: (N,) inner product of the last candidate, -inf if all were.
+        """
+        bytes_ = [part.factors for part in self.source.segments if part.num_copies]
+        ends = [(part.min(), part.max()) for part in bytes_]
+        factors = factor_table()[np.unique(ends)] if ends else np.ones(1, np.float32)
+        worst, more = unpack(keys)[0][:, -1], last > -np.inf
+        last = np.where(more, last, 0)
+        bound = np.maximum(last * factors[0], last * factors[-1])
+        return more & (worst <= bound + _ROUNDING * np.abs(bound) + 1e-6)
 
     def write(self, path):
         """Writes the faiss index to a file, and replaces an old file as a whole.
@@ -287,7 +327,12 @@ class FaissIndex:
         return self.index
 
     def _search_part(self, queries, k, beam, rerank):
-        """(N, k) ascending keys: see `ehi.index.search.topk`."""
+        """Keys and the last candidates of some queries.
+
+        Returns:
+            (N, k) ascending keys, see `ehi.index.search.topk`; (N,) float32 score that
+            Faiss gives to the last of `rerank` candidates, -inf if there are fewer.
+        """
         source = self.source
         with one_blas_thread():
             leaves = route(queries, source.routing_tree, beam).leaves
@@ -300,19 +345,23 @@ class FaissIndex:
                 if source.score == "l2":  # |q - c|^2 instead of q.c
                     half = source.parameters.half_centroid_norms[leaves]
                     offsets = norms + 2 * (half - offsets)
-        wanted = (rerank or k) * source.spill
-        scores, rows = self._search_leaves(rotated, wanted, leaves, offsets)
+        wanted = rerank or k + 1  # one more than needed: see `settle`
+        scores, rows = self._search_leaves(
+            rotated, wanted * source.spill, leaves, offsets
+        )
         if source.score == "l2":
             scores = (1 + norms - scores) / 2
         keys = keys_of(scores, rows)
-        keys = drop_duplicates(np.sort(keys, axis=1), rerank or k)
+        scores, rows = unpack(drop_duplicates(np.sort(keys, axis=1), wanted))
+        last = scores[:, -1]
+        parameters, contents = source.parameters, source.contents
         if rerank:
-            rows = unpack(keys)[1]
-            scores = score_again(
-                source.parameters, source.contents, queries, leaves, rows
-            )
-            keys = keys_of(scores, rows)
-        return smallest(keys, k)
+            scores = score_again(parameters, contents, queries, leaves, rows)
+        elif self.exact:
+            mask = row_mask(contents)
+            request = Request(parameters, contents, mask, k, beam, 0.0, 0, 1)
+            scores, rows = settle(request, queries, rotated, leaves, scores, rows)
+        return smallest(keys_of(scores, rows), k), last
 
     def _search_leaves(self, rotated, wanted, leaves, offsets):
         """Scores and rows (N, wanted) of the best copies in the leaves (N, b)."""

@@ -59,8 +59,11 @@ def test_any_index_is_exported(data):
         "spill": draw(1, 2, 3), "strings": draw(False, True), "own": draw(False, True),
         "seed": data.draw(st.integers(0, 2**32)),
     }  # fmt: skip
-    index, more, names, queries = make(draw(*LEAVES, *L2), **options)
+    leaf = draw(*LEAVES, *L2, *FACTORED)
+    index, more, names, queries = make(leaf, **options)
     if draw(False, True):
+        if leaf in FACTORED:
+            more /= np.linalg.norm(more, axis=1, keepdims=True)
         update(index, more, names)
     beam = data.draw(st.integers(1, index.num_leaves))
     k = data.draw(st.integers(1, 120))
@@ -69,12 +72,32 @@ def test_any_index_is_exported(data):
     finite = np.isfinite(hits.scores)
     np.testing.assert_allclose(scores[finite], hits.scores[finite], atol=1e-4)
     assert (np.isfinite(scores) == finite).all()
-    differ = ids != hits.ids  # if neighbours have the same score up to rounding
-    close = np.isclose(hits.scores[:, 1:], hits.scores[:, :-1], atol=1e-5)
-    close |= ~finite[:, 1:]
-    tied = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
-    tied[:, -1] = True  # its next neighbour is unknown
-    assert not (differ & ~tied).any()
+    assert (ids == hits.ids).all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("words", [16, 256])
+@pytest.mark.parametrize("score", ["ip", "l2", "cosine", "corrected"])
+def test_every_score_finds_the_same_ids_in_the_same_order(score, words, residual):
+    """Coarse codes: many documents have equal ones, and factors differ much."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((30, 16))
+    x = centres[rng.integers(30, size=1500)] + 0.4 * rng.standard_normal((1500, 16))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    leaf_centroids = 0.7 * x[:8] if residual else None
+    nearest = (x @ x[:8].T).argmax(axis=1)
+    parts = x - leaf_centroids[nearest] if residual else x
+    books = [parts[-words:, 4 * m : 4 * m + 4] for m in range(4)]
+    index = build_index(
+        x, range(1500), tree={"kind": "per_node", "nodes": [x[None, :8]], "scale": 9.0},
+        codebooks=np.stack(books), leaf_centroids=leaf_centroids, score=score,
+    )  # fmt: skip
+    exported = to_faiss(index)
+    for k, beam in ((10, 8), (100, 8), (10, 2), (1500, 8)):
+        hits = index.search(x[::20], k, beam=beam)
+        ids, scores = exported.search(x[::20], k, beam=beam)
+        assert (ids == hits.ids).all()
+        np.testing.assert_allclose(scores, hits.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("spill", [1, 2])
