@@ -51,7 +51,7 @@ class MsMarco(Collection):
     VERSION = tfds.core.Version("1.0.0")
 
     def raw_documents(self) -> Iterator[tuple[str, Any, Any, Any]]:
-        expected = "id and text, id, title and text, or id, url, title and text"
+        expected = "id and text; id, title and text; or id, url, title and text"
         for where, cells in numbered_cells(self._corpus, (2, 3, 4), expected):
             title = cells[-2] if len(cells) > 2 else ""
             yield where, cells[0], title, cells[-1]

@@ -15,8 +15,10 @@ conclude anything. The rest was not found, and the values are ours: margin, thre
 lengths, warm-up, decay, weight decay, mined negatives per query, head (none), start of
 the tree (random).
 
-Data: scifact, fiqa and msmarco are public BEIR sets; nq320k is a BEIR folder of that
-name in a folder of EHI_DATA. Every example is a labelled pair.
+Data: scifact, fiqa and msmarco are public BEIR sets, or folders of these names in a
+folder of EHI_DATA; nq320k is such a folder. Any layout of experiments/README.md#data
+will do, so msmarco may be MS MARCO's own tables. Every example is a labelled pair;
+--config.joint.negatives=given draws negatives from its triples instead of the leaves.
 Hardware: one accelerator of 40 GB; the embeddings of msmarco (27 GB) are kept in host
 memory. Time: see --dry_run, plus encoding the corpus 20 times to mine negatives.
 Expected: unknown. The abstract claims +1.45% MRR@10 on MS MARCO dev and +8.2% nDCG@10

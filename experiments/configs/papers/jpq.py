@@ -22,8 +22,9 @@ with
     tokenizer_config.json, {"add_prefix_space": true}: STAR was trained on the tokens
         of transformers 2, which puts a space before a text (star_tokenizer.py in
         github.com/jingtaozhan/DRhard).
-Data: MS MARCO passage is the public BEIR set `msmarco`; documents are a BEIR folder
-`msmarco-document` in a folder of EHI_DATA.
+Data: MS MARCO passage is the public BEIR set `msmarco`, or a folder of that name in a
+folder of EHI_DATA with MS MARCO's own tables (collection.tsv, ...); documents are such
+a folder `msmarco-document` (msmarco-docs.tsv, msmarco-doctrain-queries.tsv, ...).
 Hardware: one accelerator. Time: the paper reports under 2 hours per epoch on one GPU of
 2021.
 Expected with STAR for M = 16, 24, 32, 48, 64, 96, read off the authors' figures: MRR@10
