@@ -65,9 +65,13 @@ def join_batch(
     """
 
     def put(name, x):
-        size = num_documents if name.startswith("documents") else num_queries
+        # 'documents_ids', but also 'teacher_documents', and 'leaves' of documents.
+        of_documents = "documents" in name or name == "leaves"
+        size = num_documents if of_documents else num_queries
         if encoded and name.endswith(("_ids", "_mask")):
             size = min(encoded, size)
+        if encoded and name.startswith("cached_"):
+            size -= min(encoded, size)
         even = size % mesh.size == 0
         spec = PartitionSpec("data") if even else PartitionSpec()
         shape = (size, *x.shape[1:])

@@ -148,6 +148,7 @@ def make_batch(
     mined: np.ndarray | None = None,
     lengths: tuple[int, int] = (0, 0),
     own: Callable[[int], slice] | None = None,
+    tables: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """The batch of one step.
 
@@ -160,6 +161,8 @@ def make_batch(
       lengths: tokens of a query and of a document when the tower trains, else zeros.
       own: number of rows -> the slice of them that this process holds, of queries and
         of documents; None for all rows. The whole batch does not depend on it.
+      tables: arrays or `Rows` that are too large for a device, by their names in
+        `objective`; the batch holds the rows of them that the step reads.
 
     Returns:
       queries (N,) and documents (C,) rows; target (N,), position in the pool of the
@@ -167,7 +170,9 @@ def make_batch(
       not negatives; weights (N,); `positives` (N, A), document rows padded with -1, if
       a term searches all codes (A is the most that any query has). With a trained
       tower also `queries_ids, queries_mask (N, L)` and `documents_ids, documents_mask
-      (C, L)`, of the first E rows only if `phase.encoded` is E.
+      (C, L)`, of the first E rows only if `phase.encoded` is E. Of each table of
+      `tables` the rows of the queries (N, .) or of the documents (C, .), but of
+      `cached_queries` and `cached_documents` only those after the first E.
 
     Raises:
       ValueError: no pairs for any source, or fewer than E queries with tokens.
@@ -179,6 +184,7 @@ def make_batch(
     documents = _pool(data, phase, queries, positives, mined, seed, step)
     read = queries[: phase.encoded or None], documents[: phase.encoded or None]
     own = own or slice
+    gathered = _gathered(tables or {}, queries, documents, len(read[0]), own)
     of_queries, of_documents = own(len(queries)), own(len(documents))
     queries, positives = queries[of_queries], positives[of_queries]
     row, known = data.positives(queries)
@@ -199,7 +205,22 @@ def make_batch(
         ):
             padded = some.pad(rows[own(len(rows))], length)
             batch[f"{side}_ids"], batch[f"{side}_mask"] = padded
-    return batch
+    return batch | gathered
+
+
+def side_of(table: str) -> str:
+    """'queries' or 'documents': whose rows a table of `objective` holds."""
+    return "queries" if table.endswith("queries") else "documents"
+
+
+def _gathered(tables, queries, documents, encoded: int, own) -> dict[str, np.ndarray]:
+    """The rows of host tables that a step reads, by the names of the tables."""
+    found, rows_of = {}, {"queries": queries, "documents": documents}
+    for name, table in tables.items():
+        rows = rows_of[side_of(name)]
+        rows = rows[encoded if name.startswith("cached_") else 0 :]
+        found[name] = np.asarray(table[rows[own(len(rows))]])
+    return found
 
 
 def drawn_queries(data: TrainingSet, phase: Phase, *, seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -48,6 +49,7 @@ def run_phase(
     lengths: tuple[int, int] = (0, 0),
     mine: Callable[[dict, np.ndarray], np.ndarray] | None = None,
     shard_state: bool = False,
+    host_tables: Mapping[str, np.ndarray] | None = None,
 ) -> dict:
     """Train one phase to its end, from its last checkpoint if it has one.
 
@@ -73,6 +75,9 @@ def run_phase(
         and get the same result. The rows are those that the phase draws.
       shard_state: each device holds a part of the parameters and moments, see
         `state_sharding`. While mining and at the end all hold all parameters.
+      host_tables: tables of `objective`, arrays, memory maps or `Rows`, that stay where
+        they are. Their rows travel with the batch, which is made while the device
+        computes the step before. The numbers are the same.
 
     Returns:
       `params` and `stats` of the last state; a next phase may start from `stats`.
@@ -86,6 +91,7 @@ def run_phase(
     seed = checked_seed(seed)
     mesh, interval = make_mesh(), phase.mining_interval if mine is not None else 0
     _check_processes(mesh, params, data, tables, phase, f"{run} {name}")
+    host_tables = dict(host_tables or {})
     train_step, state, sharding = make_phase_step(
         graphdef, params, phase, mesh, shard_state
     )
@@ -96,7 +102,12 @@ def run_phase(
     tables = place(tables, table_sharding(mesh, tables))
     key = jax.random.key(seed)
     recent, stop = _Metrics(log, run, name, phase.batch_size), preemption.Stop()
+
+    def make(step, mined):
+        return _batch(data, phase, seed, step, mined, lengths, mesh, stop, host_tables)
+
     with (
+        _Batches(make, ahead=bool(host_tables)) as batches,
         preemption.finishing_steps(),
         checkpoint.Writer(directory) as writer,
         _progress(f"{run} {name}", phase.steps, start) as progress,
@@ -107,9 +118,13 @@ def run_phase(
                 with recent.refreshing():
                     found = mine(own_copy(state["params"]), mined.rows)
                     mined = SomeRows(mined.rows, found)
-            batch = _batch(data, phase, seed, step, mined, lengths, mesh, stop)
+            done = step + 1
+            mines = interval and done % interval == 0  # before the next step
+            batch = batches.get(step, mined, follows=done < phase.steps and not mines)
+            if host_tables:  # no more than two batches are in memory
+                jax.block_until_ready(state["step"])
             state, metrics = train_step(state, tables, batch, key)
-            done, stopping = step + 1, stop.after(metrics)
+            stopping = stop.after(metrics)
             last = stopping or done == phase.steps
             recent.add(metrics)
             progress.update()
@@ -183,12 +198,40 @@ def _resume(directory, mesh, state, mined, data):
     return saved["state"], SomeRows(mined.rows, values), step
 
 
-def _batch(data, phase: Phase, seed, step, mined, lengths, mesh, stop) -> dict:
+class _Batches:
+    """The batches of steps; with `ahead`, the next one is made in another thread."""
+
+    def __init__(self, make: Callable, ahead: bool):
+        self._make, self._waiting = make, None
+        self._thread = ThreadPoolExecutor(1) if ahead else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def get(self, step: int, mined, follows: bool) -> dict:
+        """The batch of a step; `follows` tells that the next step has the same mined.
+
+        Steps are asked for in turn.
+        """
+        waiting, self._waiting = self._waiting, None
+        batch = self._make(step, mined) if waiting is None else waiting.result()
+        if self._thread is not None and follows:
+            self._waiting = self._thread.submit(self._make, step + 1, mined)
+        return batch
+
+
+def _batch(
+    data, phase: Phase, seed, step, mined, lengths, mesh, stop, host_tables
+) -> dict:
     """The batch of a step on the devices."""
     alone = jax.process_count() == 1
     batch = make_batch(
         data, phase, seed=seed, step=step, mined=mined, lengths=lengths,
-        own=None if alone else functools.partial(batch_slice, mesh),
+        own=None if alone else functools.partial(batch_slice, mesh), tables=host_tables,
     )  # fmt: skip
     if alone:
         return shard_batch(mesh, batch)

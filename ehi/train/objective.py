@@ -15,6 +15,7 @@ from ehi.model.joint import JointIndex
 from ehi.model.score import score_quantised
 from ehi.model.tree import assign
 from ehi.train import losses, tree_losses
+from ehi.train.batch import side_of
 from ehi.train.phase import (
     LEAF_TERMS,
     POOL_LEAF_TERMS,
@@ -42,7 +43,8 @@ def objective(
         part of the batch has tokens; `teacher_queries (rows, D)` and
         `teacher_documents (rows, D)` for the distillation terms; `codes (documents, M)`
         uint8 for `lambda_rank`; `leaves (documents, s)` where they are not those of the
-        router, for `leaf_likelihood`.
+        router, for `leaf_likelihood`. A table that is too large for a device is not
+        here: its rows are in the batch, under its name. `codes` are always here.
       batch: from `ehi.train.batch.make_batch`.
       phase: weights of the terms, temperatures, margins.
       mesh: devices that share the search of the code table; None for one device.
@@ -92,26 +94,33 @@ def _embed(embed, tables, batch, side: str, chunk: int):
     """Embeddings of one side of the batch: first rows with tokens, then cached rows."""
     rows, name = batch[side], f"{side}_ids"
     if name not in batch:
-        return embed(tables[f"features_{side}"][rows])
+        return embed(_rows(tables, batch, f"features_{side}"))
     read = embed((batch[name], batch[f"{side}_mask"]), chunk)
     if len(read) == len(rows):
         return read
-    cached = embed(tables[f"cached_{side}"][rows[len(read) :]])
+    cached = embed(_rows(tables, batch, f"cached_{side}", skip=len(read)))
     return jnp.concatenate([read, cached])
+
+
+def _rows(tables, batch, name: str, skip: int = 0):
+    """Rows of a table: those that came with the batch, or gathered from the device."""
+    if name in batch:
+        return batch[name]
+    return tables[name][batch[side_of(name)][skip:]]
 
 
 def _teacher_scores(tables, batch, weights):
     """Scores (N, C) by the frozen teacher; None if no term compares with them."""
     if not any(name in weights for name in TEACHER_TERMS):
         return None
-    queries = tables["teacher_queries"][batch["queries"]]  # (N, D)
-    return queries @ tables["teacher_documents"][batch["documents"]].T
+    queries = _rows(tables, batch, "teacher_queries")  # (N, D)
+    return queries @ _rows(tables, batch, "teacher_documents").T
 
 
 def _leaves_of(tables, batch, log_pd):
     """The leaves of the pool's documents (C, s): given ones, or the best by itself."""
-    if "leaves" in tables:
-        return tables["leaves"][batch["documents"]]
+    if "leaves" in tables or "leaves" in batch:
+        return _rows(tables, batch, "leaves")
     return assign(jax.lax.stop_gradient(log_pd))[:, None]
 
 
@@ -250,7 +259,7 @@ def _contrast(batch) -> dict:
 
 def _tower_outputs(tables, batch, side: str, embeddings):
     """Outputs of the frozen tower for one side, which an anchor compares with."""
-    outputs = tables[f"features_{side}"][batch[side]]
+    outputs = _rows(tables, batch, f"features_{side}")
     if outputs.shape != embeddings.shape:
         raise ValueError(
             f"an anchor of {side} needs a head as wide as the tower: embeddings "

@@ -157,6 +157,10 @@ def _check_numbers(config) -> None:
         raise ValueError(
             f"start_from_steps is {config.start_from_steps}; must be above 0 and finite"
         )
+    if not config.device_table_gib >= 0:
+        raise ValueError(
+            f"device_table_gib is {config.device_table_gib}; must be at least 0"
+        )
     if not 0 < config.dev_fraction < 1:
         raise ValueError(
             f"dev_fraction is {config.dev_fraction}; must be between 0 and 1"

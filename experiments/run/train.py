@@ -1,6 +1,7 @@
 """Train one system of a config: its parent, its starts, its phases, its embeddings."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ehi.data.rows import Rows
+from ehi.data.rows import Rows, SomeRows
 from ehi.encode.embed import code_table
 from ehi.files import atomic_write_npz
 from ehi.index import build_index
@@ -228,7 +229,7 @@ def _phase(job: Job, name: str, phase, graphdef, state, log) -> dict:
     inputs, config, params = job.inputs, job.config, state["params"]
     if phase.start == "buffer":
         params = _fit_to_buffer(job, graphdef, params, state["stats"]["buffer"])
-    tables = _tables(job, phase, graphdef, params)
+    tables, host_tables = _placed(job, phase, _tables(job, phase, graphdef, params))
     lengths = (0, 0)
     if has_tower(params):
         lengths = (config.tower.query_length, config.tower.document_length)
@@ -236,8 +237,38 @@ def _phase(job: Job, name: str, phase, graphdef, state, log) -> dict:
         graphdef, params, inputs.training, tables, phase,
         run=job.run, name=name, seed=config.seed, directory=job.folder / name, log=log,
         lengths=lengths, mine=_miner(phase, graphdef, inputs, job.parent),
-        shard_state=config.shard_state,
+        shard_state=config.shard_state, host_tables=host_tables,
     )  # fmt: skip
+
+
+def _placed(job: Job, phase, tables: dict) -> tuple[dict, dict]:
+    """Return the tables for the device, and those whose rows travel with the batch.
+
+    The codes stay on the device, since a step searches all of them.
+    """
+    if not rows_travel(job.config, tables):
+        return tables, {}
+    on_device = {name: tables.pop(name) for name in ("codes",) if name in tables}
+    if "teacher_queries" in tables:  # embedded once, not in each step again
+        rows = drawn_queries(job.inputs.training, phase, seed=job.config.seed)
+        values = tables["teacher_queries"][rows]
+        tables["teacher_queries"] = SomeRows(rows, values)
+    return on_device, tables
+
+
+def rows_travel(config, tables: dict) -> bool:
+    """Return whether the tables, without the codes, are too large for a device.
+
+    Args:
+      config: of the system.
+      tables: name -> array, or its shape and type.
+    """
+    sizes = [
+        math.prod(table.shape) * table.dtype.itemsize
+        for name, table in tables.items()
+        if name != "codes"
+    ]
+    return sum(sizes) > config.device_table_gib * 2**30
 
 
 def _fit_to_buffer(job: Job, graphdef, params, buffer) -> dict:

@@ -14,9 +14,9 @@ from experiments.command import user_path
 
 LOG = logging.getLogger("ehi")
 
-# A change of these fields adds records to a workdir. A change of any other field makes
-# another experiment.
-FREE_FIELDS = ("systems", "budgets")
+# A change of these fields adds records to a workdir, or moves tables to another memory.
+# A change of any other field makes another experiment.
+FREE_FIELDS = ("systems", "budgets", "device_table_gib")
 INPUTS = "inputs.json"
 _CHOSEN = (("tree", "branching"), ("leaves", "num_codewords"))  # set by `fit_to_corpus`
 # Fields that the parameters of a finished run need not have been trained with.

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ehi.index import build_index
 from ehi.model.export import index_arrays
 from ehi.train import checkpoint
 from ehi.train.logs import MetricLog
-from ehi.train.loop import run_phase
+from ehi.train.loop import _Batches, run_phase
 from ehi.train.negatives import mine_from_leaves
 from ehi.train.phase import Phase
 
@@ -207,3 +208,52 @@ def test_bad_phases_are_refused(change, message):
 def test_an_unknown_field_of_a_phase_is_refused():
     with pytest.raises(ValueError, match="unknown field 'step'"):
         Phase.from_mapping({"step": 3})
+
+
+@pytest.mark.parametrize("tower", [False, True])
+def test_rows_that_travel_with_the_batch_give_the_same_bits(
+    tiny, tiny_model, tmp_path, tower
+):
+    data, tables = tiny
+    options = {"tower": True} if tower else {}
+    lengths, changes = (0, 0), {"refresh": 0, "mined_per_query": 0}
+    changes["losses"] = PHASE.losses | {"anchor": 0.5, "query_anchor": 0.5}
+    if tower:
+        lengths, changes["encoded"] = (6, 8), 4
+        tables = tables | {
+            f"cached_{side}": tables[f"features_{side}"]
+            for side in ("queries", "documents")
+        }
+    graphdef, params = tiny_model(**options)
+
+    def run(name, on_device, on_host):
+        return run_phase(
+            graphdef, params, data, on_device, dataclasses.replace(PHASE, **changes),
+            run="tiny", name="joint", seed=0, directory=tmp_path / name,
+            lengths=lengths, log=MetricLog(tmp_path / f"{name}.jsonl"),
+            host_tables=on_host,
+        )["params"]  # fmt: skip
+
+    device = run("device", tables, None)
+    for name, table in tables.items():
+        np.save(tmp_path / f"{name}.npy", table)
+    files = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in tables}
+    host = run("host", {}, files)
+    for name, value in device.items():
+        np.testing.assert_array_equal(np.asarray(host[name]), np.asarray(value), name)
+
+
+def test_a_batch_is_made_ahead_but_not_over_a_mining():
+    made, threads = [], set()
+
+    def make(step, mined):
+        made.append((step, mined))
+        threads.add(threading.get_ident())
+        return step
+
+    with _Batches(make, ahead=True) as batches:
+        assert batches.get(0, "a", follows=True) == 0
+        assert batches.get(1, "a", follows=False) == 1  # step 2 mines
+        assert made == [(0, "a"), (1, "a")]
+        assert batches.get(2, "b", follows=True) == 2
+    assert (2, "b") in made and (2, "a") not in made and len(threads) == 2
