@@ -102,7 +102,7 @@ def vector_sizes(config) -> tuple[int, int, int, int]:
     """
     stated, metric = config.sizes, config.vectors.metric
     if stated.documents:
-        if not stated.width:
+        if not stated.get("width", 0):
             raise ValueError(
                 f"sizes.documents is {stated.documents}, so sizes.width must be stated "
                 "too"

@@ -14,6 +14,8 @@ TOWER = SIZES | {"type_vocab_size": 2}
 def shrunk(c):
     """Return the config with a tiny tower and corpus, small batches and long codes."""
     c.sizes = {"documents": 500, "train_queries": 300}
+    if "vectors" in c:
+        c.sizes["width"] = SIZES["width"]
     c.tower.shape = dict(c.tower.shape) | SIZES if c.tower.shape else TOWER
     c.tower.dtype = "float32"  # compiles faster on a CPU
     c.tower.query_length, c.tower.document_length = 8, 12

@@ -10,7 +10,7 @@ from ehi.model.params import split_model
 from ehi.train.optimizer import trained_names
 from experiments import configs
 from experiments.ablations import VARIANTS
-from experiments.configs import base, own, pydocs, scifact
+from experiments.configs import base, own, pydocs, scifact, vectors
 from experiments.configs.papers import ehi, jpq, poeem
 from experiments.run import dry_run as dry_run_module
 from experiments.run.checks import check_config
@@ -21,6 +21,7 @@ ABLATIONS = tuple(name for name in VARIANTS if name)
 # Config file -> its arguments besides the names of ablations.
 FILES = {
     own: ("",),
+    vectors: ("",),
     pydocs: ("", "smoke"),
     scifact: ("", "finetune"),
     ehi: [name + c for name in ehi.DATA_SETS for c in ("", "-encoder")],
@@ -64,7 +65,7 @@ def label(value):
 
 def load(file, name):
     c = file.get_config(name)
-    if file is own:
+    if file in (own, vectors):
         c.dataset = "folder"
     return c
 
