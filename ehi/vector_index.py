@@ -32,6 +32,10 @@ class VectorIndex(Index):
     def tune(self, queries, recall=0.95, k=10, **options):
         return super().tune(self._queries(queries), recall, k, **options)
 
+    def drift(self, queries=None, **options):
+        queries = None if queries is None else self._queries(queries)
+        return super().drift(queries, **options)
+
     def count_visited(self, queries, beam, min_prob=0.0):
         return super().count_visited(self._queries(queries), beam, min_prob)
 

@@ -16,7 +16,12 @@ import numpy as np
 from ehi.eval.answers import describe_hits, format_hits
 from ehi.index import Index, Tuned, open_index
 from ehi.index.search.codes import decode
-from ehi.index.text.encoder import TextEncoder, TowerNotFoundError, load_text_encoder
+from ehi.index.text.encoder import (
+    TextEncoder,
+    TowerNotFoundError,
+    apply_head,
+    load_text_encoder,
+)
 from experiments.command import (
     INTERRUPTED,
     accept_any_text,
@@ -161,10 +166,10 @@ def tune_search(
     Raises:
         ValueError: as of `Index.tune`.
     """
-    source, texts = run_queries(args.index)
-    if texts:
-        queries = encoder()(texts)
-    else:
+    source, queries = run_queries(index, args.index)
+    if isinstance(queries, list) and queries:
+        queries = encoder()(queries)
+    if not len(queries):
         source = "documents in place of queries, which may need more leaves"
         queries = document_vectors(index)
     tuned = index.tune(queries, args.recall, min(args.k, index.num_documents),
@@ -172,33 +177,61 @@ def tune_search(
     return tuned, source
 
 
-def run_queries(folder: Path) -> tuple[str, list[str]]:
-    """Return what the queries of an index's run are, and at most 1,000 of them."""
+def run_queries(index: Index, folder: Path) -> tuple[str, list[str] | np.ndarray]:
+    """Return what the queries of an index's run are, and at most 1,000 of them.
+
+    They are texts; or embeddings, if the run was given vectors.
+    """
     # An index lies in the workdir of its run, or one folder deeper.
     for workdir in Path(folder).resolve().parents[:2]:
-        config = workdir / "config.json"
-        if config.is_file():
+        file = workdir / "config.json"
+        if file.is_file():
             break
     else:
         return "", []
-    from ehi.data.datasets import open_dataset  # takes a second
+    # What they import takes a second.
+    from ehi.data.datasets import open_dataset
+    from ehi.data.download import search_folders
+    from ehi.data.vectors.dataset import open_vectors
 
+    vectors = "vectors" in (index.encoder or {})
     try:
-        name = json.loads(config.read_text(encoding="utf-8"))["dataset"]
-        dataset = open_dataset(name)
+        config = json.loads(file.read_text(encoding="utf-8"))
+        name = config["dataset"]
+        if vectors:
+            metric = config["vectors"]["metric"]
+            dataset = open_vectors(search_folders(name) or name, metric=metric)
+        else:
+            dataset = open_dataset(name)
     except (ValueError, KeyError, TypeError, OSError) as error:
         print(f"the queries of {workdir} cannot be read: {error}", file=sys.stderr)
         return "", []
-    texts = dict(zip(dataset.query_ids, dataset.query_texts, strict=True))
+    row_of = {id: row for row, id in enumerate(dataset.query_ids)}
     splits = [split for split in ("dev", "train") if dataset.qrels.get(split)]
     if splits:
         source = f"{splits[0]} queries of {dataset.name}"
-        chosen = [texts[id] for id in dataset.qrels[splits[0]] if id in texts]
+        rows = [row_of[id] for id in dataset.qrels[splits[0]] if id in row_of]
     else:
         judged = {id for judged in dataset.qrels.values() for id in judged}
         source = f"queries of {dataset.name} without judgements"
-        chosen = [text for id, text in texts.items() if id not in judged]
-    return source, chosen[:: 1 + len(chosen) // MOST_QUERIES]
+        rows = [row for id, row in row_of.items() if id not in judged]
+    rows = rows[:: 1 + len(rows) // MOST_QUERIES]
+    if vectors:
+        return source, given_queries(index, dataset, rows)
+    return source, [dataset.query_texts[row] for row in rows]
+
+
+def given_queries(index: Index, dataset, rows: list[int]) -> np.ndarray:
+    """Embed query vectors of a `VectorDataset` as the run of an index did."""
+    from ehi.data.vectors.metric import Metric
+
+    width = dataset.vectors.shape[1]
+    # As in `experiments.run.vectors`, which imports jax.
+    maps = Metric.fit(dataset.metric, dataset.vectors, max(width // 8, 1))
+    queries = maps.queries(np.asarray(dataset.query_vectors[rows], np.float32))
+    return (
+        queries if index.query_head is None else apply_head(index.query_head, queries)
+    )
 
 
 def document_vectors(index: Index) -> np.ndarray:

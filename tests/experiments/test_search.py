@@ -196,14 +196,42 @@ def test_recall_is_tuned_on_the_dev_queries_of_the_run(run, index_path, monkeypa
     )  # fmt: skip
     monkeypatch.setattr(datasets, "open_dataset", lambda name: {"own": data}[name])
     (index_path.parent / "config.json").write_text('{"dataset": "own"}')
-    assert search.run_queries(index_path) == ("dev queries of own", ["one", "three"])
+    index = open_index(index_path)
+    found = search.run_queries(index, index_path)
+    assert found == ("dev queries of own", ["one", "three"])
     _, out, _ = run("--recall=1")
     assert out.startswith("tuned on 2 dev queries of own\n")
     del qrels["dev"]
-    assert search.run_queries(index_path)[1] == ["one", "three"]  # not judged
+    found = search.run_queries(index, index_path)
+    assert found == ("queries of own without judgements", ["one", "three"])
     (index_path.parent / "config.json").write_text("{}")
     _, out, err = run("--recall=1")
     assert "cannot be read" in err and out.startswith("tuned on 32 documents")
+
+
+@pytest.mark.parametrize("head", [None, {"projection": 2 * np.eye(WIDTH)}])
+def test_recall_is_tuned_on_the_vectors_of_the_run(run, tmp_path, monkeypatch, head):
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    x, q = rng.normal(size=(300, WIDTH)), rng.normal(size=(40, WIDTH))
+    (tmp_path / "data").mkdir()
+    for name, given in (("documents", x), ("queries", q)):
+        np.save(tmp_path / f"data/{name}.npy", given.astype(np.float32))
+    config = {"dataset": str(tmp_path / "data"), "vectors": {"metric": "cosine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    tree = {"kind": "per_node", "nodes": [x[None, :16]], "scale": 1.0}
+    encoder = {"vectors": "cosine", "run": "ehi"}
+    built = build_index(x, range(300), tree=tree, encoder=encoder, query_head=head)
+    save_index(built, tmp_path / "index")  # over that of the fixture
+    source, queries = search.run_queries(built, tmp_path / "index")
+    assert source == "dev queries of data" and 0 < len(queries) < 40
+    q /= np.linalg.norm(q, axis=1, keepdims=True)
+    nearest = np.abs(queries[:, None] - q).sum(axis=2).min(axis=1)
+    assert nearest.max() < 1e-5  # a head returns unit vectors
+    status, out, err = run("--recall=0.9", "--save")
+    assert (status, err) == (0, "") and "dev queries of data" in out
+    assert open_index(tmp_path / "index").setting is not None
 
 
 @pytest.mark.parametrize("leaf", ["pq", "raw"])
