@@ -52,7 +52,7 @@ from experiments.paper.definitions import (
 from experiments.paper.fill import Filled, fill_contest
 from experiments.paper.missing import aged, missing
 from experiments.paper.older import OLDER, renew, with_older
-from experiments.paper.published import published_table
+from experiments.paper.published import orders_table, published_table
 from experiments.paper.readme import draw_figures, fill_blocks, speed, summary
 from experiments.paper.results import Results, collect, group, read_results
 
@@ -102,7 +102,9 @@ def _run(args: argparse.Namespace) -> None:
         if ageing is not None:
             short[name] += f"\n\n{write_ageing(args.out / name, ageing)}"
     legend = "\n".join(f"- {line}" for line in LEGEND)
-    print("\n\n".join((legend, *short.values())))
+    first = {c.results.dataset: c.results for c in contests if c.table.name == "T1"}
+    orders = write_orders(args.out, first)
+    print("\n\n".join((legend, *short.values(), orders)))
     write_records_and_published(args.out, records, compared)
     tried = markdown(choices_table(read_choices(args.results / DEV)))
     atomic_write(args.out / "choices.md", f"{tried}\n".encode())
@@ -113,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
                 f"--readme shows {' and '.join(README_DATASETS)}; the records are "
                 f"of {', '.join(short)}"
             )
-        full = "\n\n".join((legend, *in_readme))
+        full = "\n\n".join((legend, *in_readme, orders))
         blocks = {"tables": full, "summary": summary(found, grids)}
         blocks["choices"] = tried
         if (measured := args.results / SEARCH_RECORD).exists():
@@ -228,15 +230,16 @@ def write_tables(
     for contest in contests:
         table, results = contest.table, contest.results
         filled, name = fill_contest(contest, compared[contest]), results.dataset
-        notes = [note for note in (aged(table, results), missing(table, results))
-                 if note]  # fmt: skip
+        old, todo = aged(table, results), missing(table, results)
+        notes = [note for note in (old, todo) if note]
         write_table(folder / name, table, filled, notes, results)
         parts = short.setdefault(name, list(filter(None, [DATASET_NOTES.get(name)])))
         parts.append(f"### {table.name}, {name}: {table.title}")
         first, *more = filled.short
+        parts += [f"{old}."] if old else []
         parts += [markdown(first)] if first.rows else []
         parts += [f"{t.title}:\n\n{markdown(t)}" for t in more if t.rows]
-        parts += [f"{note}." for note in notes]
+        parts += [f"{todo}."] if todo else []
         if table.name == "T3":
             grids[name] = first
     return {name: "\n\n".join(parts) for name, parts in short.items()}, grids
@@ -284,6 +287,15 @@ def write_ageing(folder: Path, table: Table) -> str:
     atomic_write(folder / "T6.tex", latex(table).encode())
     plain = dataclasses.replace(table, notes=())
     return f"### {table.title}\n\n{markdown(plain)}"
+
+
+def write_orders(folder: Path, found: Mapping[str, Results]) -> str:
+    """Write which published orders hold; return it as Markdown with a heading."""
+    table = orders_table(found)
+    atomic_write(
+        folder / "orders.md", f"# {table.title}\n\n{markdown(table)}\n".encode()
+    )
+    return f"### {table.title}\n\n{markdown(table)}"
 
 
 def _drawn(table: PaperTable, filled: Filled, results: Results) -> dict:

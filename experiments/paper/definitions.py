@@ -11,14 +11,16 @@ from experiments.ablations import VARIANTS
 
 # What the columns and marks of every table mean. Each is said here alone.
 LEGEND = (
-    "nDCG@10: mean ± sample standard deviation over the seeds. R@100: mean.",
+    "nDCG@10: mean ± sample standard deviation over the seeds; without ± there is one "
+    "seed. R@100: mean.",
     "visit-5: budget of 5% of the documents, which a query may score on average. "
     "flat: every document is scored. 64x: codes of a 64th of the bytes of the tower's "
     "output (24 instead of 1,536). `not run` also marks budgets that a search of one "
     "leaf exceeds.",
     "kind: a separate row fits its index to a finished encoder, a joint one trains "
     "them together, an exact one is a reference, a control indexes joint embeddings "
-    "by a library.",
+    "by a library. ehi:paper has EHI-style losses with constants from memory, so it is "
+    "not the published system.",
     "Italic: best separate row of the column; bold: best joint row; † better, ‡ worse "
     "than the best separate row with p < 0.05.",
     "These comparisons are at equal work: at the larger work of two rows, or the "

@@ -4,10 +4,14 @@ Their data, encoders and hardware differ from ours, so they have a table of thei
 and never stand beside our numbers. Every number was read in the source that it names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from ehi.eval.significance import Comparison, ValuePair, compare_tables
 from ehi.eval.tables import Table
+from experiments.paper.results import SCORED, Results
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,94 @@ _SINGLE = (
     ("Poeem", "MS MARCO", "CoCondenser", "R@100", ".8403", f"{_DISTILL}, table 2"),
     ("Poeem", "NQ", "CoCondenser", "MRR@10", ".5522", f"{_DISTILL}, table 2"),
 )
+
+
+# Published orders: source, better system, worse system, budget where ours are compared.
+_M48 = "flat-64x"  # M = 48 of 768 floats
+_ORDERS = (
+    *((_JPQ, "jpq", "opq", budget) for budget in ("flat-32x", _M48, "flat-128x")),
+    (f"{_REPCONC}, M = 48", "repconc", "jpq", _M48),
+    (f"{_REPCONC}, M = 48", "jpq", "faiss-opq", _M48),
+    *(
+        (f"{_DISTILL}, table 2", "distill-vq", other, _M48)
+        for other in ("jpq", "repconc", "poeem")
+    ),
+    *(
+        (f"{_DISTILL}, table 2", "distill-vq", other, "visit-10-64x")
+        for other in ("poeem", "faiss-opq-ivfpq", "faiss-ivfpq")
+    ),
+    (f"{_DISTILL}, table 2", "poeem", "faiss-ivfpq", "visit-10-64x"),
+    (f"{_JTR}, table 2", "jtr", "faiss-ivf", "visit-10"),
+    (f"{_JTR}, table 2", "jtr", "faiss-hnsw", "visit-10"),
+    (_EHI, "ehi:paper", "faiss-ivf", "visit-5"),
+    *(("ours", "ehi-pq", other, _M48) for other in ("jpq", "repconc", "opq")),
+)
+_ALPHA = 0.05
+
+
+def orders_table(found: Mapping[str, Results]) -> Table:
+    """Return which published orders hold in our records.
+
+    Args:
+        found: results of each dataset, one column each.
+    """
+    pairs = {
+        name: {order: _pair(results, order) for order in _ORDERS}
+        for name, results in found.items()
+    }
+    tests = compare_tables(pairs)
+    rows = []
+    for order in _ORDERS:
+        source, better, worse, budget = order
+        held = [_held(found[name], order, tests[name].get(order)) for name in found]
+        rows.append((f"{better} > {worse}", budget, source.split(",")[0], *held))
+    return Table(
+        "Published orders, checked here",
+        ("order", "budget", "source", *found),
+        tuple(rows),
+        (
+            "nDCG@10 of the better and of the worse system as published, means over "
+            "the seeds that both have; yes† or no†: the difference has p < 0.05, "
+            "Holm-corrected over the column. Data, encoders and measures differ from those of the sources. "
+            "Rows at one budget; work is not made equal here.",
+        ),
+        text_columns=3 + len(found),
+    )
+
+
+def _place(name: str, budget: str) -> tuple[str, str, str]:
+    system, _, variant = name.partition(":")
+    return system, variant, budget
+
+
+def _pair(results: Results, order: tuple[str, str, str, str]) -> ValuePair:
+    """The values of the better and of the worse system as published."""
+    _, better, worse, budget = order
+    values: dict[tuple, dict[int, np.ndarray]] = {}
+    for cell, found in results.per_query.items():
+        place = (cell.system, cell.variant, cell.budget)
+        values.setdefault(place, {})[cell.seed] = found
+    ours, theirs = (values.get(_place(name, budget), {}) for name in (better, worse))
+    return worse, ours, theirs
+
+
+def _held(results: Results, order, test: Comparison | None) -> str:
+    """'yes (0.817, 0.759)', 'no', or why it cannot be said."""
+    _, better, worse, budget = order
+    ours, theirs = (
+        {r.seed: r for r in results.records.get(_place(name, budget), ())}
+        for name in (better, worse)
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return "not run"
+    both = [*ours.values(), *theirs.values()]
+    if len({record.recipe >= SCORED for record in both}) > 1:
+        return "of two recipes"
+    means = [np.mean([of[s].ndcg_at_10 for s in seeds]) for of in (ours, theirs)]
+    mark = "†" if test is not None and test.p_holm < _ALPHA else ""
+    word = "yes" if means[0] > means[1] else "no"
+    return f"{word}{mark} ({means[0]:.3f}, {means[1]:.3f})"
 
 
 def published() -> list[Published]:

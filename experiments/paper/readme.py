@@ -118,8 +118,10 @@ def _scoring(shown: Mapping[str, Results]) -> Iterator[str]:
         yield f"Codes are scored by inner product ({recipes_of(older)})."
     else:
         old = [DATASETS[n] for n in shown if any(r.dataset == n for r in older)]
-        yield f"Codes of {' and '.join(old)} are scored by inner product "
-        yield f"({recipes_of(older)}), the others as each system chose on dev."
+        yield (
+            f"Codes of {' and '.join(old)} are scored by inner product "
+            f"({recipes_of(older)}), the others as each system chose on dev."
+        )
 
 
 def _orders(shown: Mapping[str, Results]) -> Iterator[str]:

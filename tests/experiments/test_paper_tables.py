@@ -13,7 +13,7 @@ from experiments.paper import definitions
 from experiments.paper.definitions import TABLES, Row, cells, rows_of
 from experiments.paper.fill import fill
 from experiments.paper.missing import aged, missing
-from experiments.paper.published import published
+from experiments.paper.published import orders_table, published
 from experiments.paper.results import group
 from experiments.systems import SYSTEMS, Budget, config_of
 
@@ -339,3 +339,24 @@ def test_older_rows_are_marked_and_not_compared(make_results):
     assert marks["ehi", "visit-10"][0] == "bold"
     assert aged(TABLES["T1"], older).startswith("All of it is of recipe 2")
     assert aged(TABLES["T1"], newer) is None
+
+
+def test_published_orders_are_checked_in_the_records(make_results):
+    ndcg = {
+        ("jpq", "", "flat-64x"): (0.7, 0.8),
+        ("opq", "", "flat-64x"): (0.5, 0.6, 0.9),  # a third seed that others lack
+        ("ehi-pq", "", "flat-64x"): (0.6, 0.7),
+        ("repconc", "", "flat-64x"): (0.75, 0.75),
+    }
+    results = make_results(ndcg)
+    table = orders_table({"pydocs": results})
+    found = {row[:2]: row[3] for row in table.rows}
+    assert found["jpq > opq", "flat-64x"] == "yes† (0.750, 0.550)"
+    assert found["ehi-pq > jpq", "flat-64x"] == "no† (0.650, 0.750)"
+    assert found["repconc > jpq", "flat-64x"] == "no (0.750, 0.750)"
+    assert found["jtr > faiss-ivf", "visit-10"] == "not run"
+    assert all(row[2] for row in table.rows)
+    newer = make_results({("opq", "", "flat-64x"): (0.5,)}, recipe=4)
+    both = dataclasses.replace(results, records=results.records | newer.records)
+    found = {row[:2]: row[3] for row in orders_table({"pydocs": both}).rows}
+    assert found["jpq > opq", "flat-64x"] == "of two recipes"

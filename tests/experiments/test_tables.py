@@ -99,7 +99,8 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
         in (tmp_path / "scifact" / "T1.tex").read_text()
     )
     assert "JPQ" in (tmp_path / "published.md").read_text()
-    assert "JPQ" not in readme.read_text()
+    orders = readme.read_text().split("### Published orders, checked here")[1]
+    assert "| jpq > opq | flat-64x | JPQ, github.com/" in orders
 
 
 def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_record):
