@@ -196,8 +196,8 @@ def orders_table(found: Mapping[str, Results]) -> Table:
         (
             "nDCG@10 of the better and of the worse system as published, means over "
             "the seeds that both have; yes† or no†: the difference has p < 0.05, "
-            "Holm-corrected over the column. Data, encoders and measures differ from those of the sources. "
-            "Rows at one budget; work is not made equal here.",
+            "Holm-corrected over the column. Data, encoders and measures differ from "
+            "those of the sources. Rows at one budget; work is not made equal here.",
         ),
         text_columns=3 + len(found),
     )

@@ -100,7 +100,7 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
     )
     assert "JPQ" in (tmp_path / "published.md").read_text()
     orders = readme.read_text().split("### Published orders, checked here")[1]
-    assert "| jpq > opq | flat-64x | JPQ, github.com/" in orders
+    assert "| jpq > opq | flat-64x | JPQ | yes" in orders
 
 
 def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_record):
