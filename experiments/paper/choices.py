@@ -203,7 +203,7 @@ def _kept(group: Sequence[Trial]) -> str:
     """The trial that was kept, or how often each was, budget by budget."""
     counts: dict[str, int] = {}
     for trial in group:
-        if trial.kept:
+        if trial.kept and trial.ndcg >= 0:  # else no trial was within the budget
             counts[trial.name] = counts.get(trial.name, 0) + 1
     if len(counts) <= 1:
         return next(iter(counts), "-")

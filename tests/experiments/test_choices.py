@@ -35,6 +35,9 @@ def workdirs(tmp_path, make_record):
         # This search is over the budget, so its trials do not count in the means.
         trial("query=float", 0.9, True, "visit-1"), trial("query=bits", -1, False,
                                                           "visit-1"),
+        # No search of this budget is within it, so nothing was kept.
+        trial("query=float", -1, True, "visit-0.1"),
+        trial("query=bits", -1, False, "visit-0.1"),
     ]  # fmt: skip
     write_lines(library / "pydocs/seed0/default/trials.jsonl", lines)
     scored = [trial("ip", 0.5, system="opq"), trial("l2", 0.6, True, system="opq")]
@@ -88,7 +91,7 @@ def test_collecting_again_replaces_the_trials_of_a_cell(tmp_path, workdirs):
     write_lines(again / "trials.jsonl", [trial("query=other", 0.75, True)])
     collect_choices([again], folder)
     lines = (folder / "trials.jsonl").read_text().splitlines()
-    assert len(lines) == 5 and sum("other" in line for line in lines) == 1
+    assert len(lines) == 7 and sum("other" in line for line in lines) == 1
 
 
 def test_the_command_collects_and_fills_a_block(tmp_path, workdirs, make_record):
