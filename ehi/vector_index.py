@@ -10,8 +10,10 @@ import numpy as np
 from ehi.data.vectors.metric import Metric
 from ehi.index import Index, open_index, save_index
 from ehi.index.check import check_queries
+from ehi.index.text.encoder import apply_head
 
 ENTRY = "vectors"  # of an index's encoder: the maps of its metric
+OWN_HEAD = "query_head_of_its_own"  # whether documents have another head than queries
 
 
 @dataclass(eq=False)
@@ -50,16 +52,27 @@ class VectorIndex(Index):
         save_index(self, path)
 
     def _queries(self, queries) -> np.ndarray:
-        return self.maps.queries(check_queries(queries, self.maps.given))
+        return self._embedded(self.maps.queries(self._given(queries)))
 
     def _documents(self, documents) -> np.ndarray:
-        documents = check_queries(documents, self.maps.given)
+        if (self.encoder or {}).get(OWN_HEAD):
+            raise ValueError(
+                "queries have a head of their own and that of documents is not stored, "
+                "so documents cannot be added: build the index again"
+            )
+        documents = self._given(documents)
         self.maps.check_documents(documents)
-        return self.maps.documents(documents)
+        return self._embedded(self.maps.documents(documents))
+
+    def _given(self, vectors) -> np.ndarray:
+        return check_queries(vectors, self.maps.given)
+
+    def _embedded(self, x: np.ndarray) -> np.ndarray:
+        return apply_head(self.query_head, x) if self.query_head else x
 
 
 def load(path, *, mmap: bool = True) -> VectorIndex:
-    """Open an index that `VectorIndex.save` wrote.
+    """Open an index of `ehi.fit`, or of `experiments/configs/vectors.py`.
 
     Args:
       path: the folder.
@@ -73,7 +86,7 @@ def load(path, *, mmap: bool = True) -> VectorIndex:
     kept = (index.encoder or {}).get(ENTRY)
     if not isinstance(kept, dict):
         raise ValueError(
-            f"the index in {path} was not built by ehi.fit: open it with "
+            f"the index in {path} was not built of given vectors: open it with "
             "ehi.index.open_index"
         )
     if kept["centre"] is not None:

@@ -25,6 +25,8 @@ from ehi.eval.records import Cell, Record
 from ehi.index import Index, build_index, open_index, save_index
 from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.pretrained import resolve, save_tower
+from ehi.vector_index import OWN_HEAD
+from ehi.vector_index import described as described_maps
 from experiments.run.prepare import Inputs, known_pairs
 from experiments.run.train import Trained, run_name
 from experiments.run.vectors import VectorInputs
@@ -274,7 +276,8 @@ def drop_old_towers(path: Path, identity: dict) -> None:
 def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
     """Return what a searcher needs to embed a query as this index expects it."""
     if isinstance(inputs, VectorInputs):
-        return {"vectors": inputs.maps.name, "run": trained.run}
+        own = any(name.startswith("query_head/") for name in trained.params)
+        return described_maps(inputs.maps) | {OWN_HEAD: own, "run": trained.run}
     return {
         "tower": config.tower.name,
         "tower_sha256": inputs.tower_sha256,

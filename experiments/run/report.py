@@ -47,7 +47,10 @@ def show(experiment: Experiment) -> None:
     for name in WRITTEN:
         if (workdir / name).exists():
             _say(console, f"  {workdir / name}")
-    if (workdir / "index").exists() and experiment.inputs.query_tokens is not None:
+    if (workdir / "index").exists() and experiment.inputs.query_tokens is None:
+        index = str(workdir / "index")
+        _say(console, f"\nask it: ehi.load({index!r}).search(vectors) in Python")
+    elif (workdir / "index").exists():
         index = shlex.quote(str(workdir / "index"))
         _say(console, f'\nask it: python -m experiments.search --index={index} "..."')
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from topics import shrink
 
+import ehi
 from ehi.eval.records import read_records
 from ehi.index import open_index
 from experiments import main
@@ -15,7 +16,7 @@ from experiments.run.vectors import load_vector_inputs
 
 ROWS, WIDTH = 320, 32
 OURS = ("dense", "kmeans-tree", "opq", "kmeans-tree-opq", "ehi", "joint-pq", "ehi-pq")
-METHODS = ("jpq", "distill-vq", "poeem", "repconc", "jtr")
+METHODS = ("jpq", "distill-vq")
 
 
 def clustered(rows, seed):
@@ -68,8 +69,11 @@ def test_every_system_of_ours_runs(folder, tmp_path, capsys):
     assert exact == {1.0}  # `dense` is the given vectors
     shown = capsys.readouterr().out
     assert "R@10" in shown and "experiments.search" not in shown
-    index = open_index(tmp_path / "run" / "index")
-    assert index.encoder["vectors"] == "cosine"
+    # The index takes vectors as they were given: it knows metric and head.
+    index = ehi.load(tmp_path / "run" / "index")
+    assert index.maps.name == "cosine" and index.encoder["run"] == "distill-vq-8x"
+    hits = index.search(clustered(120, 2), 10)
+    assert hits.ids.shape == (120, 10) and 0 < hits.visited.mean() < ROWS
 
 
 def test_held_out_queries_never_train(folder, tmp_path):
