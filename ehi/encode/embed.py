@@ -4,15 +4,15 @@ A row comes as the cached output of a frozen tower, or as tokens if the tower tr
 """
 
 import functools
-from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from ehi.data.rows import Rows
-from ehi.data.tokens import TokenArray
-from ehi.encode.encode import check_positions, encode
+from ehi.encode.encode import SomeTexts, check_positions, encode
 from ehi.encode.packing import packing_pays
+from ehi.encode.stream import stream_rows
 from ehi.model.params import merge_model
 from ehi.parallel.mesh import over_local_devices
 from ehi.parallel.processes import gather_rows, process_slice
@@ -48,7 +48,7 @@ def embed(
         return _embed(graphdef, params, side, source, head, desc)
     own = process_slice()
     if _is_text(source):
-        own_source = _SomeTexts(source, np.arange(len(source))[own])
+        own_source = SomeTexts(source, np.arange(len(source))[own])
     else:
         own_source = source[own]
     rows = _embed(graphdef, params, side, own_source, head, desc)
@@ -93,14 +93,13 @@ class EmbeddedRows(Rows):
     Args:
       graphdef, params, side: as of `embed`.
       source: tower outputs (rows, T), an array or `Rows`.
-      kept_bytes: a table of embeddings is kept if it takes no more bytes.
     """
 
-    def __init__(self, graphdef, params, side: str, source, kept_bytes: int = KEPT):
+    def __init__(self, graphdef, params, side: str, source):
         self._graphdef, self._params, self._side = graphdef, params, side
         self._source = source
         self.shape = (len(source), params["head/projection"].shape[1])
-        self._keeps = self.nbytes <= kept_bytes
+        self._keeps = self.nbytes <= KEPT
         # Several processes share the work, so they do it together, which is now.
         if self._keeps and jax.process_count() > 1:
             self._whole  # noqa: B018
@@ -122,39 +121,54 @@ class EmbeddedRows(Rows):
         with Progress(label, len(rows), "rows", bar=False) as progress:
             for chunk, here in zip(chunks, np.split(order, first[1:]), strict=True):
                 start = int(chunk) * ROWS
-                made = apply(self._source[start : start + ROWS])
+                part = self._source[start : start + ROWS]
+                made = apply(np.asarray(part, np.float32))
                 found[here] = made[rows[here] - start]
                 progress.update(len(here))
         return found
 
 
-@dataclass(frozen=True)
-class _SomeTexts:
-    """Some of the texts of a token array, in the form that `encode` takes."""
+def embed_to(
+    path, graphdef, params, side: str, source, *, head: bool = True,
+    desc: str | None = None, dtype: str = "float32",
+) -> np.ndarray:  # fmt: skip
+    """`embed` into a file, one block of `stream_rows` after the other.
 
-    tokens: TokenArray
-    rows: np.ndarray
+    Args:
+      path: the .npy file; if it is there, it is opened.
+      graphdef, params, side, source, head, desc: as of `embed`.
+      dtype: of the file, 'float32' or 'float16'.
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    Returns:
+      read-only memory map (rows, D), or (rows, T) without the head.
+    """
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.tokens.lengths[self.rows]
+    def make(start, stop):
+        part = source
+        if stop - start < len(source):
+            text = _is_text(source)
+            part = (
+                source[start:stop]
+                if not text
+                else SomeTexts(source, np.arange(start, stop))
+            )
+        return embed(graphdef, params, side, part, head=head, desc=desc)
 
-    def pad(self, rows, length: int):
-        return self.tokens.pad(self.rows[rows], length)
+    return stream_rows(path, len(source), make, dtype=dtype)
 
 
-def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
+def code_table(
+    graphdef, params, documents: np.ndarray, path: Path | None = None
+) -> np.ndarray:
     """Codes that the index stores, of the whole corpus by the current parameters.
 
     Args:
       graphdef, params: of a `JointIndex` with PQ leaves and without a tree.
       documents: embeddings (rows, D).
+      path: .npy file to write them to, block after block, or None.
 
     Returns:
-      codes (rows, M) uint8.
+      codes (rows, M) uint8; with a path a memory map.
     """
 
     @jax.jit
@@ -162,8 +176,14 @@ def code_table(graphdef, params, documents: np.ndarray) -> np.ndarray:
         model = merge_model(graphdef, params)
         return model.quantiser.encode(model.rotate(d)[0])
 
-    codes = _by_chunks(functools.partial(apply, params), documents, "encode codes")
-    return codes.astype(np.uint8)
+    def make(start, stop):
+        rows = documents[start:stop]
+        codes = _by_chunks(functools.partial(apply, params), rows, "encode codes")
+        return codes.astype(np.uint8)
+
+    if path is None:
+        return make(0, len(documents))
+    return stream_rows(path, len(documents), make)
 
 
 def _by_chunks(apply, rows: np.ndarray, desc: str) -> np.ndarray:
@@ -171,7 +191,7 @@ def _by_chunks(apply, rows: np.ndarray, desc: str) -> np.ndarray:
     made = []
     with Progress(desc, len(rows), "rows", bar=False) as progress:
         for start in range(0, len(rows), ROWS):
-            chunk = rows[start : start + ROWS]
+            chunk = np.asarray(rows[start : start + ROWS], np.float32)
             made.append(np.asarray(apply(chunk)))
             progress.update(len(chunk))
     return np.concatenate(made)

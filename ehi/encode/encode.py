@@ -8,11 +8,13 @@ several (see `ehi.encode.packing`).
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 from flax import nnx
 
+from ehi.data.tokens import TokenArray
 from ehi.encode.packing import (
     choose_buckets,
     choose_packed_lengths,
@@ -20,7 +22,8 @@ from ehi.encode.packing import (
     packing_pays,
     plan_batches,
 )
-from ehi.files import atomic_write_npy, cache_folder
+from ehi.encode.stream import open_rows, stream_rows
+from ehi.files import cache_folder
 from ehi.model.pretrained import Pretrained
 from ehi.model.tower import Tower
 from ehi.parallel.mesh import over_local_devices
@@ -108,11 +111,8 @@ def _batches(tokens, lengths, buckets, batch_tokens, pack):
         batch_tokens *= jax.local_device_count()
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; must be at least 1")
-    if buckets is None and pack:
-        buckets = choose_packed_lengths(lengths)
-    elif buckets is None:
-        cost = COMPILE_TOKENS.get(device, ACCELERATOR_COMPILE_TOKENS)
-        buckets = choose_buckets(lengths, compile_tokens=cost)
+    if buckets is None:
+        buckets = _buckets(lengths, pack)
     longest = int(np.max(lengths))
     buckets = buckets if longest <= buckets[-1] else [*buckets, longest]
     if pack:
@@ -124,6 +124,14 @@ def _batches(tokens, lengths, buckets, batch_tokens, pack):
             extra = ((0, padded - len(texts)), (0, 0))
             places = slice(len(texts))
             yield texts, places, np.pad(ids, extra), np.pad(mask, extra)
+
+
+def _buckets(lengths: np.ndarray, pack: bool) -> tuple[int, ...]:
+    """Padded lengths that suit texts of these lengths."""
+    if pack:
+        return choose_packed_lengths(lengths)
+    cost = COMPILE_TOKENS.get(jax.default_backend(), ACCELERATOR_COMPILE_TOKENS)
+    return choose_buckets(lengths, compile_tokens=cost)
 
 
 def _fill_rows(tokens, lengths, rows, shape):
@@ -154,6 +162,7 @@ def cached_encode(
     tokens,
     *,
     desc: str = "encode",
+    dtype: str = "float32",
 ) -> np.ndarray:
     """Outputs of a frozen pretrained tower, encoded once and then memory-mapped.
 
@@ -167,9 +176,13 @@ def cached_encode(
         tokens: token array as for `encode`, with a string `key` that identifies its
             texts, tokeniser and length.
         desc: as for `encode`.
+        dtype: of the file, 'float32' or 'float16'.
 
     Returns:
-        read-only float32 memory map (len(tokens), T).
+        read-only memory map (len(tokens), T).
+
+    Raises:
+        OSError: the disk is full; the blocks that are finished are kept.
     """
     parts = (
         pretrained.sha256,
@@ -180,19 +193,58 @@ def cached_encode(
         np.dtype(tower.dtype).name,
     )
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
-    path = cache_folder() / "encoded" / f"{key[:32]}.npy"
-    if not path.is_file():
-        check_positions(tower, tokens)
-        graphdef, params = nnx.split(tower)
-        apply = functools.partial(apply_module, graphdef=graphdef)
-        vectors = encode(apply, params, tokens, desc=desc, pack=packing_pays())
-        atomic_write_npy(path, vectors)
-    try:
-        return np.load(path, mmap_mode="r")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: delete it and start again ({error})"
-        ) from None
+    kind = "" if dtype == "float32" else f"-{dtype}"
+    path = cache_folder() / "encoded" / f"{key[:32]}{kind}.npy"
+    if path.is_file():
+        return open_rows(path, len(tokens))
+    check_positions(tower, tokens)
+    graphdef, params = nnx.split(tower)
+    apply = functools.partial(apply_module, graphdef=graphdef)
+    return encode_to(
+        path, apply, params, tokens, pack=packing_pays(), desc=desc, dtype=dtype
+    )
+
+
+def encode_to(
+    path, apply: Callable, params, tokens, *, pack: bool, desc: str, dtype: str
+) -> np.ndarray:
+    """Encode texts into a file, one block of `stream_rows` after the other.
+
+    All blocks have the padded lengths that suit all texts. The arguments are those of
+    `encode`, `stream_rows` and `cached_encode`.
+    """
+    lengths = np.asarray(tokens.lengths)
+    if not len(lengths):
+        raise ValueError("no texts to encode")
+    buckets = _buckets(lengths, pack)
+
+    def make(start, stop):
+        part = tokens
+        if stop - start < len(tokens):
+            part = SomeTexts(tokens, np.arange(start, stop))
+        return encode(apply, params, part, buckets=buckets, pack=pack, desc=desc)
+
+    return stream_rows(path, len(lengths), make, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class SomeTexts:
+    """Some of the texts of a token array, in the form that `encode` takes."""
+
+    tokens: TokenArray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each text (texts,)."""
+        return self.tokens.lengths[self.rows]
+
+    def pad(self, rows, length: int):
+        """As `TokenArray.pad`."""
+        return self.tokens.pad(self.rows[rows], length)
 
 
 def check_positions(tower: Tower, tokens) -> None:

@@ -219,7 +219,9 @@ def _gathered(tables, queries, documents, encoded: int, own) -> dict[str, np.nda
     for name, table in tables.items():
         rows = rows_of[side_of(name)]
         rows = rows[encoded if name.startswith("cached_") else 0 :]
-        found[name] = np.asarray(table[rows[own(len(rows))]])
+        made = np.asarray(table[rows[own(len(rows))]])
+        floats = np.issubdtype(made.dtype, np.floating)
+        found[name] = made.astype(np.float32, copy=False) if floats else made
     return found
 
 

@@ -98,7 +98,10 @@ def run_phase(
     mined = _nothing_mined(data, phase, seed) if interval else None
     state, mined, start = _resume(directory, mesh, place(state, sharding), mined, data)
     log.rewind(run, name, start)
-    tables = {name: np.asarray(table) for name, table in tables.items()}
+    tables = {
+        name: np.asarray(table, np.float32 if table.dtype == np.float16 else None)
+        for name, table in tables.items()
+    }
     tables = place(tables, table_sharding(mesh, tables))
     key = jax.random.key(seed)
     recent, stop = _Metrics(log, run, name, phase.batch_size), preemption.Stop()

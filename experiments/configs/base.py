@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     # If the tables that steps gather rows from are larger, they stay in files, and rows
     # travel with the batch. Codes that a step searches (jpq) are always on the device.
     c.device_table_gib = 1.0
+    c.half_on_disk = False  # tower outputs and embeddings in files are float16
     c.shard_state = False  # each device holds a part of parameters and moments
     c.recipe = 4  # increased when the numbers of a system change
     c.variant = ""  # name of the ablation in the records

@@ -1,10 +1,12 @@
 """A trained system -> its index, and a record for each budget."""
 
 import dataclasses
+import functools
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -22,13 +24,22 @@ from ehi.eval.measure import (
 )
 from ehi.eval.metrics import unlabelled_queries
 from ehi.eval.records import Cell, Record
-from ehi.index import Index, build_index, open_index, save_index
+from ehi.files import atomic_write, new_folder
+from ehi.index import (
+    Index,
+    Shard,
+    build_folder,
+    build_index,
+    open_index,
+    save_index,
+)
+from ehi.index.folder import MANIFEST
 from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.pretrained import resolve, save_tower
 from ehi.vector_index import OWN_HEAD
 from ehi.vector_index import described as described_maps
 from experiments.run.prepare import Inputs, known_pairs
-from experiments.run.train import Trained, run_name
+from experiments.run.train import Trained, is_large, run_name
 from experiments.run.vectors import VectorInputs
 from experiments.run.workdir import FREE_FIELDS, described, identity_of_start
 from experiments.systems import Budget
@@ -63,10 +74,14 @@ def build(
             return Built(index, path, float(index.config["build_seconds"]))
     identity = identity_of(config, trained, inputs)
     identity |= save_query_tower(inputs, trained.params, path)
+    head = query_head_arrays(trained.graphdef, trained.params)
+    if is_large(trained.documents.size) and trained.leaves is None:
+        seconds = _in_folder(config, trained, inputs, path, identity, head, progress)
+        drop_old_towers(path, identity)
+        return Built(open_index(path), path, seconds)
     started = monotonic()
     index = in_memory(
-        config, trained, inputs.dataset.doc_ids, encoder=identity,
-        query_head=query_head_arrays(trained.graphdef, trained.params),
+        config, trained, inputs.dataset.doc_ids, encoder=identity, query_head=head,
         progress=progress,
     )  # fmt: skip
     seconds = monotonic() - started
@@ -80,6 +95,33 @@ def build(
     save_index(index, path, documents=texts)
     drop_old_towers(path, identity)
     return Built(open_index(path), path, seconds)
+
+
+def _in_folder(
+    config, trained: Trained, inputs: Inputs, path: Path, identity: dict, head,
+    progress,
+) -> float:  # fmt: skip
+    """Build the index of a large corpus from the file of its embeddings.
+
+    Memory does not grow with the documents, but for their ids. Return the seconds.
+    """
+    started, lines = monotonic(), None
+    if not isinstance(inputs, VectorInputs):
+        lines = functools.partial(_lines, inputs.dataset.documents)
+    shard = Shard(trained.documents.filename, inputs.dataset.doc_ids, documents=lines)
+    with new_folder(path, exists="replace") as made:
+        build_folder(
+            made, [shard], **index_arrays(trained.graphdef, trained.params),
+            spill=config.tree.spill, encoder=identity, query_head=head,
+            progress=progress, threads=len(os.sched_getaffinity(0)),
+        )  # fmt: skip
+        seconds = monotonic() - started
+        default = _default_search(config, open_index(made), trained, inputs)
+        manifest = json.loads((made / MANIFEST).read_bytes())
+        manifest["config"] = {"build_seconds": seconds}
+        manifest["encoder"] = identity | default
+        atomic_write(made / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return seconds
 
 
 def in_memory(config, trained: Trained, doc_ids: list[str], **options) -> Index:
@@ -288,11 +330,13 @@ def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
 
 def shown(dataset) -> list[dict]:
     """Return what a search prints of each document: id, title and first line."""
-    return [
-        {
+    return list(_lines(dataset.documents))
+
+
+def _lines(documents) -> Iterator[dict]:
+    for document in documents:
+        yield {
             "id": document.id,
             "title": document.title,
             "line": document.text.strip().split("\n", 1)[0][:200],
         }
-        for document in dataset.documents
-    ]

@@ -1,6 +1,7 @@
 """Config -> data set, tokens, tower and its outputs, which all systems share."""
 
 import functools
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from ehi.data.datasets import RetrievalDataset, carve_dev, open_dataset
 from ehi.data.pseudo_queries import MovedDocuments, pseudo_queries
 from ehi.data.rows import Counted, JoinedRows, Rows
 from ehi.data.tokens import TokenArray, tokenise
-from ehi.encode.embed import EmbeddedRows, embed
+from ehi.encode.embed import EmbeddedRows, code_table, embed, embed_to
 from ehi.encode.encode import cached_encode
-from ehi.files import arrays_sha256, atomic_write_npz, cache_folder
+from ehi.files import arrays_sha256, cache_folder
 from ehi.model.params import has_tower
 from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
@@ -45,6 +46,7 @@ class Inputs:
       num_synthetic: synthetic queries per document.
       eval_rows: rows of the query table that belong to the evaluated split.
       identical_ids: queries for which the document of the same id is not ranked.
+      stored_dtype: of tower outputs and embeddings on disk.
     """
 
     dataset: RetrievalDataset
@@ -57,6 +59,7 @@ class Inputs:
     num_synthetic: int
     eval_rows: np.ndarray
     identical_ids: frozenset[str] = frozenset()
+    stored_dtype: str = "float32"
 
     @functools.cached_property
     def tower(self) -> Tower:
@@ -73,15 +76,17 @@ class Inputs:
     def document_features(self) -> np.ndarray:
         """Outputs of the frozen tower for the corpus (documents, T), cached on disk."""
         return cached_encode(
-            self.pretrained, self.tower, self.document_tokens, desc="encode documents"
-        )
+            self.pretrained, self.tower, self.document_tokens, desc="encode documents",
+            dtype=self.stored_dtype,
+        )  # fmt: skip
 
     @functools.cached_property
     def query_features(self) -> Rows:
         """Outputs of the frozen tower for the query table (rows, T)."""
         queries = cached_encode(
-            self.pretrained, self.tower, self.query_tokens, desc="encode queries"
-        )
+            self.pretrained, self.tower, self.query_tokens, desc="encode queries",
+            dtype=self.stored_dtype,
+        )  # fmt: skip
         return self.query_table(queries, self.document_features)
 
     def query_table(self, queries: np.ndarray, documents: np.ndarray) -> Rows:
@@ -206,6 +211,7 @@ def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
     return Inputs(
         dataset, pretrained, config.tower.dtype, config.tower.remat, query_tokens,
         document_tokens, training, per_document, eval_rows, ignored,
+        "float16" if config.half_on_disk else "float32",
     )  # fmt: skip
 
 
@@ -266,20 +272,26 @@ def tower_outputs(
     Args:
       graphdef, params: a `JointIndex` as `split_model` returns it.
       inputs: from `load_inputs`.
-      folder: cache for the outputs of a trained tower; None: no cache.
+      folder: for the outputs of a trained tower. A file is named by the weights and the
+        texts, so each pair of them is encoded once. None keeps the outputs in memory.
     """
     if not has_tower(params):
         return inputs.document_features, inputs.query_features
-    if folder is None:
-        documents, queries = _encode(graphdef, params, inputs)
-        return documents, inputs.query_table(queries, documents)
-    towers = {n: params[n] for n in params if n.split("/")[0].endswith("tower")}
-    path = folder / f"{arrays_sha256(jax.device_get(towers))[:16]}.npz"
-    if not path.exists():
-        documents, queries = _encode(graphdef, params, inputs)
-        atomic_write_npz(path, {"documents": documents, "queries": queries})
-    with np.load(path, allow_pickle=False) as file:
-        documents, queries = file["documents"], file["queries"]
+    outputs = []
+    for side, tokens in (
+        ("documents", inputs.document_tokens),
+        ("queries", inputs.query_tokens),
+    ):
+        arguments = graphdef, params, side, tokens
+        if folder is None:
+            outputs.append(embed(*arguments, head=False))
+            continue
+        name = _key(_of_side(params, side, ("tower",)), tokens.key, inputs)
+        path = folder / f"tower-{name}.npy"
+        outputs.append(
+            embed_to(path, *arguments, head=False, dtype=inputs.stored_dtype)
+        )
+    documents, queries = outputs
     return documents, inputs.query_table(queries, documents)
 
 
@@ -289,14 +301,47 @@ def embeddings(
     """Return embeddings of the corpus (documents, D) and of the query table (rows, D).
 
     Those of the query table are made when they are asked for. The arguments are those
-    of `tower_outputs`.
+    of `tower_outputs`; with a folder, the embeddings of the corpus are a file too.
     """
     documents, queries = tower_outputs(graphdef, params, inputs, folder)
-    made = embed(graphdef, params, "documents", documents)
+    arguments = graphdef, params, "documents", documents
+    if folder is None:
+        made = embed(*arguments)
+    else:
+        own = _of_side(params, "documents", ("tower", "head"))
+        name = _key(own, " ".join(inputs.source_keys), inputs)
+        made = embed_to(
+            folder / f"documents-{name}.npy", *arguments, dtype=inputs.stored_dtype
+        )
     return made, EmbeddedRows(graphdef, params, "queries", queries)
 
 
-def _encode(graphdef, params, inputs: Inputs):
-    documents = embed(graphdef, params, "documents", inputs.document_tokens, head=False)
-    queries = embed(graphdef, params, "queries", inputs.query_tokens, head=False)
-    return documents, queries
+def codes_of(graphdef, params, inputs: Inputs, folder: Path) -> np.ndarray:
+    """Return the codes of the corpus (documents, M) by parameters without a tree."""
+    documents, _ = embeddings(graphdef, params, inputs, folder)
+    groups = ("tower", "head", "rotation", "quantiser")
+    own = _of_side(params, "documents", groups)
+    name = _key(own, " ".join(inputs.source_keys), inputs)
+    return code_table(graphdef, params, documents, folder / f"codes-{name}.npy")
+
+
+def _of_side(params: dict, side: str, groups: tuple[str, ...]) -> dict:
+    """Return the parameters of some groups that one side of the model uses."""
+    there = {name.split("/")[0] for name in params}
+    own = {f"query_{group}" if f"query_{group}" in there else group for group in groups}
+    own = own if side == "queries" else set(groups)
+    # The names of both sides are alike, so a frozen copy has the key of its origin.
+    return {
+        name.removeprefix("query_"): value
+        for name, value in params.items()
+        if name.split("/")[0] in own
+    }
+
+
+def _key(params: dict, texts: str, inputs: Inputs) -> str:
+    """Return the name of a file that depends on parameters, texts and the corpus."""
+    parts = (
+        arrays_sha256(jax.device_get(params)), texts, inputs.dataset.corpus_sha256,
+        inputs.dtype, inputs.stored_dtype,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

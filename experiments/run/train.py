@@ -1,8 +1,11 @@
 """Train one system of a config: its parent, its starts, its phases, its embeddings."""
 
+import contextlib
 import logging
 import math
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +15,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ehi.data.rows import Rows, SomeRows
-from ehi.encode.embed import code_table
+from ehi.encode.stream import stream_rows
 from ehi.files import atomic_write_npz
-from ehi.index import build_index
+from ehi.index import Index, Shard, build_folder, build_index, open_index
 from ehi.index.search.routing import assign_leaves, route
 from ehi.model.export import index_arrays
 from ehi.model.head import start_from_pca
@@ -38,7 +41,7 @@ from ehi.train.starts import (
     sampled_rows,
 )
 from experiments.run.models import build_model
-from experiments.run.prepare import Inputs, embeddings, tower_outputs
+from experiments.run.prepare import Inputs, codes_of, embeddings, tower_outputs
 from experiments.systems import (
     System,
     config_of,
@@ -52,6 +55,8 @@ LOG = logging.getLogger("ehi")
 LEAVES = "leaves.npz"  # beside the checkpoints of a run that moves documents
 # The head's principal components are those of at most this many tower outputs.
 PCA_ROWS = 2**18
+# An index of at most this many bytes of embeddings is built in memory.
+IN_MEMORY = 2**29
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,11 @@ class Job:
     def folder(self) -> Path:
         return self.workdir / "checkpoints" / self.run
 
+    @property
+    def outputs(self) -> Path:
+        """Folder of tower outputs, embeddings and codes."""
+        return self.workdir / "outputs"
+
 
 def _train(job: Job, log: MetricLog) -> dict:
     """Run all phases of a system; return its parameters."""
@@ -236,7 +246,7 @@ def _phase(job: Job, name: str, phase, graphdef, state, log) -> dict:
     return run_phase(
         graphdef, params, inputs.training, tables, phase,
         run=job.run, name=name, seed=config.seed, directory=job.folder / name, log=log,
-        lengths=lengths, mine=_miner(phase, graphdef, inputs, job.parent),
+        lengths=lengths, mine=_miner(job, phase, graphdef),
         shard_state=config.shard_state, host_tables=host_tables,
     )  # fmt: skip
 
@@ -251,7 +261,9 @@ def _placed(job: Job, phase, tables: dict) -> tuple[dict, dict]:
     on_device = {name: tables.pop(name) for name in ("codes",) if name in tables}
     if "teacher_queries" in tables:  # embedded once, not in each step again
         rows = drawn_queries(job.inputs.training, phase, seed=job.config.seed)
-        values = tables["teacher_queries"][rows]
+        table, part = tables["teacher_queries"], job.outputs / "teacher.npy"
+        part.unlink(missing_ok=True)  # of other rows
+        values = stream_rows(part, len(rows), lambda a, b: table[rows[a:b]])
         tables["teacher_queries"] = SomeRows(rows, values)
     return on_device, tables
 
@@ -308,7 +320,7 @@ def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
     inputs, teacher = job.inputs, job.parent
     rows = drawn_queries(inputs.training, phase, seed=job.config.seed)
     wanted = min(phase.mined_kept, len(teacher.documents))
-    documents, queries = embeddings(graphdef, params, inputs)
+    documents, queries = embeddings(graphdef, params, inputs, job.outputs)
     arrays, copies = index_arrays(graphdef, params), job.config.tree.spill
     of_queries = arrays["query_tree"] or arrays["tree"]
     leaves = reassigned_leaves(
@@ -323,10 +335,11 @@ def _reassign(job: Job, phase, graphdef, params) -> np.ndarray:
     return leaves
 
 
-def _miner(phase, graphdef, inputs, parent):
+def _miner(job: Job, phase, graphdef):
     """Return a function: parameters, rows -> hard negatives (n, m) of them; or None."""
     if not phase.mining_interval:
         return None
+    inputs, parent = job.inputs, job.parent
 
     def from_teacher(_, rows):
         return mine_from_teacher(
@@ -341,17 +354,41 @@ def _miner(phase, graphdef, inputs, parent):
         )  # fmt: skip
 
     def from_leaves(params, rows):
-        documents, queries = embeddings(graphdef, params, inputs)
-        index = build_index(
-            documents, np.arange(len(documents)), **index_arrays(graphdef, params)
-        )
-        return mine_from_leaves(
-            index, queries[rows], inputs.training, per_query=phase.mined_kept,
-            beam=phase.mined_beam, rows=rows, threads=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
+        with _index_now(job, graphdef, params) as (index, queries):
+            return mine_from_leaves(
+                index, queries[rows], inputs.training, per_query=phase.mined_kept,
+                beam=phase.mined_beam, rows=rows, threads=len(os.sched_getaffinity(0)),
+            )  # fmt: skip
 
     sources = {"teacher": from_teacher, "given": given, "leaves": from_leaves}
     return sources[phase.negatives]
+
+
+@contextlib.contextmanager
+def _index_now(job: Job, graphdef, params) -> Iterator[tuple[Index, Rows]]:
+    """The index of the present parameters, and the embeddings of the query table.
+
+    Those of a large corpus are in a folder, which is removed at the end.
+    """
+    inputs, arrays = job.inputs, index_arrays(graphdef, params)
+    ids = np.arange(len(inputs.dataset.documents))
+    if not is_large(len(ids) * params["head/projection"].shape[1]):
+        documents, queries = embeddings(graphdef, params, inputs)
+        yield build_index(documents, ids, **arrays), queries
+        return
+    folder = job.outputs / "mining"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    try:
+        documents, queries = embeddings(graphdef, params, inputs, folder)
+        build_folder(folder / "index", [Shard(documents.filename, ids)], **arrays)
+        yield open_index(folder / "index"), queries
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_large(values: int) -> bool:
+    """Return whether so many numbers are kept in files rather than in memory."""
+    return 4 * values > IN_MEMORY
 
 
 def _tables(job: Job, phase, graphdef, params) -> dict:
@@ -366,7 +403,7 @@ def _tables(job: Job, phase, graphdef, params) -> dict:
         if parent is None and not job.config.start_from:  # the pretrained tower still
             cached = inputs.document_features, inputs.query_features
         else:
-            cached = tower_outputs(graphdef, params, inputs, job.workdir / "outputs")
+            cached = tower_outputs(graphdef, params, inputs, job.outputs)
         tables["cached_documents"], tables["cached_queries"] = cached
     if phase.needs_teacher:
         if parent is None:
@@ -374,8 +411,7 @@ def _tables(job: Job, phase, graphdef, params) -> dict:
         tables["teacher_queries"] = parent.queries
         tables["teacher_documents"] = parent.documents
     if phase.needs_codes:
-        documents, _ = embeddings(graphdef, params, inputs)
-        tables["codes"] = code_table(graphdef, params, documents)
+        tables["codes"] = codes_of(graphdef, params, inputs, job.outputs)
     if phase.start == "reassign":
         tables["leaves"] = _reassign(job, phase, graphdef, params)
     return tables

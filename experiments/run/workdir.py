@@ -28,6 +28,7 @@ _NOT_OF_SHAPES = ("adaptive", "start", "score")
 _UNSET = {
     "start_from": ("start_from", "start_from_steps"),
     "fit_sample": ("fit_sample",),
+    "half_on_disk": ("half_on_disk",),
 }
 CONTINUED = "continued"  # the variant of a run that trains on
 
