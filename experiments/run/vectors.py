@@ -148,5 +148,6 @@ def vector_inputs_of(config, dataset: VectorDataset) -> VectorInputs:
         num_synthetic=config.pseudo.synthetic,
         eval_rows=np.array([row_of[name] for name in asked], np.int64),
         identical_ids=dataset.identical_ids(config.split, config.ignore_identical_ids),
-        stored_dtype="float16" if config.half_on_disk else "float32", maps=maps, pseudo=pseudo,
+        stored_dtype="float16" if config.half_on_disk else "float32", maps=maps,
+        pseudo=pseudo,
     )  # fmt: skip
