@@ -6,6 +6,7 @@
     python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
     python -m experiments.benchmark text --words=12
     python -m experiments.benchmark build --n=10000000
+    python -m experiments.benchmark memory --n=1000000 --dim=384
     python -m experiments.benchmark plan --constants=FILE.json
 
 Each command is a module, `experiments.benchmarks.<name>`, whose docstring defines what
@@ -31,6 +32,7 @@ COMMANDS = {
     "text": "searching in words, one question at a time",
     "step-search": "the search of the code table inside a step",
     "build": "building an index from shards",
+    "memory": "memory of a whole run on vectors in files, beside the formula",
     "plan": "the cost of 1M to 1B documents, from the JSON files of the other commands",
 }
 

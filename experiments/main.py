@@ -33,6 +33,7 @@ from experiments.command import (
 )
 from experiments.run.dry_run import dry_run, show_dry_run
 from experiments.run.experiment import default_budgets, open_experiment, run_cells
+from experiments.run.memory import plan_memory
 from experiments.run.report import show
 
 CONFIG_HELP = "the experiment, experiments/configs/<name>.py[:variant]"
@@ -96,7 +97,11 @@ def main(_) -> None:
         if CONFIG.value is None:
             raise ValueError(f"--config is missing: {CONFIG_HELP}")
         if DRY_RUN.value:
-            show_dry_run(dry_run(CONFIG.value), memory_gib=MEMORY_GIB.value)
+            show_dry_run(
+                dry_run(CONFIG.value),
+                memory_gib=MEMORY_GIB.value,
+                plan=plan_memory(CONFIG.value),
+            )
             return
         if WORKDIR.value is None:
             raise ValueError(f"--workdir is missing: the {WORKDIR_HELP}")

@@ -6,9 +6,11 @@
 Every phase of every system, and of the systems they start from, is built as in
 training, but on abstract arrays: shapes without numbers. Its one jitted step is lowered
 and compiled, and the compiler reports how much memory it takes, on one device of the
-kind that this runs on. Encoding the corpus, the k-means and OPQ starts, mining and the
-index are not included. A phase that needs more memory than an accelerator has, or than
---memory_gib, is refused after it is printed.
+kind that this runs on. Tables that are larger than `device_table_gib` stay in files;
+the rows that a step reads are then part of its batch. The lines behind the phases are
+the host's memory, the disk, and the k-means and OPQ starts, by the formula of
+`experiments.run.memory`. A phase that needs more memory than an accelerator has, or
+than --memory_gib, is refused after it is printed.
 """
 
 import math
@@ -29,13 +31,14 @@ from ehi.model.pretrained import resolve
 from ehi.model.tower import Tower
 from ehi.parallel.mesh import make_mesh, table_sharding
 from ehi.train import loop
+from ehi.train.batch import side_of
 from ehi.train.optimizer import trained_names
 from ehi.train.phase import Phase
 from ehi.train.starts import drop_query_side
 from experiments.run.checks import check_config
 from experiments.run.flops import count_flops, measure_flops
 from experiments.run.models import build_model
-from experiments.run.train import run_name
+from experiments.run.train import rows_travel, run_name
 from experiments.run.vectors import vector_sizes
 from experiments.systems import (
     Budget,
@@ -159,6 +162,17 @@ def abstract_tables(config, phase: Phase, params: Mapping, sizes: Sizes) -> dict
     return tables
 
 
+def abstract_rows(tables: Mapping, batch: Mapping, encoded: int) -> dict:
+    """Return the shapes of the rows of tables that `make_batch` gathers on the host."""
+    rows = {}
+    for name, table in tables.items():
+        size = batch[side_of(name)].shape[0]
+        if name.startswith("cached_"):
+            size -= min(encoded, size)
+        rows[name] = _array((size, *table.shape[1:]), table.dtype)
+    return rows
+
+
 def _array(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
@@ -227,7 +241,7 @@ def dry_run(config, *, flops_per_second: float | None = None) -> list[Report]:
     config = fit_to_corpus(config, sizes.documents)
     speed = flops_per_second or measure_flops(config.tower.dtype)
     reports = []
-    for name, compression in _runs(config):
+    for name, compression in runs_of(config):
         resolved, system = config_of(config, name), get_system(name)
         for phase_name in phases_of(resolved, system):
             phase = phase_of(resolved, phase_name, sizes.documents)
@@ -269,6 +283,9 @@ def compile_phase(
     state = jax.eval_shape(begin, params)
     tables = abstract_tables(config, phase, params, sizes)
     batch = abstract_batch(config, phase, params, sizes)
+    if rows_travel(config, tables):
+        travelling = {n: tables.pop(n) for n in list(tables) if n != "codes"}
+        batch |= abstract_rows(travelling, batch, phase.encoded)
     key, lies = jax.eval_shape(lambda: jax.random.key(0)), table_sharding(mesh, tables)
     placed = (
         jax.tree.map(_at, state, made[1]),
@@ -302,12 +319,14 @@ def show_dry_run(
     reports: list[Report],
     console: Console | None = None,
     memory_gib: float | None = None,
+    plan=None,
 ) -> None:
     """Print a paragraph for every phase, then refuse a phase that does not fit.
 
     Args:
       reports: from `dry_run`.
       console: console to print to.
+      plan: from `experiments.run.memory.plan_memory`, to print; or None.
       memory_gib: memory of a device; None: that of the accelerator. A CPU has no limit,
         since it stands for another machine.
 
@@ -334,7 +353,24 @@ def show_dry_run(
             f"  shapes      {escape(shapes)}",
         ):
             console.print(line, highlight=False, soft_wrap=True)
+    if plan is not None:
+        _show_plan(plan, console)
     check_memory(reports, memory_gib)
+
+
+def _show_plan(plan, console: Console) -> None:
+    stage = max(plan.stages, key=plan.stages.get)
+    host = plan.host | {stage: plan.stages[stage]}
+    del host["largest stage"]
+    for title, total, parts in (
+        ("host memory", plan.peak, host),
+        ("disk", sum(plan.disk.values()), plan.disk),
+        ("starts (k-means, OPQ), on the device", max(plan.starts.values(), default=0),
+         plan.starts),
+    ):  # fmt: skip
+        listed = ", ".join(f"{name} {size / GIB:.3f}" for name, size in parts.items())
+        line = f"[bold]{title}[/bold] GiB: {total / GIB:.3f} ({escape(listed)})"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def check_memory(reports: list[Report], memory_gib: float | None = None) -> None:
@@ -359,7 +395,7 @@ def _device_gib() -> float | None:
     return limit / GIB if limit and jax.default_backend() != "cpu" else None
 
 
-def _runs(config) -> Iterator[tuple[str, int | None]]:
+def runs_of(config) -> Iterator[tuple[str, int | None]]:
     """Return (system, compression) of every run that trains, parents first."""
     runs = {}
 
