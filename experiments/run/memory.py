@@ -2,10 +2,12 @@
 
 Nothing in the host's memory grows with the documents but what the formula says:
 
-    ids            100 N                       ids of the documents, as Python strings
-    pairs          56 L + 350 S + 8 (S + N)    L labelled pairs, S pseudo-queries with
-                   + 4 A N                     their texts, the order of an epoch, and
-                                               the draws of A synthetic queries each
+    ids            200 N                       ids of the documents: Python strings, and
+                                               a dictionary of them while pairs are made
+    pairs          600 L + 350 S + 16 (S + N)  L labelled pairs, S pseudo-queries with
+                   + 4 A N                     their texts and tokens, the order of an
+                                               epoch, and the draws of A synthetic
+                                               queries each
     starts         12 R D                      R sampled vectors: as read, as fitted,
                                                and what a fit computes of them
     tables         their bytes                 if they are not larger than
@@ -45,7 +47,7 @@ from experiments.systems import (
 )
 
 PROGRAM = 900 * 2**20
-ID, LABELLED, PSEUDO = 100, 56, 350  # bytes of an id, a pair, a pseudo-query
+ID, LABELLED, PSEUDO = 200, 600, 350  # bytes of an id, a pair, a pseudo-query
 FIT_COPIES = 3  # of the sampled vectors
 
 
@@ -102,7 +104,7 @@ def plan_memory(config) -> Plan:
         "ids": ID * documents,
         "pairs": LABELLED * sizes.train_queries
         + PSEUDO * pseudo
-        + 8 * (pseudo + documents)
+        + 16 * (pseudo + documents)
         + 4 * synthetic * documents,
         "largest stage": max(stages.values()),
     }
