@@ -62,8 +62,6 @@ def stream_rows(
                     _write(file, path, num, make, dtype)
                     os.replace(part, path)
                     sync_folder(path.parent)
-                else:
-                    part.unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -99,13 +97,23 @@ def _locked(part: Path):
         file = part.open("a+b")
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        # The one who had the lock may have renamed the file meanwhile.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                break
-        file.close()
+        if _is_named(file, part):
+            break
+        file.close()  # the one who had the lock renamed the file meanwhile
     with file:
-        yield file
+        try:
+            yield file
+        finally:  # an empty file is nothing to go on from
+            if not os.fstat(file.fileno()).st_size and _is_named(file, part):
+                part.unlink()
+
+
+def _is_named(file, path: Path) -> bool:
+    """Whether a path still is the name of an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write(file, path: Path, num: int, make, dtype) -> None:

@@ -93,7 +93,7 @@ def plan_memory(config) -> Plan:
         model = abstract_model(resolved, system, compression, sizes, shape)
         _, params = split_model(model)
         if system.parent is not None and (system.tree or system.pq):
-            starts[run] = _start(model, params, documents, config.fit_sample)
+            starts[run] = _start(resolved, model, params, documents)
         for phase_name in phases_of(resolved, system):
             phase = phase_of(resolved, phase_name, documents)
             if phase.steps:
@@ -116,9 +116,11 @@ def _index(documents: int, width: int) -> int:
     return 4 * values if values <= IN_MEMORY else 2**29
 
 
-def _start(model, params, documents: int, fit_sample: int) -> int:
+def _start(config, model, params, documents: int) -> int:
     """Return the bytes of the sampled vectors and of what a fit makes of them."""
-    rows = min(documents, max(sample_sizes(model, fit_sample)))
+    for_tree, for_codes = sample_sizes(model, config.fit_sample)
+    fits_tree = model.router is not None and config.tree.start != "random"
+    rows = min(documents, for_tree if fits_tree else for_codes)
     return FIT_COPIES * 4 * rows * params["head/projection"].shape[1]
 
 
@@ -140,7 +142,13 @@ def _step(config, phase, params, sizes, label: str) -> dict[str, int]:
         )
     if phase.mining_interval:
         width = params["head/projection"].shape[1]
-        kept = 4 * phase.mined_kept * phase.steps * phase.batch_size
+        sources = {"labelled": sizes.train_queries}
+        sources["pseudo"] = sizes.documents * config.pseudo.per_document
+        sources["documents"] = sizes.documents
+        sources["synthetic"] = sizes.documents * config.pseudo.synthetic
+        drawn = sum(size for name, size in sources.items() if phase.sources.get(name))
+        drawn = min(drawn, phase.steps * phase.batch_size)
+        kept = 4 * phase.mined_kept * drawn
         found[f"{label}, mining"] = 8 * min(SEARCHED, sizes.documents) * width + kept
     return found
 
@@ -150,7 +158,7 @@ def _disk(config, sizes, shape) -> dict[str, int]:
     item, documents = 2 if config.half_on_disk else 4, sizes.documents
     texts = sizes.train_queries + documents * config.pseudo.per_document
     width, tower = config.head.width or shape["width"], shape["width"]
-    encoders, towers, codes, index = 0, 1, 0, 0
+    encoders, towers, codes, index, mining = 0, 1, 0, 0, 0
     for name, compression in runs_of(config):
         resolved, system = config_of(config, name), get_system(name)
         if system.library:
@@ -163,11 +171,14 @@ def _disk(config, sizes, shape) -> dict[str, int]:
         size = 4 * width if compression is None else 4 * tower // compression
         codes += any(p.needs_codes for p in trains) and size
         index += size + 4
+        if any(p.mining_interval and p.negatives == "leaves" for p in trains):
+            mining = item * (tower + width) + size
     found = {
         "tower outputs": towers * item * tower * (documents + texts),
         "embeddings": encoders * item * width * documents,
         "code tables": codes * documents,
         "indexes": index * documents,
+        "mining, while it lasts": mining * documents,
     }
     if "vectors" in config:  # they were given
         found["tower outputs"] = 0
