@@ -143,6 +143,12 @@ def embed_to(
       read-only memory map (rows, D), or (rows, T) without the head.
     """
 
+    num = jax.process_count()
+    if num > 1:  # they compute together, so all of them do, or none
+        there = np.array([[Path(path).is_file()]], np.int32)
+        if not gather_rows(there, num).all():
+            Path(path).unlink(missing_ok=True)
+
     def make(start, stop):
         part = source
         if stop - start < len(source):

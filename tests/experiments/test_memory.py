@@ -41,7 +41,7 @@ MINED = {"joint.refresh": 3, "joint.mined_per_query": 1}
 
 @pytest.mark.parametrize(
     ("systems", "changes"),
-    [(("kmeans-tree-opq", "ehi-pq", "jpq", "distill-vq"), {}), (("ehi",), MINED)],
+    [(("ehi-pq", "jpq"), {}), (("ehi",), MINED)],
 )
 def test_files_and_rows_that_travel_change_no_number(
     corpus, tmp_path, as_large, systems, changes

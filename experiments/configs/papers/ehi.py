@@ -19,8 +19,8 @@ Data: scifact, fiqa and msmarco are public BEIR sets, or folders of these names 
 folder of EHI_DATA; nq320k is such a folder. Any layout of experiments/README.md#data
 will do, so msmarco may be MS MARCO's own tables. Every example is a labelled pair;
 --config.joint.negatives=given draws negatives from its triples instead of the leaves.
-Hardware: one accelerator of 40 GB. By the formula of --dry_run, msmarco also takes 3.9
-GiB of the host's memory and 231 GiB of disk, nq320k 2.4 and 4.5 GiB. Time: see
+Hardware: one accelerator of 40 GB. By the formula of --dry_run, msmarco also takes 3.8
+GiB of the host's memory and 231 GiB of disk, nq320k 2.3 and 4.6 GiB. Time: see
 --dry_run, plus encoding the corpus 20 times to mine negatives.
 Expected: unknown. The abstract claims +1.45% MRR@10 on MS MARCO dev and +8.2% nDCG@10
 on DL19 over other indexes at equal cost (version 2; version 1: +0.6%, +4.2%).
