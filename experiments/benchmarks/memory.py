@@ -107,12 +107,15 @@ def watched(command: list[str]) -> dict:
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peaks = {"peak_gib": 0, "mapped_gib": 0}
-    while process.poll() is None:
-        here = _memory(process.pid)
-        held = here.get("RssAnon", 0) + here.get("RssShmem", 0)
-        peaks["peak_gib"] = max(peaks["peak_gib"], held)
-        peaks["mapped_gib"] = max(peaks["mapped_gib"], here.get("RssFile", 0))
-        time.sleep(_INTERVAL)
+    try:
+        while process.poll() is None:
+            here = _memory(process.pid)
+            held = here.get("RssAnon", 0) + here.get("RssShmem", 0)
+            peaks["peak_gib"] = max(peaks["peak_gib"], held)
+            peaks["mapped_gib"] = max(peaks["mapped_gib"], here.get("RssFile", 0))
+            time.sleep(_INTERVAL)
+    finally:
+        process.kill()  # of no effect if it has ended
     if process.returncode:
         raise ValueError(f"the command ended with {process.returncode}: {command}")
     return {"seconds": round(time.monotonic() - started, 1)} | {
