@@ -1,11 +1,17 @@
 """Ageing of an index: documents that it was not trained on are added or replace others.
 
 A system is trained on one half of the documents. Its index then gets the other half, or
-a part of it in place of as many documents. The same system trained on all documents
-stands beside it: they are unlabelled there too, but training has seen them.
+a part of it in place of as many documents. It is repaired by training on from its own
+parameters, for a tenth of the steps, on all documents. The same system trained anew on
+all documents stands beside it.
+
+What is added later is unseen: the data set of the first training lacks these documents
+and the judgements of them, so no pair, pseudo-query or synthetic query is made of them,
+and its queries and index set the search, which stays as it is when documents come.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,18 +31,24 @@ from experiments.run.evaluate import (
     record_of,
     search_setting,
 )
-from experiments.run.prepare import embeddings, inputs_of, open_split
+from experiments.run.prepare import Inputs, embeddings, inputs_of, open_split
 from experiments.run.train import Trained, train_system
-from experiments.run.workdir import claim, claim_inputs, write_config
+from experiments.run.workdir import claim, claim_inputs, trained_on, write_config
 from experiments.systems import Budget, fit_to_corpus
 
 LOG = logging.getLogger("ehi")
 
 SYSTEMS = ("kmeans-tree-opq", "ehi-pq")
 BUDGET = "visit-10-64x"
-HALF, WHOLE = "half", ""  # variants: what a system was trained on
+# Variants: what a system was trained on. Repairs train on from HALF, on all documents:
+# REPAIRED with the labels of the half, RELABELLED with those of the others too.
+HALF, WHOLE = "half", ""
+REPAIRED, RELABELLED = "half-continued", "half-labels-continued"
+VARIANTS = (HALF, REPAIRED, RELABELLED, WHOLE)
+REPAIRS = (REPAIRED, RELABELLED)
+REPAIR_STEPS = 0.1  # of the steps of a training anew
 REPLACED = (10, 20, 30, 40, 50)  # percent of the documents of the index
-STAGES = ("added", *(f"replaced-{percent}" for percent in REPLACED))
+STAGES = ("added", "old", *(f"replaced-{percent}" for percent in REPLACED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +82,15 @@ def halves(dataset: RetrievalDataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stages(kept: np.ndarray, later: np.ndarray) -> list[Stage]:
-    """Every stage: all later documents are added, or some replace as many kept ones."""
+    """Every stage: all later documents are added, or some replace as many kept ones.
+
+    The first two have the same index. They ask for what was added, and for what was
+    there before.
+    """
     rng, nothing = np.random.default_rng(0), np.zeros(0, np.int64)
     old, new = rng.permutation(kept), rng.permutation(later)
-    found = [Stage(STAGES[0], nothing, later, asked=later)]
-    for name, percent in zip(STAGES[1:], REPLACED, strict=True):
+    found = [Stage("added", nothing, later, later), Stage("old", nothing, later, kept)]
+    for name, percent in zip(STAGES[2:], REPLACED, strict=True):
         count = min(round(percent / 100 * len(kept)), len(new))
         present = np.concatenate([old[count:], new[:count]])
         found.append(Stage(name, old[:count], new[:count], asked=present))
@@ -82,37 +98,41 @@ def stages(kept: np.ndarray, later: np.ndarray) -> list[Stage]:
 
 
 def only(dataset: RetrievalDataset, rows: np.ndarray) -> RetrievalDataset:
-    """The same data set with some documents, and the train judgements of these."""
+    """The same data set with some documents, and the judgements of these."""
     doc_ids = [dataset.doc_ids[row] for row in rows]
     here = set(doc_ids)
-    train = {
-        query: {doc: grade for doc, grade in judged.items() if doc in here}
-        for query, judged in dataset.qrels.get("train", {}).items()
-    }
-    answered = {
-        query: judged
-        for query, judged in train.items()
-        if any(grade > 0 for grade in judged.values())
-    }
+    qrels = {}
+    for split, asked in dataset.qrels.items():
+        known = {
+            query: {doc: grade for doc, grade in judged.items() if doc in here}
+            for query, judged in asked.items()
+        }
+        qrels[split] = {
+            query: judged
+            for query, judged in known.items()
+            if any(grade > 0 for grade in judged.values())
+        }
+    named = "\0".join((dataset.corpus_sha256, *doc_ids))
     return dataclasses.replace(
         dataset,
         documents=[dataset.documents[row] for row in rows.tolist()],
         doc_ids=doc_ids,
-        qrels=dataset.qrels | ({"train": answered} if train else {}),
+        qrels=qrels,
         groups=None if dataset.groups is None else dataset.groups[rows],
+        corpus_sha256=hashlib.sha256(named.encode()).hexdigest(),
     )
 
 
 def age(
     config, workdir: Path, systems: Sequence[str] = SYSTEMS, budget: str = BUDGET
 ) -> Iterator[tuple[Path, Record]]:
-    """Train on half and on all, then evaluate every stage.
+    """Train on half, repair, train on all; evaluate every stage of each.
 
     Results that are complete in the workdir are reused.
 
     Args:
       config: the base config.
-      workdir: receives a folder for each half.
+      workdir: receives a folder for each variant.
       systems: systems with trees and PQ leaves.
       budget: the one budget of all records.
 
@@ -120,45 +140,91 @@ def age(
       the folder that has the record, and the record, of split '<split>-<stage>'.
     """
     check_config(config)
-    limits = Budget.parse(budget)
     dataset = open_split(config)
-    whole = inputs_of(config, dataset)
     kept, later = halves(dataset)
-    for variant in (HALF, WHOLE):
-        folder = workdir / (variant or "whole")
-        inputs = whole if variant == WHOLE else inputs_of(config, only(dataset, kept))
-        own = fit_to_corpus(config, len(inputs.dataset.doc_ids))
+    half = only(dataset, kept)
+    # A system that is repaired sees all documents, and may lack their labels.
+    unlabelled = dataclasses.replace(dataset, qrels=half.qrels)
+    whole = inputs_of(config, dataset)
+    for variant in VARIANTS:
+        part = {HALF: half, REPAIRED: unlabelled}.get(variant)
+        inputs = whole if part is None else inputs_of(config, part)
+        own = config.copy_and_resolve_references()
         own.variant, own.systems, own.budgets = variant, tuple(systems), (budget,)
-        claim(own, folder)
-        claim_inputs(inputs, folder)
-        check_corpus(own, len(inputs.dataset.doc_ids), inputs.tower_width)
-        write_config(own, folder)
-        log, trained = MetricLog(folder / "metrics.jsonl"), {}
+        if variant in REPAIRS:
+            own.start_from = str(folder_of(workdir, HALF))
+            own.start_from_steps = REPAIR_STEPS
+            own = trained_on(own)
+        run = _open(own, folder_of(workdir, variant), inputs, whole, kept)
         for name in systems:
-            system = train_system(
-                own, name, limits.compression, inputs, folder, log, trained
-            )
-            outputs = folder / "outputs"
-            vectors, _ = embeddings(system.graphdef, system.params, whole, outputs)
+            trained, vectors = _train(run, name)
             for stage in stages(kept, later):
-                record = _evaluate(
-                    own, name, limits, system, inputs, whole, vectors, kept, stage,
-                    folder,
-                )  # fmt: skip
+                record = _evaluate(run, name, trained, vectors, stage)
                 if record is not None:
-                    yield folder, record
+                    yield run.folder, record
 
 
-def _evaluate(
-    config, name, limits, trained, inputs, whole, vectors, kept, stage, folder
-) -> Record | None:
+def folder_of(workdir: Path, variant: str) -> Path:
+    """The folder of what was trained for a variant."""
+    return workdir / (variant or "whole")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of T6.
+
+    Attributes:
+      config: its config, fitted to its corpus.
+      folder: of its files.
+      inputs: what it is trained on.
+      whole: the same data set with all documents and labels.
+      kept: rows of the documents that the half has.
+      log, trained: as in an `Experiment`.
+    """
+
+    config: object
+    folder: Path
+    inputs: Inputs
+    whole: Inputs
+    kept: np.ndarray
+    log: MetricLog
+    trained: dict[str, Trained] = dataclasses.field(default_factory=dict)
+
+    @property
+    def budget(self) -> Budget:
+        return Budget.parse(self.config.budgets[0])
+
+
+def _open(config, folder: Path, inputs: Inputs, whole: Inputs, kept) -> Run:
+    """Claim the folder of a training for its config and its data."""
+    documents = len(inputs.dataset.doc_ids)
+    config = fit_to_corpus(config, documents)
+    claim(config, folder)
+    claim_inputs(inputs, folder, start_from=config.start_from)
+    check_corpus(config, documents, inputs.tower_width)
+    write_config(config, folder)
+    log = MetricLog(folder / "metrics.jsonl")
+    return Run(config, folder, inputs, whole, kept, log)
+
+
+def _train(run: Run, name: str) -> tuple[Trained, np.ndarray]:
+    """Return the trained system, and its embeddings (documents, D) of all documents."""
+    trained = train_system(
+        run.config, name, run.budget.compression, run.inputs, run.folder, run.log,
+        run.trained,
+    )  # fmt: skip
+    outputs = run.folder / "outputs"
+    return trained, embeddings(trained.graphdef, trained.params, run.whole, outputs)[0]
+
+
+def _evaluate(run: Run, name: str, trained, vectors, stage: Stage) -> Record | None:
     """Return the record of one stage; None if no query is asked or no search fits."""
-    dataset = whole.dataset
+    config, dataset, inputs = run.config, run.whole.dataset, run.inputs
     cell = Cell(
         name, config.variant, dataset.name, f"{config.split}-{stage.name}",
-        config.seed, limits.name,
+        config.seed, run.budget.name,
     )  # fmt: skip
-    path = folder / "results.jsonl"
+    path = run.folder / "results.jsonl"
     for record in read_records(path) if path.exists() else ():
         if record.cell == cell:
             return record
@@ -166,23 +232,24 @@ def _evaluate(
     if not asked:
         LOG.warning("%s: no query asks only for these documents", stage.name)
         return None
-    index = _index_at(config, trained, dataset, vectors, kept, stage)
+    index = _index_of(run, trained, vectors, stage)
     setters, rows = budget_queries(inputs, config.split)
-    setting = search_setting(config, index, trained.queries[rows], limits.visit)
+    setting = search_setting(config, index, trained.queries[rows], run.budget.visit)
     if None in setting.values():
         LOG.warning("%s %s: the smallest search is over the budget", name, stage.name)
         return None
+    if config.variant == HALF:
+        index = _aged(index, dataset, vectors, stage)
     row_of = {query: row for row, query in enumerate(dataset.query_ids)}
     queries = trained.queries[[row_of[query] for query in asked]]
-    known = inputs.dataset.qrels.get("train", {})
     fields = measure(
         index, queries, list(asked), asked, **setting, tower_width=inputs.tower_width,
-        run_path=folder / "trec" / f"{cell.stem}.run.gz",
-        ignore_identical_ids=whole.identical_ids,
-        unlabelled=unlabelled_queries(asked, known),
+        run_path=run.folder / "trec" / f"{cell.stem}.run.gz",
+        ignore_identical_ids=run.whole.identical_ids,
+        unlabelled=unlabelled_queries(asked, inputs.dataset.qrels.get("train", {})),
     )  # fmt: skip
     fields |= {"budget_queries": setters, "build_seconds": 0.0}
-    record = record_of(config, whole, trained, cell, fields)
+    record = record_of(config, run.whole, trained, cell, fields)
     write_records(path, [record])
     return record
 
@@ -200,21 +267,22 @@ def answered_by(
     return found
 
 
-def _index_at(
-    config, trained: Trained, dataset: RetrievalDataset, vectors, kept, stage: Stage
-) -> Index:
-    """The index at a stage: an old one with additions, or one of its documents."""
-
-    def ids(rows: np.ndarray) -> list[str]:
-        return [dataset.doc_ids[row] for row in rows.tolist()]
-
-    rows = kept
-    if config.variant == WHOLE:
-        rows = np.concatenate([np.setdiff1d(kept, stage.gone), stage.added])
+def _index_of(run: Run, trained: Trained, vectors, stage: Stage) -> Index:
+    """The index of the half before the stage, or that of the stage's documents."""
+    rows = run.kept
+    if run.config.variant != HALF:
+        rows = np.concatenate([np.setdiff1d(rows, stage.gone), stage.added])
     first = dataclasses.replace(trained, documents=vectors[rows], leaves=None)
-    index = in_memory(config, first, ids(rows))
-    if config.variant == HALF:
-        index.delete(ids(stage.gone))
-        index.add(vectors[stage.added], ids(stage.added))
-        index.compact()
+    return in_memory(run.config, first, _ids(run.whole.dataset, rows))
+
+
+def _aged(index: Index, dataset: RetrievalDataset, vectors, stage: Stage) -> Index:
+    """The index of the half after the documents of a stage have gone and come."""
+    index.delete(_ids(dataset, stage.gone))
+    index.add(vectors[stage.added], _ids(dataset, stage.added))
+    index.compact()
     return index
+
+
+def _ids(dataset: RetrievalDataset, rows: np.ndarray) -> list[str]:
+    return [dataset.doc_ids[row] for row in rows.tolist()]
