@@ -7,11 +7,14 @@ all documents stands beside it.
 
 What is added later is unseen: the data set of the first training lacks these documents
 and the judgements of them, so no pair, pseudo-query or synthetic query is made of them,
-and its queries and index set the search, which stays as it is when documents come.
+and its queries and index set the search, which stays as it is when documents come. A
+learned router is less sure of new topics and then visits more, so each index is also
+measured with the search set again, on all train queries: that needs no labels.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,11 +43,15 @@ LOG = logging.getLogger("ehi")
 
 SYSTEMS = ("kmeans-tree-opq", "ehi-pq")
 BUDGET = "visit-10-64x"
-# Variants: what a system was trained on. Repairs train on from HALF, on all documents:
-# REPAIRED with the labels of the half, RELABELLED with those of the others too.
-HALF, WHOLE = "half", ""
+# Variants: what a system was trained on. RESET is HALF with the search set again.
+# Repairs train on from HALF, on all documents: REPAIRED with the labels of the half,
+# RELABELLED with those of the others too.
+HALF, RESET, WHOLE = "half", "half-reset", ""
 REPAIRED, RELABELLED = "half-continued", "half-labels-continued"
-VARIANTS = (HALF, REPAIRED, RELABELLED, WHOLE)
+VARIANTS = (HALF, RESET, REPAIRED, RELABELLED, WHOLE)
+TRAININGS = {HALF: (HALF, RESET)} | {
+    name: (name,) for name in (REPAIRED, RELABELLED, WHOLE)
+}
 REPAIRS = (REPAIRED, RELABELLED)
 REPAIR_STEPS = 0.1  # of the steps of a training anew
 REPLACED = (10, 20, 30, 40, 50)  # percent of the documents of the index
@@ -146,7 +153,7 @@ def age(
     # A system that is repaired sees all documents, and may lack their labels.
     unlabelled = dataclasses.replace(dataset, qrels=half.qrels)
     whole = inputs_of(config, dataset)
-    for variant in VARIANTS:
+    for variant, searches in TRAININGS.items():
         part = {HALF: half, REPAIRED: unlabelled}.get(variant)
         inputs = whole if part is None else inputs_of(config, part)
         own = config.copy_and_resolve_references()
@@ -157,9 +164,9 @@ def age(
             own = trained_on(own)
         run = _open(own, folder_of(workdir, variant), inputs, whole, kept)
         for name in systems:
-            trained, vectors = _train(run, name)
-            for stage in stages(kept, later):
-                record = _evaluate(run, name, trained, vectors, stage)
+            system = _train(run, name)
+            for search, stage in itertools.product(searches, stages(kept, later)):
+                record = _evaluate(run, name, search, system, stage)
                 if record is not None:
                     yield run.folder, record
 
@@ -207,22 +214,36 @@ def _open(config, folder: Path, inputs: Inputs, whole: Inputs, kept) -> Run:
     return Run(config, folder, inputs, whole, kept, log)
 
 
-def _train(run: Run, name: str) -> tuple[Trained, np.ndarray]:
-    """Return the trained system, and its embeddings (documents, D) of all documents."""
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A trained system, and its embeddings of all documents and of their query table.
+
+    The query table of `trained` is that of what it was trained on.
+    """
+
+    trained: Trained
+    documents: np.ndarray
+    queries: np.ndarray
+
+
+def _train(run: Run, name: str) -> Embedded:
     trained = train_system(
         run.config, name, run.budget.compression, run.inputs, run.folder, run.log,
         run.trained,
     )  # fmt: skip
     outputs = run.folder / "outputs"
-    return trained, embeddings(trained.graphdef, trained.params, run.whole, outputs)[0]
+    both = embeddings(trained.graphdef, trained.params, run.whole, outputs)
+    return Embedded(trained, *both)
 
 
-def _evaluate(run: Run, name: str, trained, vectors, stage: Stage) -> Record | None:
+def _evaluate(
+    run: Run, name: str, variant: str, system: Embedded, stage: Stage
+) -> Record | None:
     """Return the record of one stage; None if no query is asked or no search fits."""
     config, dataset, inputs = run.config, run.whole.dataset, run.inputs
     cell = Cell(
-        name, config.variant, dataset.name, f"{config.split}-{stage.name}",
-        config.seed, run.budget.name,
+        name, variant, dataset.name, f"{config.split}-{stage.name}", config.seed,
+        run.budget.name,
     )  # fmt: skip
     path = run.folder / "results.jsonl"
     for record in read_records(path) if path.exists() else ():
@@ -232,16 +253,17 @@ def _evaluate(run: Run, name: str, trained, vectors, stage: Stage) -> Record | N
     if not asked:
         LOG.warning("%s: no query asks only for these documents", stage.name)
         return None
-    index = _index_of(run, trained, vectors, stage)
-    setters, rows = budget_queries(inputs, config.split)
-    setting = search_setting(config, index, trained.queries[rows], run.budget.visit)
+    index = _index_of(run, system, stage)
+    setters, setting = _search(run, index, system.trained.queries, inputs)
+    if config.variant == HALF:
+        _age(index, dataset, system.documents, stage)
+    if variant != HALF:
+        setters, setting = _search(run, index, system.queries, run.whole)
     if None in setting.values():
         LOG.warning("%s %s: the smallest search is over the budget", name, stage.name)
         return None
-    if config.variant == HALF:
-        index = _aged(index, dataset, vectors, stage)
     row_of = {query: row for row, query in enumerate(dataset.query_ids)}
-    queries = trained.queries[[row_of[query] for query in asked]]
+    queries = system.queries[[row_of[query] for query in asked]]
     fields = measure(
         index, queries, list(asked), asked, **setting, tower_width=inputs.tower_width,
         run_path=run.folder / "trec" / f"{cell.stem}.run.gz",
@@ -249,7 +271,7 @@ def _evaluate(run: Run, name: str, trained, vectors, stage: Stage) -> Record | N
         unlabelled=unlabelled_queries(asked, inputs.dataset.qrels.get("train", {})),
     )  # fmt: skip
     fields |= {"budget_queries": setters, "build_seconds": 0.0}
-    record = record_of(config, run.whole, trained, cell, fields)
+    record = record_of(config, run.whole, system.trained, cell, fields)
     write_records(path, [record])
     return record
 
@@ -267,21 +289,28 @@ def answered_by(
     return found
 
 
-def _index_of(run: Run, trained: Trained, vectors, stage: Stage) -> Index:
+def _search(run: Run, index: Index, queries, inputs: Inputs) -> tuple[str, dict]:
+    """The name of the queries that set the search of an index, and its setting."""
+    setters, rows = budget_queries(inputs, run.config.split)
+    percent = run.budget.visit
+    return setters, search_setting(run.config, index, queries[rows], percent)
+
+
+def _index_of(run: Run, system: Embedded, stage: Stage) -> Index:
     """The index of the half before the stage, or that of the stage's documents."""
     rows = run.kept
     if run.config.variant != HALF:
         rows = np.concatenate([np.setdiff1d(rows, stage.gone), stage.added])
-    first = dataclasses.replace(trained, documents=vectors[rows], leaves=None)
-    return in_memory(run.config, first, _ids(run.whole.dataset, rows))
+    documents = system.documents[rows]
+    trained = dataclasses.replace(system.trained, documents=documents, leaves=None)
+    return in_memory(run.config, trained, _ids(run.whole.dataset, rows))
 
 
-def _aged(index: Index, dataset: RetrievalDataset, vectors, stage: Stage) -> Index:
-    """The index of the half after the documents of a stage have gone and come."""
+def _age(index: Index, dataset: RetrievalDataset, documents, stage: Stage) -> None:
+    """Delete and add the documents of a stage."""
     index.delete(_ids(dataset, stage.gone))
-    index.add(vectors[stage.added], _ids(dataset, stage.added))
+    index.add(documents[stage.added], _ids(dataset, stage.added))
     index.compact()
-    return index
 
 
 def _ids(dataset: RetrievalDataset, rows: np.ndarray) -> list[str]:

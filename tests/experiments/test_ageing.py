@@ -24,7 +24,7 @@ def run_of(corpus, folder, variants=ageing.VARIANTS):
 
     def kept(run, name):
         system = train(run, name)
-        params[run.config.variant, name] = system[0].params
+        params[run.config.variant, name] = system.trained.params
         return system
 
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def test_every_stage_is_measured_for_both_systems_and_both_trainings(corpus, age
     for stage in ageing.stages(*ageing.halves(dataset)):
         asked = ageing.answered_by(dataset, "test", stage.asked)
         found = [r for r in records if r.split == f"test-{stage.name}"]
-        assert len(found) == 8 * bool(asked)
+        assert len(found) == 10 * bool(asked)
         for record in found:
             assert record.unlabelled_queries == len(asked)
             assert record.budget_queries == "train" and record.docs_visited < 0.75
@@ -116,7 +116,8 @@ def test_the_search_of_the_half_is_set_before_documents_come(aged):
             for variant in ageing.VARIANTS
         }
         assert len(settings[ageing.HALF]) == 1
-        assert len(settings[ageing.WHOLE]) > 1  # set again for every index
+        for variant in (ageing.RESET, ageing.WHOLE):  # set again for every index
+            assert len(settings[variant]) > 1
 
 
 def with_other_texts(corpus, folder):
@@ -195,7 +196,7 @@ def test_repairs_train_on_from_the_half_for_a_tenth_of_the_steps(aged):
     folder = aged[0]
     configs = {
         variant: json.loads((folder / (variant or "whole") / "config.json").read_text())
-        for variant in ageing.VARIANTS
+        for variant in ageing.TRAININGS
     }
     for variant in ageing.REPAIRS:
         assert configs[variant]["start_from"] == str(folder / ageing.HALF)
@@ -219,21 +220,49 @@ def test_the_table_has_a_column_for_each_stage(aged, monkeypatch):
     folder, records, _ = aged
     monkeypatch.setattr("experiments.paper.ageing.BUDGET", BUDGET)
     values = {}
-    for part in map(str, ageing.VARIANTS):
+    for part in map(str, ageing.TRAININGS):
         part = part or "whole"
         values |= read_run_values(
             folder / part / "trec", read_records(folder / part / "results.jsonl")
         )
     table = ageing_table("topics", "test", records, aligned(values))
-    assert table.header == ("system", "trained on", *ageing.STAGES)
-    assert [row[:2] for row in table.rows] == [
+    assert table.header == ("system", "trained on", "visited %", *ageing.STAGES)
+    labels = [row[:2] for row in table.rows]
+    assert labels[:4] == [
         ("kmeans-tree-opq", "half"),
         ("ehi-pq", "half"),
-        ("kmeans-tree-opq", "all documents"),
-        ("ehi-pq", "all documents"),
+        ("kmeans-tree-opq", "half, search set again"),
+        ("ehi-pq", "half, search set again"),
     ]
-    assert 0 <= table.rows[1][2].value <= 1
+    row_of = dict(zip(labels, table.rows, strict=True))
+    half, anew, lost = (
+        row_of["ehi-pq", kind] for kind in ("half", "all, anew", "half minus anew")
+    )
+    column = table.header.index("replaced-50")
+    assert lost[column].value == pytest.approx(half[column].value - anew[column].value)
+    assert 0 <= half[column].value <= 1 and 0 < half[2].value < 100
     assert ageing_table("topics", "dev", records, {}) is None
+
+
+def test_a_joint_index_that_loses_more_is_marked(make_record):
+    """Each of 40 queries: the separate index loses .1 by ageing, the joint one .3."""
+    records, values = [], {}
+    for system, lost in (("kmeans-tree-opq", 0.1), ("ehi-pq", 0.3)):
+        for variant in (ageing.HALF, ageing.WHOLE):
+            record = make_record(
+                system=system, variant=variant, split="test-added",
+                budget=ageing.BUDGET, ndcg_at_10=0.6 - lost * bool(variant),
+            )  # fmt: skip
+            records.append(record)
+            values[record.cell] = np.full(40, record.ndcg_at_10)
+    table = ageing_table("pydocs", "test", records, values)
+    row_of = {row[:2]: row for row in table.rows}
+    column = table.header.index("added")
+    lost = row_of["ehi-pq", "half minus anew"][column]
+    assert (lost.value, lost.sign) == (pytest.approx(-0.3), "‡")
+    assert row_of["kmeans-tree-opq", "half minus anew"][column].sign == ""
+    assert row_of["ehi-pq", "all, anew"][column].sign == ""
+    assert row_of["ehi-pq", "half, repaired"][column] == "not run"
 
 
 def test_t6_is_reproduced_alone_and_shown_among_the_tables(
@@ -271,4 +300,4 @@ def test_tables_write_t6_if_its_records_are_there(tmp_path, make_record, monkeyp
     write_records(tmp_path / "pydocs.jsonl", [make_record(), *records])
     assert tables.main([f"--results={tmp_path}", f"--out={tmp_path}"]) == 0
     written = (tmp_path / "pydocs" / "T6.md").read_text()
-    assert "| ehi-pq | half | 0.500 ± 0.000 (0.800) | not run |" in written
+    assert "| ehi-pq | half | 9.9 | 0.500 ± 0.000 (0.800) | not run |" in written
