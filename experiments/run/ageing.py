@@ -9,7 +9,9 @@ What is added later is unseen: the data set of the first training lacks these do
 and the judgements of them, so no pair, pseudo-query or synthetic query is made of them,
 and its queries and index set the search, which stays as it is when documents come. A
 learned router is less sure of new topics and then visits more, so each index is also
-measured with the search set again, on all train queries: that needs no labels.
+measured with the search set again, on all train queries: that needs no labels. It is
+scored in two ways then. Codes fit the documents that they were trained on better, and a
+score that corrects for the fit ranks new documents higher, others the old ones.
 """
 
 import dataclasses
@@ -25,12 +27,12 @@ from ehi.data.datasets import RetrievalDataset
 from ehi.eval.measure import measure
 from ehi.eval.metrics import unlabelled_queries
 from ehi.eval.records import Cell, Record, read_records, write_records
-from ehi.index import Index
+from ehi.index import Index, build_index
+from ehi.model.export import index_arrays
 from ehi.train.logs import MetricLog
 from experiments.run.checks import check_config, check_corpus
 from experiments.run.evaluate import (
     budget_queries,
-    in_memory,
     record_of,
     search_setting,
 )
@@ -43,19 +45,18 @@ LOG = logging.getLogger("ehi")
 
 SYSTEMS = ("kmeans-tree-opq", "ehi-pq")
 BUDGET = "visit-10-64x"
-# Variants: what a system was trained on. RESET is HALF with the search set again.
+# Variants: what a system was trained on. RESET are HALF with the search set again.
 # Repairs train on from HALF, on all documents: REPAIRED with the labels of the half,
 # RELABELLED with those of the others too.
-HALF, RESET, WHOLE = "half", "half-reset", ""
-REPAIRED, RELABELLED = "half-continued", "half-labels-continued"
-VARIANTS = (HALF, RESET, REPAIRED, RELABELLED, WHOLE)
-TRAININGS = {HALF: (HALF, RESET)} | {
-    name: (name,) for name in (REPAIRED, RELABELLED, WHOLE)
-}
-REPAIRS = (REPAIRED, RELABELLED)
+HALF, WHOLE = "half", ""
+RESET = {"half-cosine": "cosine", "half-corrected": "corrected"}  # -> score
+REPAIRED, RELABELLED = REPAIRS = "half-continued", "half-labels-continued"
+# Training -> the variants that are measured of it.
+TRAININGS = {HALF: (HALF, *RESET)} | {name: (name,) for name in (*REPAIRS, WHOLE)}
+VARIANTS = tuple(itertools.chain(*TRAININGS.values()))
 REPAIR_STEPS = 0.1  # of the steps of a training anew
 REPLACED = (10, 20, 30, 40, 50)  # percent of the documents of the index
-STAGES = ("added", "old", *(f"replaced-{percent}" for percent in REPLACED))
+STAGES = ("all", "added", "old", *(f"replaced-{percent}" for percent in REPLACED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +92,15 @@ def halves(dataset: RetrievalDataset) -> tuple[np.ndarray, np.ndarray]:
 def stages(kept: np.ndarray, later: np.ndarray) -> list[Stage]:
     """Every stage: all later documents are added, or some replace as many kept ones.
 
-    The first two have the same index. They ask for what was added, and for what was
-    there before.
+    The first three have the same index. They ask for everything, for what was added,
+    and for what was there before.
     """
     rng, nothing = np.random.default_rng(0), np.zeros(0, np.int64)
     old, new = rng.permutation(kept), rng.permutation(later)
-    found = [Stage("added", nothing, later, later), Stage("old", nothing, later, kept)]
-    for name, percent in zip(STAGES[2:], REPLACED, strict=True):
+    everything = np.concatenate([kept, later])
+    asked = {"all": everything, "added": later, "old": kept}
+    found = [Stage(name, nothing, later, rows) for name, rows in asked.items()]
+    for name, percent in zip(STAGES[3:], REPLACED, strict=True):
         count = min(round(percent / 100 * len(kept)), len(new))
         present = np.concatenate([old[count:], new[:count]])
         found.append(Stage(name, old[:count], new[:count], asked=present))
@@ -253,7 +256,7 @@ def _evaluate(
     if not asked:
         LOG.warning("%s: no query asks only for these documents", stage.name)
         return None
-    index = _index_of(run, system, stage)
+    index = _index_of(run, system, stage, RESET.get(variant))
     setters, setting = _search(run, index, system.trained.queries, inputs)
     if config.variant == HALF:
         _age(index, dataset, system.documents, stage)
@@ -296,14 +299,18 @@ def _search(run: Run, index: Index, queries, inputs: Inputs) -> tuple[str, dict]
     return setters, search_setting(run.config, index, queries[rows], percent)
 
 
-def _index_of(run: Run, system: Embedded, stage: Stage) -> Index:
+def _index_of(run: Run, system: Embedded, stage: Stage, score: str | None) -> Index:
     """The index of the half before the stage, or that of the stage's documents."""
     rows = run.kept
     if run.config.variant != HALF:
         rows = np.concatenate([np.setdiff1d(rows, stage.gone), stage.added])
-    documents = system.documents[rows]
-    trained = dataclasses.replace(system.trained, documents=documents, leaves=None)
-    return in_memory(run.config, trained, _ids(run.whole.dataset, rows))
+    arrays = index_arrays(system.trained.graphdef, system.trained.params)
+    return build_index(
+        system.documents[rows],
+        _ids(run.whole.dataset, rows),
+        **arrays | ({"score": score} if score else {}),
+        spill=run.config.tree.spill,
+    )
 
 
 def _age(index: Index, dataset: RetrievalDataset, documents, stage: Stage) -> None:
