@@ -81,6 +81,8 @@ def ageing_table(
             variant, against = kind.removesuffix(AGAINST), kind.endswith(AGAINST)
             rows = [found.get((system, variant, name), []) for name in names]
             anew = [found.get((system, WHOLE, name), []) for name in names]
+            if against and not any(map(_both, rows, anew)):
+                continue
             label = TRAINED_ON[variant] + AGAINST * against
             cells = [
                 _lost(of, other, tests.get((system, kind, name)))
@@ -136,6 +138,13 @@ def _shown(of_row: Sequence[Record], test: Comparison | None):
 
 def _lost(of_row: Sequence[Record], anew: Sequence[Record], test: Comparison | None):
     """The difference from training anew, over the seeds that both have."""
-    theirs = {record.seed: record.ndcg_at_10 for record in anew}
-    losses = [r.ndcg_at_10 - theirs[r.seed] for r in of_row if r.seed in theirs]
+    losses = [
+        ours.ndcg_at_10 - theirs.ndcg_at_10 for ours, theirs in _both(of_row, anew)
+    ]
     return Number.mean(losses, "+.3f", sign=_sign(test)) if losses else NOT_RUN
+
+
+def _both(of_row: Sequence[Record], anew: Sequence[Record]):
+    """The pairs of records that have the same seed."""
+    theirs = {record.seed: record for record in anew}
+    return [(record, theirs[record.seed]) for record in of_row if record.seed in theirs]
