@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace) -> None:
             fill_blocks(path, blocks)
     if args.figures:
         draw_architecture(args.figures / "architecture.svg")
-        draw_figures(args.figures, found)
+        draw_figures(args.figures, first)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,6 +21,7 @@ Curve = Sequence[tuple[float, float]]
 # white and left out. From the eighth system on, colours repeat with new markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX*<>p"
+LABEL_GAP = 0.21  # inches between the names of two lines
 # Share of the corpus on an x axis -> its label.
 _SHARES = {
     "docs_visited": "documents visited",
@@ -123,7 +124,7 @@ def figure_rows(
         raise ValueError(
             f"across is {across!r}; allowed: 'docs_visited', 'work', 'bytes_per_doc'"
         )
-    figure, axes = new_axes(title)
+    figure, axes = new_axes(title, lines=len(rows) + len(exact))
     labels = [
         exact_line(
             axes, f"{name}, exact", float(np.mean([r.ndcg_at_10 for r in found]))
@@ -164,10 +165,11 @@ def _points(records: Iterable[Record], across: str) -> np.ndarray:
     return np.array(sorted(points))
 
 
-def new_axes(title: str) -> tuple[Figure, Axes]:
-    """Make a figure of nDCG@10 and its axes."""
+def new_axes(title: str, lines: int = 0) -> tuple[Figure, Axes]:
+    """Make a figure of nDCG@10 and its axes, high enough for the names of its lines."""
     # pyplot would need global state and a display.
-    figure = Figure(figsize=(7.5, 4.4), dpi=160, layout="constrained")
+    size = (7.5, max(4.4, 0.8 + LABEL_GAP * lines))
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left")
@@ -243,7 +245,10 @@ def label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label[0])
     wanted = np.array([(label[0] - low) / (high - low) for label in labels])
-    places = spread(wanted, gap=0.055)
+    height = axes.figure.get_figheight() - 0.8  # without title and ticks
+    places = spread(wanted, gap=LABEL_GAP / height)
+    if len(places):  # inside of the plot, from the top down
+        places -= max(0.0, places[-1] - 1.0)
     for (y, name, colour, *x), place in zip(labels, places, strict=True):
         at_data = (x[0], y) if x else (1.0, y)
         axes.annotate(
@@ -255,8 +260,11 @@ def label_ends(axes: Axes, labels: Sequence[tuple]) -> None:
             color=colour,
             fontsize=9,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5},
-        )
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.5,
+                "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
 
 
 def spread(wanted: np.ndarray, gap: float) -> np.ndarray:

@@ -192,6 +192,7 @@ _T3 = PaperTable(
         *_rows("joint", "distill-vq", "poeem", "ehi-pq"),
     ),
     _BOTH,
+    works=(5, 10, 15, 20, 30, 50, 100),
     sizes=_SIZES,
     sized_at="visit-10-64x",
     notes=_GRID,

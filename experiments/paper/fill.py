@@ -195,15 +195,18 @@ class _Layout:
         """nDCG@10 by the work of a query, interpolated between the budgets."""
         equal = self._contest.equal
 
+        bytes_of = self._table.sized_at.rpartition("-")[2]
+
         def ndcg(row: Row, percent: float) -> list[float] | None:
-            places = self._places(row)
+            places = [p for p in self._places(row) if p[2].endswith(bytes_of)]
             if not places or equal.common(places[:1]) is None:
                 return None
             within = equal.least(places[0]) <= percent / 100 <= equal.most(places[0])
             return equal.ndcg(places[0], percent / 100) if within else None
 
         names = {f"work {percent:g}%": percent for percent in self._table.works}
-        title = "nDCG@10 at equal work, between the budgets above"
+        title = "nDCG@10 at equal work, between the budgets"
+        title += f" of {bytes_of}" if bytes_of else ""
         return self._ranked(title, names, ndcg)
 
     def _by_bytes(self) -> Table | None:

@@ -16,6 +16,7 @@ from ehi.eval.figures import bytes_axis, percent_axis, save
 from ehi.eval.records import Record
 from ehi.eval.tables import Number, Table, markdown, means_only
 from ehi.files import atomic_write
+from experiments.paper.contest import older_rows
 from experiments.paper.definitions import TABLES, budgets_of
 from experiments.paper.fill import NOT_RUN
 from experiments.paper.results import SCORED, Results, recipes_of
@@ -89,13 +90,15 @@ def summary(results: Mapping[str, Results], grids: Mapping[str, Table]) -> str:
 
 def _meaning(shown: Mapping[str, Results], numbers: Sequence[Number]) -> Iterator[str]:
     """What the numbers of the small table are."""
-    seeds = {r.seed for found in shown.values() for r in _records(found)}
+    records = [record for found in shown.values() for record in _records(found)]
+    seeds = {record.seed for record in records}
+    equal = ", all at equal work" if any(r.work for r in records) else ""
     yield (
         f"nDCG@10, test split, mean of {len(seeds)} seeds; the standard deviation is "
         f"at most {max((n.deviation or 0 for n in numbers), default=0):.3f}. Columns: "
         "documents visited, and compression of their vectors. Italic: best separate "
         "system in the full table (T3); bold: best joint one; † better, ‡ worse than "
-        "the best separate one with p < 0.05."
+        f"the best separate one with p < 0.05{equal}."
     )
     if any("§" in number.sign for number in numbers):
         yield "§ takes over a tenth more bytes than its column names."
@@ -167,8 +170,12 @@ def draw_figures(folder: Path, results: Mapping[str, Results]) -> list[Path]:
         for axes, (dataset, found) in zip(panels, shown.items(), strict=True):
             _draw_panel(axes, DATASETS[dataset], table, across, systems, found)
         panels[0].set_ylabel("nDCG@10")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        named = {
+            label: handle
+            for axes in panels
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named, loc="outside right center", frameon=False)
         written.append(folder / f"{name}.png")
         save(figure, written[-1])
     return written
@@ -182,10 +189,14 @@ def _draw_panel(axes, title, table, across, systems, results: Results) -> None:
         axes.axhline(level, color="#555555", linestyle=":", label="exact search")
     rows = {row.label: row for row in TABLES[table].rows}
     drawn: list[Record] = []
+    older = older_rows(TABLES[table], results)
     for system in systems:
         budgets = budgets_of(TABLES[table], rows[system]).values()
         found = [results.of(rows[system], budget) for budget in budgets]
         known = [records for records in found if records]
+        if not known:
+            continue
+        mark = f" ({recipes_of(known[0])})" if rows[system] in older else ""
         drawn += [record for records in known for record in records]
         points = sorted(_mean(records, across) for records in known)
         colour, marker, line = LOOKS[system]
@@ -198,7 +209,7 @@ def _draw_panel(axes, title, table, across, systems, results: Results) -> None:
             markersize=5,
             linewidth=2.2 if system.startswith("ehi") else 1.4,
             zorder=4 if system.startswith("ehi") else 3,
-            label=system,
+            label=system + mark,
         )
     if across == "docs_visited":
         percent_axis(axes, [record.docs_visited for record in drawn])

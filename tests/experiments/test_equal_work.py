@@ -139,5 +139,23 @@ def test_joint_rows_are_tested_against_the_other_side(make_results):
     assert details["opq", "flat-64x"]["best joint peer"] == "None"
 
 
+def test_rows_of_codes_are_shown_at_equal_work_of_the_same_bytes(make_results):
+    results = make_results(
+        {
+            ("kmeans-tree-opq", "visit-5-64x"): [(0.1, 0.5)] * 2,
+            ("kmeans-tree-opq", "visit-10-64x"): [(0.2, 0.6)] * 2,
+            ("ehi-pq", "visit-5-64x"): [(0.2, 0.58)] * 2,
+            ("ehi-pq", "visit-10-64x"): [(0.4, 0.7)] * 2,
+            ("ehi-pq", "visit-5-32x"): [(0.2, 0.9)] * 2,
+        }
+    )
+    grid, _, by_work = fill(TABLES["T3"], results).short
+    assert by_work.title.endswith("between the budgets of 64x")
+    columns = {r[0]: dict(zip(by_work.header, r, strict=True)) for r in by_work.rows}
+    assert columns["ehi-pq"]["work 10%"] is None
+    assert columns["ehi-pq"]["work 20%"].value == pytest.approx(0.58)
+    assert columns["kmeans-tree-opq"]["work 20%"].value == pytest.approx(0.6)
+
+
 def test_published_systems_are_those_of_others():
     assert Row("ehi-pq").own and not Row("ehi", "paper").own and not Row("jpq").own
