@@ -33,6 +33,7 @@ DEFAULT_PERCENT = 10  # of the documents that a search visits if it says nothing
 MOST_LABELLED = 50_000  # queries that exact search labels
 SYNTHETIC = 2  # synthetic queries of each document
 SAMPLE = 2000  # queries that set the default search
+DEVICE_TABLES = 2**30  # bytes of tables that are put on the device
 
 
 def fit(
@@ -186,8 +187,11 @@ def _train(model, data, features, table, phase: Phase, seed: int, folder: Path):
             features, table, data, per_query=phase.mined_kept, rows=rows
         )
 
+    # The rows of large tables travel with the batch; the numbers are the same.
+    large = sum(table.nbytes for table in tables.values()) > DEVICE_TABLES
     done = run_phase(
-        graphdef, params, data, tables, phase, run="fit", name="joint", seed=seed,
-        directory=folder / "joint", log=MetricLog(folder / "metrics.jsonl"), mine=mine,
+        graphdef, params, data, {} if large else tables, phase, run="fit", name="joint",
+        seed=seed, directory=folder / "joint", log=MetricLog(folder / "metrics.jsonl"),
+        mine=mine, host_tables=tables if large else None,
     )  # fmt: skip
     return graphdef, done["params"]
