@@ -22,7 +22,11 @@ KINDS = {"trials.jsonl": "library options", "scores.jsonl": "score"}
 SWEPT = "training"  # kind of the trials of a sweep
 AS_IT_IS = "as-it-is"
 # System -> the trial that became its recipe; the others stay as they are.
-KEPT: dict[str, str] = {}
+KEPT: dict[str, str] = {
+    "distill-vq": "heads-triple",
+    "jpq": "index-third",
+    "poeem": "index-triple",
+}
 _CELL = ("system", "variant", "dataset", "seed", "budget", "queries")
 
 

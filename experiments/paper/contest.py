@@ -138,10 +138,11 @@ class Contest:
         """The values of two places at equal work, and the works; else as recorded."""
         work = self.equal.common([ours, theirs])
         if work is None:
-            return (theirs[0], plain.get(ours, {}), plain.get(theirs, {})), None
+            both = self.equal.work(ours), self.equal.work(theirs)
+            pair = theirs[0], plain.get(ours, {}), plain.get(theirs, {})
+            return pair, None if None in both else both
         values = [self.equal.values(place, work) for place in (ours, theirs)]
-        works = tuple(max(work, self.equal.least(place)) for place in (ours, theirs))
-        return (theirs[0], *values), works
+        return (theirs[0], *values), (work, work)
 
     def pairs(self) -> dict[Key, ValuePair]:
         """The values of every test; all of a table are Holm-corrected together."""

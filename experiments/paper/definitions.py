@@ -43,7 +43,8 @@ _P = (
 _GRID = (
     *LEGEND,
     "best joint peer: the best published method for our rows, our best row for the "
-    "others. Where the tests name two works, no work is common.",
+    "others. Where the tests name two works, no work is common, and the records are "
+    "compared as they are.",
     "visited %, p95 %, most %: documents that the queries score: mean, 95th percentile "
     "and maximum; the budget was set on other queries.",
     _P,

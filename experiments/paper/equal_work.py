@@ -4,8 +4,8 @@ A budget names documents visited. What a query spends in all differs between row
 have one budget, and each row meets it only about. So two rows are compared at one
 work: the larger of theirs, or the largest that both reach. A row's values there are
 interpolated linearly in the logarithm of the work, query by query and seed by seed,
-between its records at the nearest budgets of the same bytes. A row that never does so
-little work is taken where it does least.
+between its records at the nearest budgets of the same bytes. If the least that one row
+does is more than the other's most, their records are compared as they are.
 """
 
 import functools
@@ -43,16 +43,20 @@ class EqualWork:
         self._places = places
 
     def common(self, places: Sequence[Place]) -> float | None:
-        """The work at which rows are compared; None if a record lacks its work."""
-        works, reach = [], []
-        for place in places:
-            mean = _mean_work(self._results.records.get(place, ()))
-            if mean is None:
-                return None
-            works.append(mean)
-            curves = self._curve(_line(place)).values()
-            reach.append(np.mean([curve[-1].work for curve in curves]))
-        return min(max(works), *reach) if works else None
+        """The work at which rows are compared; None if they have none in common.
+
+        None also stands for a record without its work.
+        """
+        works = [self.work(place) for place in places]
+        if not works or None in works:
+            return None
+        common = min(max(works), *map(self.most, places))
+        least = max(map(self.least, places))
+        return None if common < least * (1 - 1e-9) else common
+
+    def work(self, place: Place) -> float | None:
+        """The work of a cell: mean over its seeds; None if a record lacks it."""
+        return _mean_work(self._results.records.get(place, ()))
 
     def least(self, place: Place) -> float:
         """The least work that a row does at any budget: mean over its seeds."""

@@ -66,6 +66,23 @@ def test_rows_meet_at_the_larger_work_or_the_largest_that_both_reach(make_result
     assert equal.least(joint) == 0.08 and equal.most(joint) == 0.2
 
 
+def test_rows_without_a_common_work_are_compared_as_they_are(make_results):
+    # ehi does 24% at 1% visited, more than Faiss at any budget: nobody would use that.
+    results = make_results(
+        {
+            ("faiss-ivf", "visit-5"): [(0.15, 0.40)] * 3,
+            ("faiss-ivf", "visit-10"): [(0.20, 0.45)] * 3,
+            ("ehi", "visit-1"): [(0.24, 0.10)] * 3,
+            ("ehi", "visit-5"): [(0.28, 0.60)] * 3,
+        }
+    )
+    places = ("faiss-ivf", "", "visit-5"), ("ehi", "", "visit-5")
+    assert EqualWork(results).common(places) is None
+    line = shown(fill(TABLES["T1"], results).wide)["ehi", "visit-5"]
+    assert line["best separate"] == "faiss-ivf (28.0% to 15.0%)"
+    assert line["difference"] == "+0.2000"
+
+
 def test_without_the_work_of_every_record_rows_stand_as_they_are(
     make_results, make_record
 ):
