@@ -25,7 +25,8 @@ LEGEND = (
     "than the best separate row with p < 0.05.",
     "These comparisons are at equal work: at the larger work of two rows, or the "
     "largest that both reach, interpolated between budgets in the logarithm of the "
-    "work, if the records know it.",
+    "work, if the records know it. Rows that score every document are compared as "
+    "recorded.",
     "work %: documents that a query scores, and what it spends on router, rotation and "
     "look-up tables in products of the same width; 100% are all documents.",
     "bytes: codes or vectors of a document, with second copies, links and stored "

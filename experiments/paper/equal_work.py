@@ -4,8 +4,9 @@ A budget names documents visited. What a query spends in all differs between row
 have one budget, and each row meets it only about. So two rows are compared at one
 work: the larger of theirs, or the largest that both reach. A row's values there are
 interpolated linearly in the logarithm of the work, query by query and seed by seed,
-between its records at the nearest budgets of the same bytes. If the least that one row
-does is more than the other's most, their records are compared as they are.
+between its records at the nearest budgets of the same bytes. Records are compared as
+they are if every document is scored, since the next budget is far below, and if the
+least that one row does is more than the other's most.
 """
 
 import functools
@@ -45,8 +46,10 @@ class EqualWork:
     def common(self, places: Sequence[Place]) -> float | None:
         """The work at which rows are compared; None if they have none in common.
 
-        None also stands for a record without its work.
+        None also stands for a record without its work, and for budgets without visits.
         """
+        if all(budget.startswith("flat") for _, _, budget in places):
+            return None
         works = [self.work(place) for place in places]
         if not works or None in works:
             return None

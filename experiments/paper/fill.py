@@ -199,7 +199,7 @@ class _Layout:
 
         def ndcg(row: Row, percent: float) -> list[float] | None:
             places = [p for p in self._places(row) if p[2].endswith(bytes_of)]
-            if not places or equal.common(places[:1]) is None:
+            if not places or equal.work(places[0]) is None:
                 return None
             within = equal.least(places[0]) <= percent / 100 <= equal.most(places[0])
             return equal.ndcg(places[0], percent / 100) if within else None

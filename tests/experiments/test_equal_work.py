@@ -83,6 +83,20 @@ def test_rows_without_a_common_work_are_compared_as_they_are(make_results):
     assert line["difference"] == "+0.2000"
 
 
+def test_rows_that_score_every_document_are_compared_as_they_are(make_results):
+    # poeem is below opq at 10% visited, and routes on top of a whole search.
+    results = make_results(
+        {
+            ("opq", "flat-64x"): [(1.1, 0.50)] * 3,
+            ("poeem", "visit-10-64x"): [(0.3, 0.10)] * 3,
+            ("poeem", "flat-64x"): [(1.4, 0.60)] * 3,
+        }
+    )
+    line = shown(fill(TABLES["T2"], results).wide)["poeem", "flat-64x"]
+    assert line["best separate"] == "opq (140.0% to 110.0%)"
+    assert line["difference"] == "+0.1000"
+
+
 def test_without_the_work_of_every_record_rows_stand_as_they_are(
     make_results, make_record
 ):
