@@ -169,6 +169,11 @@ _ORDERS = (
     (f"{_JTR}, table 2", "jtr", "faiss-hnsw", "visit-10"),
     (_EHI, "ehi:paper", "faiss-ivf", "visit-5"),
     *(("ours", "ehi-pq", other, _M48) for other in ("jpq", "repconc", "opq")),
+    *(
+        ("ours", *pair, budget)
+        for pair in (("joint-pq", "opq"), ("ehi-pq", "kmeans-tree-opq"))
+        for budget in (_M48, "flat-128x")
+    ),
 )
 _ALPHA = 0.05
 
