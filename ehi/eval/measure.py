@@ -221,6 +221,15 @@ def _search(index, queries, k, settings) -> Hits | BaselineHits:
     return Hits(**found, leaves=joined([part.leaves for part in parts]))
 
 
+def _visited(shares: np.ndarray) -> dict[str, float]:
+    """Fields of the shares of the documents that queries score (N,)."""
+    return {
+        "docs_visited": float(shares.mean()),
+        "docs_visited_p95": float(np.percentile(shares, 95)),
+        "docs_visited_max": float(shares.max()),
+    }
+
+
 def measure(
     index: Index | Baseline,
     queries: np.ndarray,
@@ -278,7 +287,6 @@ def measure(
         index, queries, query_ids, qrels, depth, threads=threads,
         ignore_identical_ids=ignore_identical_ids, **settings,
     )  # fmt: skip
-    visited = hits.visited / index.num_documents  # (N,)
     per_query = evaluate(run, qrels)
     if run_path is not None:
         write_run(run_path, run)
@@ -293,9 +301,7 @@ def measure(
         **{name.replace("@", "_at_"): v for name, v in means(per_query).items()},
         **_unlabelled(per_query, unlabelled),
         **_exact(run, exact),
-        "docs_visited": float(visited.mean()),
-        "docs_visited_p95": float(np.percentile(visited, 95)),
-        "docs_visited_max": float(visited.max()),
+        **_visited(hits.visited / index.num_documents),
         "nodes_scored": float(hits.nodes_scored.mean() / index.num_documents),
         "work": float(work(index, hits, rerank).mean()),
         "bytes_per_doc": float(index.bytes_per_doc),

@@ -33,6 +33,8 @@ from ehi.train.optimizer import make_optimizer, trained_names
 from ehi.train.phase import Phase
 from ehi.train.step import make_train_step, start_state
 
+_STOPPED = "stopped by SIGTERM: {} {} is saved at step {}"
+
 
 def run_phase(
     graphdef,
@@ -98,17 +100,11 @@ def run_phase(
     mined = _nothing_mined(data, phase, seed) if interval else None
     state, mined, start = _resume(directory, mesh, place(state, sharding), mined, data)
     log.rewind(run, name, start)
-    tables = {
-        name: np.asarray(table, np.float32 if table.dtype == np.float16 else None)
-        for name, table in tables.items()
-    }
-    tables = place(tables, table_sharding(mesh, tables))
-    key = jax.random.key(seed)
+    tables, key = _placed(tables, mesh), jax.random.key(seed)
     recent, stop = _Metrics(log, run, name, phase.batch_size), preemption.Stop()
-
-    def make(step, mined):
-        return _batch(data, phase, seed, step, mined, lengths, mesh, stop, host_tables)
-
+    make = functools.partial(
+        _batch, data, phase, seed, lengths, mesh, stop, host_tables
+    )
     with (
         _Batches(make, ahead=bool(host_tables)) as batches,
         preemption.finishing_steps(),
@@ -117,10 +113,7 @@ def run_phase(
     ):
         for step in range(start, phase.steps):
             if interval and step % interval == 0:
-                jax.block_until_ready(state)  # waiting for it is not mining
-                with recent.refreshing():
-                    found = mine(own_copy(state["params"]), mined.rows)
-                    mined = SomeRows(mined.rows, found)
+                mined = _mined(mine, state, mined.rows, recent)
             done = step + 1
             mines = interval and done % interval == 0  # before the next step
             batch = batches.get(step, mined, follows=done < phase.steps and not mines)
@@ -138,9 +131,7 @@ def run_phase(
                 extra = {} if mined is None else {"mined": mined.values}
                 writer.save(done, {"state": state, "extra": extra})
             if stopping:
-                raise preemption.Preempted(
-                    f"stopped by SIGTERM: {run} {name} is saved at step {done}"
-                )
+                raise preemption.Preempted(_STOPPED.format(run, name, done))
     return own_copy({name: state[name] for name in ("params", "stats")})
 
 
@@ -166,6 +157,22 @@ def _check_processes(mesh, params, data, tables, phase: Phase, label: str) -> No
     for what, arrays in (("parameters", params), ("tables", tables)):
         # A process also waits here for another that still evaluates or fits.
         processes.agree(f"the {what} that {label} starts from", arrays_sha256(arrays))
+
+
+def _placed(tables: Mapping[str, np.ndarray], mesh) -> dict[str, jax.Array]:
+    """Tables on the devices, in float32 where the files have float16."""
+    tables = {
+        name: np.asarray(table, np.float32 if table.dtype == np.float16 else None)
+        for name, table in tables.items()
+    }
+    return place(tables, table_sharding(mesh, tables))
+
+
+def _mined(mine: Callable, state, rows: np.ndarray, recent) -> SomeRows:
+    """The negatives that the present parameters mine for rows of the query table."""
+    jax.block_until_ready(state)  # waiting for it is not mining
+    with recent.refreshing():
+        return SomeRows(rows, mine(own_copy(state["params"]), rows))
 
 
 def _nothing_mined(data: TrainingSet, phase: Phase, seed: int) -> SomeRows:
@@ -228,7 +235,7 @@ class _Batches:
 
 
 def _batch(
-    data, phase: Phase, seed, step, mined, lengths, mesh, stop, host_tables
+    data, phase: Phase, seed, lengths, mesh, stop, host_tables, step, mined
 ) -> dict:
     """The batch of a step on the devices."""
     alone = jax.process_count() == 1

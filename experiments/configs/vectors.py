@@ -41,13 +41,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.dense.steps = 0
     c.joint = ml_collections.ConfigDict(recipes.vectors())
     c.leaves.score = "cosine"  # of every system, see `recipes.vectors`
-    c.systems = (
-        "dense",
-        "kmeans-tree",
-        "opq",
-        "kmeans-tree-opq",
-        "ehi",
-        "joint-pq",
-        "ehi-pq",
-    )
+    # `dense-zero-shot` would be the given vectors too.
+    c.systems = tuple(name for name in c.systems if name != "dense-zero-shot")
     return apply_variant(c, variant)

@@ -359,6 +359,11 @@ def test_probabilities_that_are_none_are_refused_passed(min_prob):
         SMALL.search(FEW, min_prob=min_prob)
 
 
+def test_none_is_no_probability_passed():
+    alone, given = SMALL.search(FEW, 3), SMALL.search(FEW, 3, min_prob=None)
+    assert (alone.ids == given.ids).all() and (alone.visited == given.visited).all()
+
+
 def test_more_threads_than_work_passed():
     for queries in (FEW, FEW[:1], FEW[:0]):
         many = SMALL.search(queries, 3, threads=np.int32(40))
