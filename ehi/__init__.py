@@ -27,7 +27,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str):
-    """`ehi.fit` and `ehi.load`, imported when they are used: `fit` imports jax."""
+    """`ehi.fit`, `load`, `push`, `pull`, imported when used: `fit` imports jax."""
     if name == "fit":
         from ehi.api import fit
 
@@ -36,4 +36,8 @@ def __getattr__(name: str):
         from ehi.vector_index import load
 
         return load
+    if name in ("push", "pull"):
+        from ehi import publish
+
+        return getattr(publish, name)
     raise AttributeError(f"module 'ehi' has no attribute {name!r}")

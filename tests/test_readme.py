@@ -110,7 +110,7 @@ def test_modules_in_the_text_exist(name):
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_commands_are_understood(name, command, monkeypatch):
     words = shlex.split(command)
-    if words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+    if words[:2] == ["python", "-m"] and words[2].startswith(("experiments.", "ehi.")):
         module = importlib.import_module(words[2])
         check_arguments(module, words[3:], monkeypatch)
     elif words[:3] == ["python", "-m", "pip"]:

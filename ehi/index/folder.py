@@ -234,7 +234,7 @@ def _checked_folder(path, text, mmap):
     if not isinstance(obsolete, list):
         raise IndexCorruptError(f"{file} lists no obsolete files")
     for name in obsolete:
-        _check_file_name(file, name)
+        check_file_name(file, name)
         if (path / name).is_dir():
             raise IndexCorruptError(f"{file} lists the folder {name!r} as obsolete")
     segments = path / "segments"
@@ -258,7 +258,7 @@ def _check_entry(folder, name, entry):
         and _NAME.fullmatch(name)
     ):
         raise IndexCorruptError(f"{manifest} has no usable entry for {name!r}")
-    _check_file_name(manifest, entry["file"])
+    check_file_name(manifest, entry["file"])
     if "shape" in entry and not (
         entry.get("dtype") in _DTYPES
         and isinstance(entry["shape"], list)
@@ -281,7 +281,7 @@ def _check_entry(folder, name, entry):
         )
 
 
-def _check_file_name(manifest, name):
+def check_file_name(manifest, name):
     """Refuses names that could lead out of the folder or to the manifest."""
     plain = isinstance(name, str) and _FILE.fullmatch(name)
     if not plain or name == MANIFEST:
