@@ -148,7 +148,7 @@ def test_no_file_is_over_500_lines():
 @pytest.mark.parametrize(
     ("folder", "pattern", "most"),
     [
-        ("ehi/index", "**/*.py", 32),
+        ("ehi/index", "**/*.py", 36),
         ("ehi/train", "[!_]*.py", 18),
         ("experiments", "[!_]*.py", 10),
     ],

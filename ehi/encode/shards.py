@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ehi.files import atomic_write, file_sha256, sync_folder
-from ehi.index.errors import IndexLockedError
+from ehi.index.check import IndexLockedError
 from ehi.index.folder import (
     Stream,
     write_array,

@@ -4,11 +4,11 @@
 
 The files, step by step:
 
-    hold     parameters, contents, errors; check refuses what does not fit
+    hold     parameters, contents, columns; check refuses what does not fit
     build    build; stream/ from shards larger than memory
     keep     store, folder, commit
-    search   search/
-    change   updates
+    search   search/; where filters by metadata
+    change   updates; drift says how far
     texts    text/: tokens, transformer and head, without JAX
     tune     tune
     ask      index joins them all
@@ -20,7 +20,8 @@ m copies of documents in one leaf (a document spilled to s leaves has s copies),
 f frontier nodes.
 """
 
-from ehi.index.errors import IndexCorruptError, IndexLockedError
+from ehi.index.check import IndexCorruptError, IndexLockedError
+from ehi.index.drift import Drift
 from ehi.index.faiss_from import from_faiss
 from ehi.index.faiss_to import FaissIndex, to_faiss
 from ehi.index.index import Index, build_index, open_index, save_index
@@ -28,7 +29,6 @@ from ehi.index.search.routing import assign_leaves, leaf_log_probs
 from ehi.index.search.search import Hits
 from ehi.index.stream import Shard, build_folder
 from ehi.index.tune import Tuned
-from ehi.index.updates import Drift
 
 __all__ = [
     "Drift",

@@ -6,7 +6,8 @@ embeddings -> leaves of each document -> copies in leaf order -> vectors or code
 import numpy as np
 
 from ehi.index import check
-from ehi.index.contents import Contents, Segment, StoredDocuments, check_ids
+from ehi.index.columns import StoredDocuments, metadata_of
+from ehi.index.contents import Contents, Segment, check_ids
 from ehi.index.parameters import make_parameters
 from ehi.index.search.blas import aligned_empty, one_blas_thread
 from ehi.index.search.codes import decode, factor_bytes, factors_of, pack_codes
@@ -21,12 +22,14 @@ def count_nothing(documents):
 
 def build(
     embeddings, doc_ids, *, leaves=None, leaf_dtype="float32", rerank_vectors=False,
-    progress=None, **parameters,
+    metadata=None, progress=None, **parameters,
 ):  # fmt: skip
     """The Parameters and the Contents of a new index: see `build_index`."""
     embeddings = check.check_embeddings(embeddings)
     num, width = embeddings.shape
     ids = check_ids(doc_ids, num)
+    if metadata is not None:
+        metadata = metadata_of(metadata, num)
     parameters = make_parameters(width, num, **parameters)
     check_unit(parameters, embeddings)
     if leaves is not None:
@@ -35,14 +38,14 @@ def build(
         )
     segment, squares = make_segment(
         parameters, embeddings, ids, leaf_dtype=leaf_dtype,
-        rerank_vectors=rerank_vectors, leaves=leaves,
+        rerank_vectors=rerank_vectors, metadata=metadata, leaves=leaves,
         progress=progress or count_nothing,
     )  # fmt: skip
     return parameters, Contents((segment,), history=first_history(num, squares))
 
 
 def first_history(num, squares):
-    """The history of a new index: see `ehi.index.updates`.
+    """The history of a new index: see `ehi.index.drift`.
 
     Args:
         num: its documents.
@@ -66,7 +69,7 @@ def check_unit(parameters, embeddings):
 
 def make_segment(
     parameters, embeddings, ids, *, leaf_dtype, rerank_vectors, documents=None,
-    leaves=None, progress=count_nothing,
+    metadata=None, leaves=None, progress=count_nothing,
 ):  # fmt: skip
     """Routes documents and stores them as the parameters say.
 
@@ -77,6 +80,7 @@ def make_segment(
         leaf_dtype: of the vectors in raw leaves.
         rerank_vectors: also keep all vectors as float16.
         documents: JSON values to show, one for each row, or None.
+        metadata: the Metadata of all rows, or None.
         leaves: (N, s) int64 of each document, or None for those of the tree.
         progress: called with the number of documents of every block that is done.
 
@@ -100,6 +104,7 @@ def make_segment(
         ids=ids,
         rerank_vectors=half("rerank_vectors", embeddings) if rerank_vectors else None,
         documents=None if documents is None else StoredDocuments.of(documents),
+        metadata=metadata,
         **stored,
     )
     return segment, squares

@@ -1,4 +1,4 @@
-"""Checks of arguments: a wrong one is refused in one sentence before any work."""
+"""Errors, and checks of arguments: what is wrong is refused in one sentence."""
 
 import json
 import numbers
@@ -13,6 +13,14 @@ _MOST_NORM, MOST_QUERY_NORM = 2.0**40, 2.0**86
 _MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
 _UNIT = 1e-3  # largest error of a unit vector's norm, also as float16 or bfloat16
 _PADDED = 2**20  # a search of any index may ask for this many results
+
+
+class IndexCorruptError(ValueError):
+    """A file of an index is missing, truncated, altered or does not fit the others."""
+
+
+class IndexLockedError(RuntimeError):
+    """Another process, or another thread, is writing to the index."""
 
 
 def check_count(name, value, least=1):

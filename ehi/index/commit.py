@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ehi.files import new_folder, sync_folder
-from ehi.index.errors import IndexCorruptError
+from ehi.index.check import IndexCorruptError
 from ehi.index.folder import (
     FORMAT,
     MANIFEST,
+    PLAIN,
     VERSION,
     read_folder,
     write_array,
@@ -138,7 +139,7 @@ def _write(folder, generation, header, arrays, texts, kept, gone, outcome):
             files[name] = {**write_file(path, parts), "file": file}
         manifest = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if "metadata" in header else PLAIN,
             "generation": generation,
             **header,
             "obsolete": gone,

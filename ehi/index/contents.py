@@ -6,14 +6,15 @@ index at one moment, and which of their documents are deleted.
 
 import functools
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ehi.index.errors import IndexCorruptError
+from ehi.index.check import IndexCorruptError
+from ehi.index.columns import Metadata, StoredDocuments, StringIds
 from ehi.index.folder import Folder
+from ehi.index.where import compile_condition
 
 # Arrays that a segment stores besides its ids and the documents to show.
 SEGMENT_ARRAYS = (
@@ -25,99 +26,6 @@ SEGMENT_ARRAYS = (
     "rerank_vectors",
 )
 _LARGEST_ID = 2**63 - 1  # largest integer id
-
-
-@dataclass(frozen=True)
-class StringIds:
-    """String ids as one block of UTF-8: id i is text[offsets[i]:offsets[i + 1]].
-
-    Attributes:
-        offsets: (N + 1,) int64.
-        text: (bytes,) uint8.
-    """
-
-    offsets: np.ndarray
-    text: np.ndarray
-
-    @classmethod
-    def of(cls, strings):
-        try:
-            encoded = [string.encode() for string in strings]
-        except UnicodeEncodeError as error:
-            raise ValueError(f"an id is not valid Unicode: {error}") from None
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(string) for string in encoded], out=offsets[1:])
-        return cls(offsets, np.frombuffer(b"".join(encoded), np.uint8))
-
-    def __len__(self):
-        return len(self.offsets) - 1
-
-    def take(self, rows):
-        """Object array of the ids of `rows`; None for negative rows."""
-        ids = np.full(rows.shape, None, object)
-        starts = self.offsets[np.maximum(rows, 0)].ravel()
-        stops = self.offsets[np.maximum(rows, 0) + 1].ravel()
-        for position in np.flatnonzero(rows >= 0):
-            text = self.text[starts[position] : stops[position]]
-            try:
-                ids.flat[position] = text.tobytes().decode()
-            except UnicodeDecodeError as error:
-                raise IndexCorruptError(f"an id is not UTF-8: {error}") from None
-        return ids
-
-    def tolist(self):
-        return self.take(np.arange(len(self))).tolist()
-
-    def row_of_string(self):
-        """id in UTF-8 -> row, of all ids."""
-        text, offsets = self.text.tobytes(), self.offsets.tolist()
-        return {
-            text[a:b]: row for row, (a, b) in enumerate(itertools.pairwise(offsets))
-        }
-
-    def keep(self, mask):
-        """Lengths and bytes of the ids that a mask (N,) keeps."""
-        lengths = np.diff(self.offsets)
-        return lengths[mask], self.text[np.repeat(mask, lengths)]
-
-
-@dataclass(frozen=True)
-class StoredDocuments:
-    """A JSON line to show for each document, by row, parsed when asked for.
-
-    Attributes:
-        text: (bytes,) uint8, usually a memory-mapped file.
-    """
-
-    text: np.ndarray
-
-    @classmethod
-    def of(cls, values):
-        try:
-            lines = [
-                json.dumps(value, allow_nan=False).encode() + b"\n" for value in values
-            ]
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"documents to show must be JSON: {error}") from None
-        return cls(np.frombuffer(b"".join(lines), np.uint8))
-
-    @functools.cached_property
-    def _line_ends(self):
-        return np.flatnonzero(self.text == ord("\n"))
-
-    def __len__(self):
-        return len(self._line_ends)
-
-    def __getitem__(self, row):
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is outside the {len(self)} stored documents")
-        start = self._line_ends[row - 1] + 1 if row else 0
-        return json.loads(self.text[start : self._line_ends[row]].tobytes())
-
-    def keep(self, mask):
-        """Bytes of the lines that a mask (N,) keeps."""
-        lengths = np.diff(self._line_ends, prepend=-1)
-        return self.text[np.repeat(mask, lengths)]
 
 
 def check_ids(doc_ids, num):
@@ -214,6 +122,7 @@ class Segment:
             None.
         rerank_vectors: (N, D) float16 by row, or None.
         documents: what to show of each document, or None.
+        metadata: what a search may filter by, or None.
         first_row: row of its first document in the index.
         source: the sha256 sums of its files, or None if it was never stored.
     """
@@ -226,6 +135,7 @@ class Segment:
     factors: np.ndarray | None = None
     rerank_vectors: np.ndarray | None = None
     documents: StoredDocuments | None = None
+    metadata: Metadata | None = None
     first_row: int = 0
     source: tuple[str, ...] | None = None
 
@@ -279,6 +189,8 @@ class Segment:
             arrays |= {"id_offsets": self.ids.offsets, "id_text": self.ids.text}
         else:
             arrays["ids"] = self.ids
+        if self.metadata is not None:
+            arrays |= self.metadata.arrays()
         return {name: array for name, array in arrays.items() if array is not None}
 
     @functools.cached_property
@@ -307,6 +219,8 @@ class Segment:
             raise IndexCorruptError(
                 f"{len(self.documents)} documents to show for {num} ids"
             )
+        if self.metadata is not None:
+            self.metadata.check()
 
     def check_addresses(self):
         """Runs `check_layout`, and checks that ids are not negative and do not repeat.
@@ -337,7 +251,7 @@ class Contents:
         deleted: (R,) bool by row, or None if nothing is deleted.
         folder: the Folder that stores them, or None.
         setting: what `tune` stored, the search that names no setting; or None.
-        history: what `drift` compares with: see `ehi.index.updates`; or None.
+        history: what `drift` compares with: see `ehi.index.drift`; or None.
     """
 
     segments: tuple[Segment, ...]
@@ -360,6 +274,27 @@ class Contents:
     def leaf_sizes(self):
         """Copies in each leaf of documents that are not deleted: (P,) int64."""
         return sum(segment.leaf_sizes(self.deleted) for segment in self.segments)
+
+    @property
+    def fields(self):
+        """field -> kind of the metadata, or None if the index stores none."""
+        metadata = self.segments[0].metadata
+        return None if metadata is None else metadata.fields
+
+    def where(self, condition):
+        """The documents that meet a condition: (R,) bool, False for deleted ones.
+
+        Raises:
+            ValueError: there are no metadata, or as `ehi.index.where`.
+        """
+        if self.fields is None:
+            raise ValueError(
+                f"the filter {condition!r} needs metadata, and this index was built "
+                "without: see build_index(metadata=)"
+            )
+        meets = compile_condition(condition, self.fields)
+        mask = np.concatenate([meets(segment.metadata) for segment in self.segments])
+        return mask if self.deleted is None else mask & ~self.deleted
 
     @functools.cached_property
     def vector_norm(self):
@@ -441,9 +376,26 @@ class Contents:
         """
         if self.segments[0].documents is None:
             raise ValueError("this index was saved without documents to show")
+        segment, row = self._place(row)
+        return segment.documents[row]
+
+    def metadata(self, row):
+        """The fields of a document that it does not lack: a dict.
+
+        Raises:
+            ValueError: the index was built without metadata.
+            IndexError: no such row.
+        """
+        if self.fields is None:
+            raise ValueError("this index was built without metadata")
+        segment, row = self._place(row)
+        return segment.metadata[row]
+
+    def _place(self, row):
+        """The segment of a row, and the row in it."""
         for segment in self.segments:
             if 0 <= row - segment.first_row < len(segment):
-                return segment.documents[row - segment.first_row]
+                return segment, row - segment.first_row
         raise self._outside(row)
 
     def check_rows(self, rows):

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from ehi.files import new_file
-from ehi.index.check import check_queries, check_results
-from ehi.index.errors import IndexCorruptError
+from ehi.index.check import IndexCorruptError, check_queries, check_results
 from ehi.index.index import Index
 from ehi.index.search.blas import one_blas_thread
 from ehi.index.search.codes import decode, factor_table

@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from ehi.files import file_sha256
-from ehi.index.errors import IndexCorruptError, IndexLockedError
+from ehi.index.check import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
 FORMAT = "ehi-index"
-VERSION = 3
-OLD_VERSIONS = (2,)  # they are read too; 2 has no scores
+# What a folder needs of its reader: 2 has no scores; 4 has metadata, which code that
+# does not know of them would lose or misplace. A folder without them stays at 3.
+OLDEST, PLAIN, VERSION = 2, 3, 4
 MANIFEST = "manifest.json"
-_DTYPES = ("float32", "float16", "int64", "uint32", "uint8")
+_DTYPES = ("float64", "float32", "float16", "int64", "uint32", "uint8")
 _MAX_HEADER = 1024
 # The bytes before the values of a plain C-ordered .npy file, format 1.0.
 _HEADER = re.compile(
@@ -218,12 +219,12 @@ def _checked_folder(path, text, mmap):
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise IndexCorruptError(f"{file} does not describe an index")
     version = manifest.get("version")
-    if version not in (VERSION, *OLD_VERSIONS):
+    if version not in range(OLDEST, VERSION + 1):
         newer = isinstance(version, int) and version > VERSION
         advice = "a newer ehi wrote it" if newer else "build it again"
         raise IndexCorruptError(
             f"{file} has format version {version!r}, "
-            f"this code reads version {OLD_VERSIONS[0]} to {VERSION}: {advice}"
+            f"this code reads version {OLDEST} to {VERSION}: {advice}"
         )
     files, generation = manifest.get("files"), manifest.get("generation")
     if not isinstance(files, dict) or not isinstance(generation, int):

@@ -2,13 +2,13 @@
 
     build_index -> Index -> save_index -> open_index -> Index.search -> Hits
 
-`build`, `store`, `search` and `updates` do the work and never import this file.
+`build`, `store`, `search`, `drift` and `updates` do the work, and never import this.
 """
 
 import functools
 from dataclasses import dataclass
 
-from ehi.index import build, store, updates
+from ehi.index import build, drift, store, updates
 from ehi.index.contents import Contents
 from ehi.index.parameters import Parameters, path_to_leaf
 from ehi.index.search import search
@@ -20,8 +20,8 @@ from ehi.index.tune import tune
 def build_index(
     embeddings, doc_ids, *, tree, query_tree=None, rotation=None, codebooks=None,
     assign_codebooks=None, leaf_centroids=None, score="ip", spill=1, leaves=None,
-    leaf_dtype="float32", rerank_vectors=False, encoder=None, config=None,
-    query_head=None, progress=None,
+    leaf_dtype="float32", rerank_vectors=False, metadata=None, encoder=None,
+    config=None, query_head=None, progress=None,
 ):  # fmt: skip
     """Routes every document to its top leaves and stores its vector or code there.
 
@@ -43,6 +43,8 @@ def build_index(
             its top s leaves by the tree, which documents that are added later get.
         leaf_dtype: 'float32' or 'float16', of the vectors in raw leaves.
         rerank_vectors: also keep all vectors as float16, for search(rerank=).
+        metadata: N dicts, field -> text, number or bool, by which `search(where=)` can
+            filter; or None. A field may be missing. Its values are of one kind.
         encoder, config: JSON dicts, the identity of what made the embeddings.
         query_head: dict of arrays kept beside the index, or None.
         progress: called with the number of documents of every block that is done, or
@@ -70,6 +72,7 @@ def build_index(
     return Index(
         *build.build(
             embeddings, doc_ids, leaf_dtype=leaf_dtype, rerank_vectors=rerank_vectors,
+            metadata=metadata,
             tree=tree, query_tree=query_tree, rotation=rotation, codebooks=codebooks,
             assign_codebooks=assign_codebooks, leaf_centroids=leaf_centroids,
             leaves=leaves, score=score, spill=spill, encoder=encoder, config=config,
@@ -104,7 +107,7 @@ def open_index(path, *, mmap=True, verify=False):
     return Index(*store.read_index(path, mmap, verify))
 
 
-def save_index(index, path, documents=None):
+def save_index(index, path, documents=None, metadata=None):
     """Writes an index folder; if one is there, a crash leaves the old or the new one.
 
     Segments are merged and deleted documents left out, as `Index.compact` does.
@@ -115,6 +118,8 @@ def save_index(index, path, documents=None):
             then sees what was written.
         documents: JSON values to show, one for each document in order of their rows, or
             None to keep those the index already has.
+        metadata: as of `build_index`, one dict for each document in order of their
+            rows, or None to keep what the index already has.
 
     Raises:
         ValueError: the index holds another number of documents, or somebody else wrote
@@ -130,10 +135,10 @@ def save_index(index, path, documents=None):
     >>> open_index(path).document(1)
     {'title': 'b'}
     """
-    contents = updates.remembering(index.contents)
-    arrays = updates.merged_arrays(contents)
+    contents = drift.remembering(index.contents)
+    arrays, fields = updates.merged_arrays(contents, metadata)
     texts = updates.merged_texts(contents, documents)
-    if store.write_index(path, index.parameters, contents, arrays, texts):
+    if store.write_index(path, index.parameters, contents, arrays, texts, fields):
         index.refresh()
 
 
@@ -155,8 +160,9 @@ class Index:
     Attributes:
         parameters: the Parameters. All of them are attributes of the index as well:
             `index.width` is `index.parameters.width`.
-        contents: the documents. `segments`, `leaf_sizes`, `num_documents` and `folder`
-            are attributes of the index as well.
+        contents: the documents. `segments`, `leaf_sizes`, `num_documents`, `folder` and
+            `fields` (field -> kind of the metadata, or None) are attributes of the
+            index as well.
 
     >>> import numpy as np
     >>> tree = {"kind": "per_node", "nodes": [np.eye(2)[None]], "scale": 1.0}
@@ -190,10 +196,11 @@ class Index:
     leaf_sizes = _of_contents("leaf_sizes")
     num_documents = _of_contents("num_documents")
     folder = _of_contents("folder")
+    fields = _of_contents("fields")
 
     def search(
         self, queries, k=10, *, beam=None, min_prob=None, rerank=None, threads=1,
-        allow=None, deny=None,
+        allow=None, deny=None, where=None,
     ):  # fmt: skip
         """The k best documents by score in the `beam` best leaves of each query.
 
@@ -213,6 +220,8 @@ class Index:
             allow: ids of the only documents to consider, or a bool mask by row. Ids
                 that the index does not have are ignored.
             deny: ids of documents to leave out, or a mask.
+            where: a condition on metadata that documents must meet, such as
+                "lang == 'en' and year >= 2020": see `ehi.index.where`.
 
         Returns:
             Hits.
@@ -220,7 +229,8 @@ class Index:
         Raises:
             ValueError: queries of another width or dtype or not finite; k, beam,
                 min_prob, rerank or threads out of range; rerank without stored vectors;
-                a mask of another length or ids of another kind than those of the index.
+                a mask of another length or ids of another kind than those of the index;
+                a condition that cannot be read or does not fit the metadata.
 
         >>> import numpy as np
         >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
@@ -234,13 +244,49 @@ class Index:
         )
         found = search.search(
             self.parameters, contents, queries, k, threads=threads,
-            mask=search.row_mask(contents, allow, deny), **setting,
+            mask=search.row_mask(contents, allow, deny, where), **setting,
         )  # fmt: skip
         rows, *others = found
         return Hits(contents.external_ids(rows), *others, rows)
 
+    def where(self, condition):
+        """The documents that meet a condition on their metadata: (R,) bool by row.
+
+        `search(where=)` reads a condition at each call; a mask that several searches
+        need is made here once, for `search(allow=)`, and holds until the next update.
+
+        Args:
+            condition: such as "lang == 'en' and year >= 2020": see `ehi.index.where`.
+
+        Raises:
+            ValueError: it cannot be read, does not fit the metadata, or there are none.
+
+        >>> import numpy as np
+        >>> about = [{"lang": "en", "year": 2021}, {"lang": "de", "year": 2019}, {}]
+        >>> index = build_index(np.eye(3), [7, 8, 9], tree=None, metadata=about)
+        >>> index.where("year < 2020 or lang is None").tolist()
+        [False, True, True]
+        >>> index.search(np.eye(3)[:1], k=1, where="year < 2020").ids.tolist()
+        [[8]]
+        """
+        return self.contents.where(condition)
+
+    def metadata(self, row):
+        """The metadata of the document in a row: a dict without missing fields.
+
+        Raises:
+            ValueError: the index was built without metadata.
+            IndexError: no such row.
+
+        >>> import numpy as np
+        >>> about = [{"lang": "en", "year": 2021}, {"lang": "de"}]
+        >>> build_index(np.eye(2), [7, 8], tree=None, metadata=about).metadata(1)
+        {'lang': 'de'}
+        """
+        return self.contents.metadata(row)
+
     tune = tune
-    drift = updates.drift
+    drift = drift.drift
 
     @property
     def setting(self):
@@ -287,106 +333,11 @@ class Index:
             self.parameters, self.contents, queries, beam, min_prob
         )
 
-    def add(self, embeddings, ids, *, documents=None, encoder=None):
-        """Adds documents, routed and encoded by the trained parameters.
-
-        Each call makes a segment, and every search reads all segments: add many
-        documents at once, and `compact` from time to time.
-
-        Args:
-            embeddings: (N, D) floats.
-            ids: N ids that the index does not have, of the kind it has.
-            documents: N JSON values to show; needed if the index stores them.
-            encoder: identity of what made the embeddings, compared with the index's.
-
-        Raises:
-            ValueError: an argument does not fit the index, or an id is there already.
-            IndexLockedError: somebody else is writing to the folder.
-            OSError: the folder cannot be written; the index is unchanged.
-
-        >>> import numpy as np
-        >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
-        >>> index.add(np.eye(3)[2:], ["c"])
-        >>> index.search(np.eye(3)[2:], k=1).ids.tolist(), index.num_documents
-        ([['c']], 3)
-        """
-        updates.add(self, embeddings, ids, documents=documents, encoder=encoder)
-
-    def delete(self, ids, *, missing="raise"):
-        """Deletes documents and returns how many were deleted.
-
-        Args:
-            ids: external ids.
-            missing: 'raise', or 'ignore' ids that are not there.
-
-        Raises:
-            LookupError: an id is not there.
-            IndexLockedError, OSError: as in `add`.
-
-        >>> import numpy as np
-        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
-        >>> index.delete(["a", "z"], missing="ignore"), index.num_documents
-        (1, 2)
-        """
-        return updates.delete(self, ids, missing=missing)
-
-    def update(self, embeddings, ids, *, documents=None, encoder=None, missing="raise"):
-        """Replaces documents, all or none, and returns how many were replaced.
-
-        Args:
-            embeddings, ids, documents, encoder: as in `add`.
-            missing: 'raise', or 'add' documents that are not there.
-
-        Raises:
-            LookupError: an id is not there.
-            ValueError, IndexLockedError, OSError: as in `add`.
-
-        >>> import numpy as np
-        >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
-        >>> index.update(2 * np.eye(3)[:1], ["a"])
-        1
-        >>> index.search(np.eye(3)[:1], k=1).scores.tolist()
-        [[2.0]]
-        """
-        return updates.update(
-            self, embeddings, ids, documents=documents, encoder=encoder, missing=missing
-        )
-
-    def compact(self):
-        """Merges all segments into one and drops deleted documents.
-
-        Results stay the same, but for scores that differ by rounding. Rows get new
-        numbers. Memory: see `ehi.index.updates.merged_arrays`.
-
-        Raises:
-            IndexLockedError, OSError: as in `add`.
-
-        >>> import numpy as np
-        >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
-        >>> index.add(np.eye(3)[2:], ["c"])
-        >>> index.compact()
-        >>> len(index.segments), index.num_documents
-        (1, 3)
-        """
-        updates.compact(self)
-
-    def refresh(self):
-        """Reads what others have written to the folder; returns whether they have.
-
-        Raises:
-            ValueError: the folder holds an index of other parameters now.
-            IndexCorruptError: as `open_index`.
-
-        >>> import tempfile, numpy as np
-        >>> path = f"{tempfile.mkdtemp()}/index"
-        >>> save_index(build_index(np.eye(3), ["a", "b", "c"], tree=None), path)
-        >>> reader, writer = open_index(path), open_index(path)
-        >>> writer.delete(["a"])
-        1
-        >>> reader.num_documents, reader.refresh(), reader.num_documents
-        (3, True, 2)
-        """
-        return updates.refresh(self)
+    add = updates.add
+    delete = updates.delete
+    update = updates.update
+    compact = updates.compact
+    refresh = updates.refresh
 
     def external_ids(self, rows):
         """External ids of document rows of any shape; row -1 gives -1 or None.
@@ -442,7 +393,7 @@ class Index:
     @property
     def leaf_load_cv(self):
         """Standard deviation of the leaf sizes over their mean; 0 is balanced."""
-        return updates.imbalance(self.leaf_sizes)
+        return drift.imbalance(self.leaf_sizes)
 
     @property
     def bytes_per_doc(self):

@@ -165,7 +165,7 @@ class ShardedIndex:
 
     def search(
         self, queries, k=10, *, beam=None, min_prob=None, rerank=None, threads=1,
-        allow=None, deny=None, timeout=10.0,
+        allow=None, deny=None, where=None, timeout=10.0,
     ):  # fmt: skip
         """The k best documents of all shards that answer: ShardedHits.
 
@@ -174,6 +174,7 @@ class ShardedIndex:
         Args:
             queries, k, beam, min_prob, rerank, threads: as of `Index.search`.
             allow, deny: ids, or masks by row of all shards.
+            where: as of `Index.search`.
             timeout: seconds to wait for the shards.
 
         Raises:
@@ -193,6 +194,7 @@ class ShardedIndex:
             filters = {
                 "allow": self._part_of(shard, "allow", allow),
                 "deny": self._part_of(shard, "deny", deny),
+                "where": where,
             }
             asked[shard] = self._actors[shard].search.remote(
                 queries, leaves, k, threads=threads, **settings, **filters
@@ -328,7 +330,10 @@ def _stop(ray, actors, owns_ray):
         ray.shutdown()
 
 
-def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **settings):
+def answer(
+    index, queries, leaves, k, *, rerank=0, allow=None, deny=None, where=None,
+    **settings,
+):  # fmt: skip
     """The results of one shard, for `merge_answers`: name -> array.
 
     With `rerank`, a shard returns that many candidates with both scores. Only the
@@ -337,7 +342,7 @@ def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **sett
     Args:
         index: the Index of the shard.
         leaves: (N, b) leaves that the queries visit, of `route_queries`.
-        queries, k, rerank, allow, deny, settings: as of `Index.search`.
+        queries, k, rerank, allow, deny, where, settings: as of `Index.search`.
 
     Returns:
         ids, scores, rows and visited, as in Hits, and 'rescored' (N, rerank) float32
@@ -353,7 +358,7 @@ def answer(index, queries, leaves, k, *, rerank=0, allow=None, deny=None, **sett
     ([['b', 'a']], [[1.0, 0.5]])
     """
     parameters, contents = index.parameters, index.contents
-    settings["mask"] = row_mask(contents, allow, deny)
+    settings["mask"] = row_mask(contents, allow, deny, where)
     # A search of no queries refuses what an index refuses, `rerank` < k included.
     search(parameters, contents, queries[:0], k, rerank=rerank, **settings)
     hits = search(parameters, contents, queries, rerank or k, leaves=leaves, **settings)

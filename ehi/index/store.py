@@ -9,17 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ehi.index.check import check_count
+from ehi.index.check import IndexCorruptError, check_choice, check_count
+from ehi.index.columns import KINDS, Metadata, StoredDocuments, StringIds
 from ehi.index.commit import replace_files, write_folder
-from ehi.index.contents import (
-    SEGMENT_ARRAYS,
-    Contents,
-    Segment,
-    StoredDocuments,
-    StringIds,
-)
-from ehi.index.errors import IndexCorruptError
-from ehi.index.folder import OLD_VERSIONS, open_folder
+from ehi.index.contents import SEGMENT_ARRAYS, Contents, Segment
+from ehi.index.folder import open_folder
 from ehi.index.parameters import (
     PARAMETER_ARRAYS,
     Parameters,
@@ -33,23 +27,26 @@ from ehi.index.search.search import check_setting
 _OF_SEGMENT = (*SEGMENT_ARRAYS, "ids", "id_offsets", "id_text", "documents")
 _HISTORY = ("documents", "distortion", "added", "added_distortion")
 _BUILT_SIZES = "built_leaf_sizes"
+METADATA = "metadata"  # entry of a manifest, and start of the names of its files
 
 
-def write_index(path, parameters, contents, arrays, texts):
+def write_index(path, parameters, contents, arrays, texts, fields=None):
     """Writes an index folder: see `save_index`.
 
     Args:
         path: the folder.
         parameters, contents: of the index.
         arrays, texts: the contents as one segment, of `ehi.index.updates`.
+        fields: field -> kind of its metadata, or None.
 
     Returns:
         Whether it is the folder that the contents came from.
     """
     arrays = {**parameters.arrays(), **arrays, **_built_arrays(contents)}
     header = manifest_header(
-        parameters, [("", contents.num_documents)], contents.setting, contents.history
-    )
+        parameters, [("", contents.num_documents)], contents.setting, contents.history,
+        fields,
+    )  # fmt: skip
     own = contents.folder
     if own is not None and not (Path(path).exists() and own.path.samefile(path)):
         own = None
@@ -117,6 +114,7 @@ def write_update(parameters, contents):
         [(s["prefix"], s["num_documents"]) for s in segments],
         contents.setting,
         contents.history,
+        contents.fields,
     )
     keep = [name for name in folder.files if name != "deleted"]
     replace_files(folder, header, arrays, texts, keep)
@@ -135,24 +133,27 @@ def write_compacted(parameters, contents, arrays, texts):
     folder = contents.folder
     keep = [name for name in folder.files if not _is_content(name)]
     header = manifest_header(
-        parameters, [("", contents.num_documents)], contents.setting, contents.history
-    )
+        parameters, [("", contents.num_documents)], contents.setting, contents.history,
+        contents.fields,
+    )  # fmt: skip
     arrays = {**arrays, **_built_arrays(contents)}
     replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
 
 
-def manifest_header(parameters, segments, setting=None, history=None):
+def manifest_header(parameters, segments, setting=None, history=None, fields=None):
     """The entries of a manifest beside its files.
 
     Args:
         parameters: the Parameters.
         segments: (prefix of the file names, number of documents) of each segment.
-        setting, history: as of Contents.
+        setting, history, fields: as of Contents.
     """
     known = {} if setting is None else {"search": setting}
     if history is not None:
         known["history"] = {name: history[name] for name in _HISTORY}
+    if fields is not None:
+        known[METADATA] = [{"field": field, "kind": fields[field]} for field in fields]
     return {
         "width": parameters.width,
         "spill": parameters.spill,
@@ -171,7 +172,7 @@ def manifest_header(parameters, segments, setting=None, history=None):
 def _is_content(name):
     """Whether a file holds documents, not parameters."""
     of_all = (*_OF_SEGMENT, "deleted", _BUILT_SIZES)
-    return name in of_all or name.startswith("segments.")
+    return name in of_all or name.startswith(("segments.", f"{METADATA}."))
 
 
 def _parameter_entries(manifest):
@@ -188,7 +189,7 @@ def _parameter_entries(manifest):
 
 def _score(manifest):
     """The score of an index; an old manifest does not say that it is 'ip'."""
-    return "ip" if manifest["version"] in OLD_VERSIONS else manifest["score"]
+    return "ip" if manifest["version"] == 2 else manifest["score"]
 
 
 def _tree_header(tree):
@@ -267,16 +268,18 @@ def _read_contents(folder, parameters, old):
     known = {}
     if old is not None:
         known = {segment.source: segment for segment in old.segments if segment.source}
+    fields = _read_fields(folder.manifest.get(METADATA))
     segments, first_row = [], 0
     for entry in folder.manifest["segments"]:
         prefix = entry["prefix"]
         num = check_count("num_documents", entry["num_documents"], least=0)
         names = [prefix + name for name in _OF_SEGMENT]
+        names += _metadata_names(folder, prefix)
         files = [folder.files[name] for name in names if name in folder.files]
         source = tuple(file["sha256"] for file in files)
         segment = known.get(source)
         if segment is None or segment.first_row != first_row:
-            segment = _read_segment(folder, prefix, first_row, source)
+            segment = _read_segment(folder, prefix, first_row, source, fields, num)
             _check_segment(parameters, segment, num)
         segments.append(segment)
         if _kind(segment) != _kind(segments[0]):
@@ -294,6 +297,29 @@ def _read_contents(folder, parameters, old):
     setting = check_setting(parameters, folder.manifest.get("search"))
     history = _read_history(folder, parameters)
     return Contents(tuple(segments), deleted, folder, setting, history)
+
+
+def _read_fields(stored):
+    """field -> kind of the metadata in a manifest, or None.
+
+    Raises:
+        ValueError: a kind is unknown, or a field is no text or is there twice.
+    """
+    if stored is None:
+        return None
+    fields = {}
+    for entry in stored:
+        field = entry["field"]
+        if not isinstance(field, str) or field in fields:
+            raise ValueError(f"{METADATA} lists the field {field!r}")
+        fields[field] = check_choice(METADATA, entry["kind"], KINDS)
+    return fields
+
+
+def _metadata_names(folder, prefix):
+    """Names of the files of a segment's metadata."""
+    start = f"{prefix}{METADATA}."
+    return [name for name in folder.files if name.startswith(start)]
 
 
 def _read_history(folder, parameters):
@@ -324,7 +350,7 @@ def _built_arrays(contents):
     return {} if sizes is None else {_BUILT_SIZES: sizes}
 
 
-def _read_segment(folder, prefix, first_row, source):
+def _read_segment(folder, prefix, first_row, source, fields, num):
     arrays = {
         name: folder.array(prefix + name)
         for name in _OF_SEGMENT
@@ -336,9 +362,15 @@ def _read_segment(folder, prefix, first_row, source):
     documents = None
     if f"{prefix}documents" in folder.files:
         documents = StoredDocuments(folder.text(f"{prefix}documents"))
+    metadata = None
+    if fields is not None:
+        names = _metadata_names(folder, prefix)
+        stored = {name.removeprefix(prefix): folder.array(name) for name in names}
+        metadata = Metadata.from_arrays(fields, stored, num)
     return Segment(
-        ids=ids, documents=documents, first_row=first_row, source=source, **arrays
-    )
+        ids=ids, documents=documents, metadata=metadata, first_row=first_row,
+        source=source, **arrays,
+    )  # fmt: skip
 
 
 def _check_segment(parameters, segment, num):

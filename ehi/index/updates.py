@@ -1,14 +1,5 @@
 """Adds, deletes and replaces documents of an index, and merges its segments.
 
-It also says how far this has moved the index since it was built. Contents keep a
-history for that, a dict of
-
-    documents, distortion        those of the build; |x - x^|^2, mean over copies
-    added, added_distortion      the same of all documents that were added since
-    leaf_sizes                   (P,) of the build, once its segment was merged
-
-where a distortion is None for vectors, or if it is not known.
-
 Each function makes new Contents and gives them to the index as one object; a search
 that runs meanwhile continues with the old ones. An index that was opened from a folder
 writes there first, under the writer's lock. When a call returns, its work survives a
@@ -17,21 +8,16 @@ crash.
 
 import contextlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ehi.index import check, store
-from ehi.index.build import check_unit, make_segment, mean_square
-from ehi.index.contents import (
-    Segment,
-    StoredDocuments,
-    StringIds,
-    as_ids,
-    check_ids,
-)
+from ehi.index.build import check_unit, make_segment
+from ehi.index.columns import Metadata, StoredDocuments, StringIds, metadata_of
+from ehi.index.contents import Segment, as_ids, check_ids
+from ehi.index.drift import grown, remembering
 from ehi.index.folder import Stream, writer_lock
-from ehi.index.search.search import as_queries, chosen_setting, routed
 from ehi.index.search.topk import MAX_NUMBER
 
 _IN_MEMORY = threading.Lock()  # protects all indexes that have no folder to lock
@@ -39,9 +25,32 @@ _SWAPPING = threading.Lock()
 _BLOCK_COPIES = 2**14  # copies of documents merged at once
 
 
-def add(index, embeddings, ids, *, documents=None, encoder=None):
-    """Adds documents as one segment: see `Index.add`."""
-    ids, make = _incoming(index, embeddings, ids, documents, encoder)
+def add(index, embeddings, ids, *, documents=None, metadata=None, encoder=None):
+    """Adds documents, routed and encoded by the trained parameters.
+
+    Each call makes a segment, and every search reads all segments: add many documents
+    at once, and `compact` from time to time.
+
+    Args:
+        embeddings: (N, D) floats.
+        ids: N ids that the index does not have, of the kind it has.
+        documents: N JSON values to show; needed if the index stores them.
+        metadata: N dicts of the fields of the index, as of `build_index`; needed if the
+            index stores metadata.
+        encoder: identity of what made the embeddings, compared with the index's.
+
+    Raises:
+        ValueError: an argument does not fit the index, or an id is there already.
+        IndexLockedError: somebody else is writing to the folder.
+        OSError: the folder cannot be written; the index is unchanged.
+
+    >>> from ehi.index import build_index
+    >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
+    >>> index.add(np.eye(3)[2:], ["c"])
+    >>> index.search(np.eye(3)[2:], k=1).ids.tolist(), index.num_documents
+    ([['c']], 3)
+    """
+    ids, make = _incoming(index, embeddings, ids, documents, metadata, encoder)
     with _writing(index) as contents:
         there = np.flatnonzero(contents.find(ids) >= 0)
         if len(there):
@@ -49,11 +58,25 @@ def add(index, embeddings, ids, *, documents=None, encoder=None):
                 f"{len(there)} ids are in the index already, first "
                 f"{_named(ids, there[0])}; update() replaces documents"
             )
-        _commit(index, _grown(contents, *make()))
+        _commit(index, grown(contents, *make()))
 
 
 def delete(index, ids, *, missing="raise"):
-    """Deletes documents: see `Index.delete`."""
+    """Deletes documents and returns how many were deleted.
+
+    Args:
+        ids: external ids.
+        missing: 'raise', or 'ignore' ids that are not there.
+
+    Raises:
+        LookupError: an id is not there.
+        IndexLockedError, OSError: as in `add`.
+
+    >>> from ehi.index import build_index
+    >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+    >>> index.delete(["a", "z"], missing="ignore"), index.num_documents
+    (1, 2)
+    """
     check.check_choice("missing", missing, ("raise", "ignore"))
     ids = as_ids(ids)
     with _writing(index) as contents:
@@ -63,24 +86,57 @@ def delete(index, ids, *, missing="raise"):
     return len(rows)
 
 
-def update(index, embeddings, ids, *, documents=None, encoder=None, missing="raise"):
-    """Replaces documents, all or none of them: see `Index.update`."""
+def update(
+    index, embeddings, ids, *, documents=None, metadata=None, encoder=None,
+    missing="raise",
+):  # fmt: skip
+    """Replaces documents, all or none, and returns how many were replaced.
+
+    Args:
+        embeddings, ids, documents, metadata, encoder: as in `add`.
+        missing: 'raise', or 'add' documents that are not there.
+
+    Raises:
+        LookupError: an id is not there.
+        ValueError, IndexLockedError, OSError: as in `add`.
+
+    >>> from ehi.index import build_index
+    >>> index = build_index(np.eye(3), ["a", "b", "c"], tree=None)
+    >>> index.update(2 * np.eye(3)[:1], ["a"])
+    1
+    >>> index.search(np.eye(3)[:1], k=1).scores.tolist()
+    [[2.0]]
+    """
     check.check_choice("missing", missing, ("raise", "add"))
-    ids, make = _incoming(index, embeddings, ids, documents, encoder)
+    ids, make = _incoming(index, embeddings, ids, documents, metadata, encoder)
     with _writing(index) as contents:
         rows = _rows(contents, ids, missing)
-        _commit(index, _grown(contents.without(rows), *make()))
+        _commit(index, grown(contents.without(rows), *make()))
     return len(rows)
 
 
 def compact(index):
-    """Merges all segments and drops deleted documents: see `Index.compact`."""
+    """Merges all segments into one and drops deleted documents.
+
+    Results stay the same, but for scores that differ by rounding. Rows get new numbers.
+    Memory: see `merged_arrays`.
+
+    Raises:
+        IndexLockedError, OSError: as in `add`.
+
+    >>> from ehi.index import build_index
+    >>> index = build_index(np.eye(3)[:2], ["a", "b"], tree=None)
+    >>> index.add(np.eye(3)[2:], ["c"])
+    >>> index.compact()
+    >>> len(index.segments), index.num_documents
+    (1, 3)
+    """
     with _writing(index) as contents:
         if len(contents.segments) == 1 and contents.deleted is None:
             return
         contents = remembering(contents)
         if contents.folder is not None:
-            merged = merged_arrays(contents), merged_texts(contents)
+            merged = merged_arrays(contents)[0], merged_texts(contents)
             _swap(index, store.write_compacted(index.parameters, contents, *merged))
         else:
             merged = (_merged_segment(contents),)
@@ -93,170 +149,23 @@ def keep_setting(index, setting):
         _commit(index, replace(contents, setting=setting))
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far an index has moved since it was built. `print` explains it.
-
-    Shares are of the documents at that time; None where something is not known.
-
-    Attributes:
-        documents_built, documents_now: their numbers.
-        documents_added: all that were added since, also if they are deleted by now.
-        visited_built, visited_now: mean share of the documents that the given queries
-            visit: in the leaves as they were built, and as they are.
-        visited_tuned: the share that the queries of `Index.tune` visited then.
-        distortion_built, distortion_added: mean |x - x^|^2 of a document x and its code
-            x^, of the documents of the build and of those added since. None for
-            vectors.
-        imbalance_built, imbalance_now: standard deviation of the leaf sizes over their
-            mean; 0 is balanced.
-
-    Example:
-        >>> print(Drift(1000, 1100, 150, 0.1, 0.12, None, 0.2, 0.31, 0.4, 0.52))
-        documents: 1,000 built, 1,100 now, 150 added since
-        visited: 10% built, 12% now
-        distortion of codes: 0.2 built, 0.31 added
-        imbalance of leaves: 0.4 built, 0.52 now
-    """
-
-    documents_built: int
-    documents_now: int
-    documents_added: int
-    visited_built: float | None
-    visited_now: float | None
-    visited_tuned: float | None
-    distortion_built: float | None
-    distortion_added: float | None
-    imbalance_built: float
-    imbalance_now: float
-
-    def __str__(self):
-        lines = [
-            f"documents: {self.documents_built:,} built, {self.documents_now:,} now, "
-            f"{self.documents_added:,} added since"
-        ]
-        if self.visited_now is not None:
-            line = (
-                f"visited: {100 * self.visited_built:.3g}% built, "
-                f"{100 * self.visited_now:.3g}% now"
-            )
-            if self.visited_tuned is not None:
-                line += f", {100 * self.visited_tuned:.3g}% of other queries when tuned"
-            lines.append(line)
-        known = self.distortion_built, self.distortion_added
-        if known != (None, None):
-            built, added = ("unknown" if x is None else f"{x:.3g}" for x in known)
-            if not self.documents_added:
-                added = "nothing"
-            lines.append(f"distortion of codes: {built} built, {added} added")
-        lines.append(
-            f"imbalance of leaves: {self.imbalance_built:.3g} built, "
-            f"{self.imbalance_now:.3g} now"
-        )
-        return "\n".join(lines)
-
-
-def drift(index, queries=None, *, beam=None, min_prob=None):
-    """Says how far documents and leaves have moved since the index was built: Drift.
-
-    Queries that visit a larger share than they did search slower; added documents of
-    higher distortion have codes that do not suit them. Both, and growing imbalance,
-    call for training the index anew.
-
-    A folder that was written before this was kept, or by `from_faiss`, does not know
-    its build: its first segment stands for it, and distortions are None.
-
-    Args:
-        queries: (N, D) floats, or N texts if the index names its text encoder; None
-            leaves visited shares out. They are routed, and nothing is scored.
-        beam, min_prob: as of `Index.search`; by default the stored setting.
-
-    Returns:
-        Drift.
+def refresh(index):
+    """Reads what others have written to the folder; returns whether they have.
 
     Raises:
-        ValueError: queries, beam or min_prob do not fit, as in `Index.search`; an empty
-            list of queries.
+        ValueError: the folder holds an index of other parameters now.
+        IndexCorruptError: as `open_index`.
 
-    Example:
-        >>> import numpy as np
-        >>> from ehi.index import build_index
-        >>> tree = {"kind": "per_node", "nodes": [np.eye(2)[None]], "scale": 1.0}
-        >>> index = build_index(np.eye(2), range(2), tree=tree)
-        >>> index.add(np.eye(2)[[0, 0]], [2, 3])
-        >>> drift = index.drift(np.eye(2)[:1], beam=1)
-        >>> drift.visited_built, drift.visited_now, drift.imbalance_now
-        (0.5, 0.75, 0.5)
+    >>> import tempfile
+    >>> from ehi.index import build_index, open_index, save_index
+    >>> path = f"{tempfile.mkdtemp()}/index"
+    >>> save_index(build_index(np.eye(3), ["a", "b", "c"], tree=None), path)
+    >>> reader, writer = open_index(path), open_index(path)
+    >>> writer.delete(["a"])
+    1
+    >>> reader.num_documents, reader.refresh(), reader.num_documents
+    (3, True, 2)
     """
-    parameters, contents = index.parameters, index.contents
-    history = _history_of(contents)
-    then, now = _sizes_built(contents), contents.leaf_sizes
-    visited = None, None
-    if queries is not None:
-        queries = as_queries(index, queries)
-        setting = chosen_setting(parameters, contents, 1, beam, min_prob, 0)
-        counts = np.zeros(2)
-        for _, routes in routed(
-            parameters, queries, setting["beam"], setting["min_prob"]
-        ):
-            leaves = routes.leaves[routes.leaves >= 0]
-            counts += then[leaves].sum(), now[leaves].sum()
-        numbers = history["documents"], contents.num_documents
-        shares = counts / np.maximum(numbers, 1) / len(queries)
-        visited = shares.tolist()
-    return Drift(
-        documents_built=history["documents"], documents_now=contents.num_documents,
-        documents_added=history["added"],
-        visited_built=visited[0], visited_now=visited[1],
-        visited_tuned=(contents.setting or {}).get("visited"),
-        distortion_built=history["distortion"],
-        distortion_added=history["added_distortion"],
-        imbalance_built=imbalance(then), imbalance_now=imbalance(now),
-    )  # fmt: skip
-
-
-def imbalance(sizes):
-    """Standard deviation of leaf sizes (P,) over their mean; 0 is balanced."""
-    return float(sizes.std() / sizes.mean()) if sizes.any() else 0.0
-
-
-def _history_of(contents):
-    """The history; if there is none, what the first segment says of it."""
-    if contents.history is not None:
-        return contents.history
-    first, *others = map(len, contents.segments)
-    return {"documents": first, "distortion": None, "added": sum(others),
-            "added_distortion": None}  # fmt: skip
-
-
-def _sizes_built(contents):
-    """Copies in each leaf when the index was built: (P,) int64."""
-    sizes = _history_of(contents).get("leaf_sizes")
-    return contents.segments[0].leaf_sizes() if sizes is None else sizes
-
-
-def remembering(contents):
-    """Contents whose history has what a merge of their segments would lose."""
-    if len(contents.segments) == 1 and contents.deleted is None:
-        return contents
-    sizes = _sizes_built(contents)
-    history = {**_history_of(contents), "leaf_sizes": sizes}
-    return replace(contents, history=history)
-
-
-def _grown(contents, segment, squares):
-    """Contents with another segment, of documents with these squares."""
-    old, num = _history_of(contents), len(segment)
-    total, distortion = old["added"] + num, mean_square(squares)
-    if old["added_distortion"] is not None:
-        share = num / total
-        distortion = share * distortion + (1 - share) * old["added_distortion"]
-    history = {**old, "added": total, "added_distortion": distortion}
-    return replace(contents.with_segment(segment), history=history)
-
-
-def refresh(index):
-    """Reads what others wrote since then: see `Index.refresh`."""
     old = index.contents
     if old.folder is None:
         return False
@@ -265,7 +174,7 @@ def refresh(index):
     return new is not old
 
 
-def _incoming(index, embeddings, ids, documents, encoder):
+def _incoming(index, embeddings, ids, documents, metadata, encoder):
     """Checks new documents before anything is locked.
 
     Returns:
@@ -294,15 +203,35 @@ def _incoming(index, embeddings, ids, documents, encoder):
                 f"{len(documents)} documents to show for {len(embeddings)} embeddings"
             )
         StoredDocuments.of(documents)  # refuses values that are not JSON
+    metadata = _metadata(index.contents.fields, metadata, len(embeddings))
 
     def make():
         return make_segment(
-            index.parameters, embeddings, ids, documents=documents,
+            index.parameters, embeddings, ids, documents=documents, metadata=metadata,
             leaf_dtype="float32" if first.vectors is None else first.vectors.dtype.name,
             rerank_vectors=first.rerank_vectors is not None,
         )  # fmt: skip
 
     return ids, make
+
+
+def _metadata(fields, metadata, num):
+    """The Metadata of new documents, or None.
+
+    Args:
+        fields: of the index: field -> kind, or None.
+        metadata: a dict for each document, or None.
+        num: of the documents.
+
+    Raises:
+        ValueError: they do not fit the fields.
+    """
+    if (metadata is None) != (fields is None):
+        if fields is None:
+            raise ValueError("the index stores no metadata, got some")
+        known = ", ".join(map(repr, fields)) or "no field"
+        raise ValueError(f"the index stores metadata ({known}), got none")
+    return None if fields is None else metadata_of(metadata, num, fields)
 
 
 @contextlib.contextmanager
@@ -358,21 +287,32 @@ def _named(ids, position):
     return repr(ids.take(np.array([position]))[0])
 
 
-def merged_arrays(contents):
+def merged_arrays(contents, metadata=None):
     """The arrays of one segment with all documents that are not deleted.
 
     Copies are sorted by leaf again. Documents keep the order of their rows, so ties are
     broken as before. Memory: a block of 2^14 copies or the fullest leaf; 5 bytes a row;
-    5 bytes a copy while leaves are counted.
+    5 bytes a copy while leaves are counted; the metadata.
+
+    Args:
+        contents: the documents.
+        metadata: dicts to store instead of the metadata that are there, or None.
 
     Returns:
-        name -> array or Stream.
+        name -> array or Stream; field -> kind of the metadata, or None.
 
     Raises:
+        ValueError: there are more or fewer metadata than documents, or they are of
+            mixed kinds.
         IndexCorruptError: an array points outside another.
     """
     for segment in contents.segments:
         segment.check_layout()
+    if metadata is not None:
+        metadata = metadata_of(metadata, contents.num_documents)
+    elif contents.fields is not None:
+        parts = [(segment.metadata, mask) for segment, mask in _masks(contents)]
+        metadata = Metadata.merged(parts)
     deleted = contents.deleted
     live = np.ones(contents.num_rows, bool) if deleted is None else ~deleted
     new_rows = np.cumsum(live, dtype=np.uint32) - np.uint32(1)  # (R,)
@@ -395,7 +335,10 @@ def merged_arrays(contents):
         shape = (contents.num_documents, first.rerank_vectors.shape[1])
         blocks = _rows_of_all(contents, "rerank_vectors")
         arrays["rerank_vectors"] = Stream("float16", shape, blocks)
-    return arrays | _ids(contents)
+    arrays |= _ids(contents)
+    if metadata is None:
+        return arrays, None
+    return arrays | metadata.arrays(), metadata.fields
 
 
 def merged_texts(contents, documents=None):
@@ -426,17 +369,22 @@ def merged_texts(contents, documents=None):
 
 def _merged_segment(contents):
     """The merged arrays as a Segment in memory."""
+    merged, fields = merged_arrays(contents)
     arrays = {
         name: value.array() if isinstance(value, Stream) else value
-        for name, value in merged_arrays(contents).items()
+        for name, value in merged.items()
     }
     ids = arrays.pop("ids", None)
     if ids is None:
         ids = StringIds(arrays.pop("id_offsets"), arrays.pop("id_text"))
-    documents = None
+    documents = metadata = None
     for parts in merged_texts(contents).values():
         documents = StoredDocuments(np.concatenate(list(parts)))
-    return Segment(ids=ids, documents=documents, **arrays)
+    if fields is not None:
+        names = [name for name in arrays if name.startswith("metadata.")]
+        stored = {name: arrays.pop(name) for name in names}
+        metadata = Metadata.from_arrays(fields, stored, contents.num_documents)
+    return Segment(ids=ids, documents=documents, metadata=metadata, **arrays)
 
 
 def _part_of(name):

@@ -25,8 +25,8 @@ KINDS = {
 }
 
 
-def built(rows, names, kind="raw"):
-    return build_index(X[rows], names, tree=TREE, **KINDS[kind])
+def built(rows, names, kind="raw", **more):
+    return build_index(X[rows], names, tree=TREE, **KINDS[kind], **more)
 
 
 def name_of(row, strings):

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehi.index.check import check_count
-from ehi.index.errors import IndexCorruptError
+from ehi.index.check import IndexCorruptError, check_count
 from ehi.index.parameters import tree_shape
 from ehi.index.search.blas import map_threads, one_blas_thread
 from ehi.index.search.topk import best_of, pack, smallest, unpack

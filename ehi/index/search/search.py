@@ -9,9 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehi.index.check import check_count, check_queries, check_results, check_share
+from ehi.index.check import (
+    IndexCorruptError,
+    check_count,
+    check_queries,
+    check_results,
+    check_share,
+)
 from ehi.index.contents import Contents, as_ids
-from ehi.index.errors import IndexCorruptError
 from ehi.index.parameters import Parameters
 from ehi.index.search.batch import scores_order, search_by_leaf
 from ehi.index.search.blas import map_threads, one_blas_thread
@@ -369,14 +374,16 @@ def joined(parts):
     return np.concatenate(widened)
 
 
-def row_mask(contents, allow=None, deny=None):
+def row_mask(contents, allow=None, deny=None, where=None):
     """The documents that may be found: (R,) bool by row, or None for all of them.
 
     Args:
         allow, deny: external ids, or a bool mask (R,), or None.
+        where: a condition on metadata, or None.
 
     Raises:
-        ValueError: a mask of another length, ids of another kind.
+        ValueError: a mask of another length, ids of another kind, or a condition that
+            does not fit the metadata.
     """
     mask = None if contents.deleted is None else ~contents.deleted
     if allow is not None:
@@ -385,6 +392,9 @@ def row_mask(contents, allow=None, deny=None):
     if deny is not None:
         kept = ~_as_mask(contents, "deny", deny)
         mask = kept if mask is None else mask & kept
+    if where is not None:
+        met = contents.where(where)
+        mask = met if mask is None else mask & met
     return mask
 
 
