@@ -117,9 +117,10 @@ def test_importing_the_index_loads_numpy_and_threadpoolctl_only(part):
     assert ours == ""
 
 
-def test_data_needs_no_jax():
+@pytest.mark.parametrize("part", ["ehi.data", "ehi.serve"])
+def test_data_and_service_need_no_jax(part):
     files = sources("ehi")
-    for name in [name for name in files if within(name, "ehi.data")]:
+    for name in [name for name in files if within(name, part)]:
         for module in reached(name, files):
             jax = outermost(imports(files[module])) & {"jax", "flax", "optax", "orbax"}
             assert not jax, f"{name} reaches {module}, which imports {jax}"

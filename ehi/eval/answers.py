@@ -45,7 +45,7 @@ def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, 
                 "id": str(doc_id),
                 "title": title or str(doc_id),
                 "line": line,
-                "leaf": _path(index, _leaf_of(index, row, leaves)),
+                "leaf": _path(index, leaf_of(index, row, leaves)),
             }
         )
     return {
@@ -108,7 +108,7 @@ def _printable(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def _leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
+def leaf_of(index: Index, row: int, leaves: np.ndarray) -> int:
     """The best visited leaf that holds a document; several may hold copies of it."""
     for leaf in leaves[leaves >= 0].tolist():
         rows = index.contents.rows_in_leaf(leaf)  # sorted
