@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(client, body, status, word
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"NaN", b'{"k": 1} x'],
+    [b"", b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"NaN", b'{"text"'],
 )
 def test_what_is_not_json_is_refused(client, body):
     kind = {"content-type": "application/json; charset=utf-8"}
