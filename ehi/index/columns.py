@@ -230,6 +230,9 @@ class Metadata:
         found = {name: column.value(row) for name, column in self.columns.items()}
         return {name: value for name, value in found.items() if value is not None}
 
+    def __iter__(self):
+        return (self[row] for row in range(len(self)))
+
     def arrays(self):
         """name -> array, as a folder stores them."""
         return {
@@ -325,7 +328,8 @@ def metadata_of(values, num, fields=None):
     """
     if isinstance(values, dict | str):
         raise ValueError(f"metadata must be one dict for each document, got {values!r}")
-    kept = Metadata.of(values, fields)
+    whole = isinstance(values, Metadata) and fields is None
+    kept = values if whole else Metadata.of(values, fields)
     if len(kept) != num:
         raise ValueError(f"{len(kept)} metadata for {num} documents")
     return kept

@@ -23,9 +23,10 @@ from ehi.index.check import IndexCorruptError, IndexLockedError
 from ehi.index.search.blas import aligned, aligned_empty
 
 FORMAT = "ehi-index"
-# What a folder needs of its reader: 2 has no scores; 4 has metadata, which code that
-# does not know of them would lose or misplace. A folder without them stays at 3.
+# What a folder needs of its reader: 2 has no scores; 4 has metadata or a tower, which
+# code that does not know of them would lose. A folder without them stays at 3.
 OLDEST, PLAIN, VERSION = 2, 3, 4
+TOWER = "tower"  # entry of a manifest: a folder in the index, and its files
 MANIFEST = "manifest.json"
 _DTYPES = ("float64", "float32", "float16", "int64", "uint32", "uint8")
 _MAX_HEADER = 1024
@@ -37,6 +38,8 @@ _HEADER = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _FILE = re.compile(rf"(segments/)?{_NAME.pattern}")
+TOWER_FOLDER = re.compile(r"tower-[0-9a-f]{8}")
+TOWER_FILE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 # Files up to this size are read even if the folder is mapped: a mapped file holds a
 # descriptor, and an index of many small additions has many files.
 _READ_BYTES = 2**16
@@ -63,8 +66,16 @@ class Folder:
 
     @property
     def num_bytes(self):
+        """Bytes of all files but those of a tower, which belongs to no one index."""
         sizes = [entry["bytes"] for entry in self.files.values()]
-        return sum(sizes) + (self.path / MANIFEST).stat().st_size
+        manifest = {key: self.manifest[key] for key in self.manifest if key != TOWER}
+        return sum(sizes) + len(manifest_text(manifest))
+
+    @property
+    def tower(self):
+        """The folder of the text tower that the index carries, or None."""
+        entry = self.manifest.get(TOWER)
+        return None if entry is None else self.path / entry["folder"]
 
     def file(self, name):
         return self.path / self.files[name]["file"]
@@ -139,8 +150,11 @@ class Folder:
 
     def check_sums(self):
         """Raises IndexCorruptError naming the first file whose sha256 differs."""
-        for name, entry in self.files.items():
-            path = self.file(name)
+        entries = [(self.file(name), entry) for name, entry in self.files.items()]
+        if self.tower is not None:
+            files = self.manifest[TOWER]["files"]
+            entries += [(self.tower / name, files[name]) for name in files]
+        for path, entry in entries:
             try:
                 found = file_sha256(path)
             except OSError as error:
@@ -190,6 +204,11 @@ def read_folder(path):
     return open_folder(path, lambda folder: folder)
 
 
+def manifest_text(manifest):
+    """A manifest as its file has it."""
+    return json.dumps(manifest, indent=1).encode()
+
+
 def _mapped(path, dtype, offset, shape):
     try:
         return np.memmap(path, dtype, "r", offset, shape)
@@ -231,6 +250,7 @@ def _checked_folder(path, text, mmap):
         raise IndexCorruptError(f"{file} lacks the files or the generation")
     for name, entry in files.items():
         _check_entry(path, name, entry)
+    _check_tower(path, manifest.get(TOWER))
     obsolete = manifest.get("obsolete", [])
     if not isinstance(obsolete, list):
         raise IndexCorruptError(f"{file} lists no obsolete files")
@@ -271,7 +291,36 @@ def _check_entry(folder, name, entry):
             f"{manifest} gives {name} the impossible shape {entry['shape']} "
             f"of {entry.get('dtype')!r}"
         )
-    path = folder / entry["file"]
+    _check_size(folder / entry["file"], entry)
+
+
+def _check_tower(folder, entry):
+    """Refuses a tower in another folder, or with files that are not as written."""
+    if entry is None:
+        return
+    manifest = folder / MANIFEST
+    entry = entry if isinstance(entry, dict) else {}
+    name, files = entry.get("folder"), entry.get("files")
+    plain = isinstance(name, str) and TOWER_FOLDER.fullmatch(name)
+    if (
+        not plain
+        or not isinstance(files, dict)
+        or not all(
+            TOWER_FILE.fullmatch(file)
+            and isinstance(stored, dict)
+            and isinstance(stored.get("sha256"), str)
+            and isinstance(stored.get("bytes"), int)
+            for file, stored in files.items()
+        )
+    ):
+        raise IndexCorruptError(f"{manifest} has no usable entry for its tower")
+    if (folder / name).is_symlink():  # a writer would remove files behind it
+        raise IndexCorruptError(f"{folder / name} is a link, which no writer makes")
+    for file, stored in files.items():
+        _check_size(folder / name / file, stored)
+
+
+def _check_size(path, entry):
     if not path.is_file():
         raise IndexCorruptError(f"{path} is missing")
     size = path.stat().st_size

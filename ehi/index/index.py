@@ -9,11 +9,12 @@ import functools
 from dataclasses import dataclass
 
 from ehi.index import build, drift, store, updates
+from ehi.index.commit import TowerFiles
 from ehi.index.contents import Contents
 from ehi.index.parameters import Parameters, path_to_leaf
 from ehi.index.search import search
 from ehi.index.search.search import Hits
-from ehi.index.text.encoder import load_text_encoder
+from ehi.index.text.encoder import find_tower, load_text_encoder
 from ehi.index.tune import tune
 
 
@@ -107,7 +108,7 @@ def open_index(path, *, mmap=True, verify=False):
     return Index(*store.read_index(path, mmap, verify))
 
 
-def save_index(index, path, documents=None, metadata=None):
+def save_index(index, path, documents=None, metadata=None, tower=None):
     """Writes an index folder; if one is there, a crash leaves the old or the new one.
 
     Segments are merged and deleted documents left out, as `Index.compact` does.
@@ -120,10 +121,16 @@ def save_index(index, path, documents=None, metadata=None):
             None to keep those the index already has.
         metadata: as of `build_index`, one dict for each document in order of their
             rows, or None to keep what the index already has.
+        tower: the text tower to carry in the folder, so that `search_text` works where
+            it is copied: True for the one that `search_text` finds now, a folder or hub
+            id for another place of it, None to keep the one that the index carries
+            already, False for none.
 
     Raises:
         ValueError: the index holds another number of documents, or somebody else wrote
-            to its own folder since it was opened or refreshed.
+            to its own folder since it was opened or refreshed; the tower has other
+            weights than the index was built with.
+        FileNotFoundError: there is no such tower.
         FileExistsError: `path` is there and is not an index.
         IndexLockedError: somebody else is writing to it.
         OSError: it cannot be written; what was there is unchanged.
@@ -138,8 +145,20 @@ def save_index(index, path, documents=None, metadata=None):
     contents = drift.remembering(index.contents)
     arrays, fields = updates.merged_arrays(contents, metadata)
     texts = updates.merged_texts(contents, documents)
-    if store.write_index(path, index.parameters, contents, arrays, texts, fields):
+    if tower is not None and tower is not False:
+        tower = _carried(index, None if tower is True else tower)
+    if store.write_index(
+        path, index.parameters, contents, arrays, texts, fields=fields, tower=tower
+    ):
         index.refresh()
+
+
+def _carried(index, tower):
+    """The TowerFiles of the tower of an index, or of another place of it."""
+    folder = find_tower(index, tower)
+    if index.folder is not None and folder == index.folder.tower:
+        return TowerFiles(folder, link=True)
+    return TowerFiles.at(folder)
 
 
 def _of_parameters(name):

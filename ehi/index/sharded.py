@@ -86,7 +86,7 @@ def split_index(path, out_dir, shards):
         parameters = dataclasses.replace(index.parameters, config=config)
         part = Index(parameters, contents.without(others))
         folder = out_dir / f"shard-{number:05d}-of-{shards:05d}"
-        save_index(part, folder)
+        save_index(part, folder, tower=False)  # the router takes vectors
         folders.append(folder)
     return folders
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ehi.index.check import IndexCorruptError, check_choice, check_count
 from ehi.index.columns import KINDS, Metadata, StoredDocuments, StringIds
-from ehi.index.commit import replace_files, write_folder
+from ehi.index.commit import TowerFiles, replace_files, write_folder
 from ehi.index.contents import SEGMENT_ARRAYS, Contents, Segment
-from ehi.index.folder import open_folder
+from ehi.index.folder import TOWER, open_folder
 from ehi.index.parameters import (
     PARAMETER_ARRAYS,
     Parameters,
@@ -30,7 +30,7 @@ _BUILT_SIZES = "built_leaf_sizes"
 METADATA = "metadata"  # entry of a manifest, and start of the names of its files
 
 
-def write_index(path, parameters, contents, arrays, texts, fields=None):
+def write_index(path, parameters, contents, arrays, texts, *, fields=None, tower=None):
     """Writes an index folder: see `save_index`.
 
     Args:
@@ -38,6 +38,8 @@ def write_index(path, parameters, contents, arrays, texts, fields=None):
         parameters, contents: of the index.
         arrays, texts: the contents as one segment, of `ehi.index.updates`.
         fields: field -> kind of its metadata, or None.
+        tower: TowerFiles that the folder carries; None for those that the folder of the
+            contents has, False for none.
 
     Returns:
         Whether it is the folder that the contents came from.
@@ -48,9 +50,11 @@ def write_index(path, parameters, contents, arrays, texts, fields=None):
         fields,
     )  # fmt: skip
     own = contents.folder
+    if tower is None and own is not None and own.tower is not None:
+        tower = TowerFiles(own.tower, link=True)
     if own is not None and not (Path(path).exists() and own.path.samefile(path)):
         own = None
-    write_folder(path, header, arrays, texts, replaces=own)
+    write_folder(path, header, arrays, texts, replaces=own, tower=tower or None)
     return own is not None
 
 
@@ -115,7 +119,7 @@ def write_update(parameters, contents):
         contents.setting,
         contents.history,
         contents.fields,
-    )
+    ) | _tower_of(folder)
     keep = [name for name in folder.files if name != "deleted"]
     replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
@@ -135,10 +139,16 @@ def write_compacted(parameters, contents, arrays, texts):
     header = manifest_header(
         parameters, [("", contents.num_documents)], contents.setting, contents.history,
         contents.fields,
-    )  # fmt: skip
+    ) | _tower_of(folder)  # fmt: skip
     arrays = {**arrays, **_built_arrays(contents)}
     replace_files(folder, header, arrays, texts, keep)
     return _read_back(parameters, contents)
+
+
+def _tower_of(folder):
+    """The entry of a header that keeps the tower of a folder."""
+    entry = folder.manifest.get(TOWER)
+    return {} if entry is None else {TOWER: entry}
 
 
 def manifest_header(parameters, segments, setting=None, history=None, fields=None):

@@ -6,11 +6,19 @@ import shutil
 
 import numpy as np
 import pytest
-from update_cases import QUERIES, X, built
+from update_cases import QUERIES, TREE, X, built
 
-from ehi.index import IndexCorruptError, build_index, open_index, save_index
+from ehi.index import (
+    IndexCorruptError,
+    Shard,
+    build_folder,
+    build_index,
+    open_index,
+    save_index,
+)
 from ehi.index.columns import Metadata
 from ehi.index.sharded import split_index
+from ehi.index.where import compile_condition
 
 LANGS = ["en", "de", "", "日本語", "en-GB"]
 RNG = np.random.default_rng(5)
@@ -261,11 +269,31 @@ def test_comparisons_of_random_texts_are_those_of_python():
     letters = np.array(list("abé日 "))
     texts = ["".join(RNG.choice(letters, RNG.integers(3))) for _ in range(60)]
     kept = Metadata.of([{"t": text} for text in texts])
-    from ehi.index.where import compile_condition
-
     signs = {"==": operator.eq, "!=": operator.ne, "<": operator.lt,
              "<=": operator.le, ">": operator.gt, ">=": operator.ge}  # fmt: skip
     for sign, compare in signs.items():
         for text in ("", "a", "é", "b日", "zz", texts[7]):
             meets = compile_condition(f"t {sign} {text!r}", kept.fields)
             assert meets(kept).tolist() == [compare(each, text) for each in texts]
+
+
+def test_shards_give_the_index_of_one_build(tmp_path):
+    whole = build_index(X[:40], range(40), tree=TREE, metadata=RECORDS[:40])
+    save_index(whole, tmp_path / "whole")
+    shards = [
+        Shard(X[:15], range(15), metadata=RECORDS[:15]),
+        Shard(X[15:40], range(15, 40), metadata=lambda: iter(RECORDS[15:40])),
+    ]
+    build_folder(tmp_path / "parts", shards, tree=TREE)
+    one, other = (open_index(tmp_path / name) for name in ("whole", "parts"))
+    assert one.folder.manifest == other.folder.manifest
+    for shard, said in (
+        (Shard(X[:2], range(2), metadata=[{}]), "1 metadata for 2 ids"),
+        (Shard(X[:2], range(2), metadata=lambda: [{}]), "1 metadata for 2 ids"),
+        (Shard(X[:2], range(2), metadata=[{}, {"a": []}]), "shard 0: .*of document 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build_folder(tmp_path / "other", [shard], tree=None)
+    with pytest.raises(ValueError, match="first shard has some metadata, unlike"):
+        build_folder(tmp_path / "other", [shards[0], Shard(X[15:], range(15, 400))],
+                     tree=None)  # fmt: skip

@@ -14,6 +14,7 @@ Beside the parameters and the shards' own memory, the bytes in memory are at mos
     + threads 2^27                   scores of routing, 2^23 of them at once
     + 2^28                           copies on their way to a band, a band, ids
     + 32 P + N / 1024                counts of the leaves; a sum for every block
+    + 16 N for each field            of metadata, and their distinct texts
 
 The scratch files take as much disk as the leaves and the re-rank vectors of the index,
 and for each document 4 s bytes for its leaves, 8 s for its copies and 24 for its id.
@@ -38,7 +39,7 @@ import numpy as np
 
 from ehi.index import check
 from ehi.index.build import first_history, make_leaves
-from ehi.index.commit import check_replaceable, is_free, write_folder
+from ehi.index.commit import TowerFiles, check_replaceable, is_free, write_folder
 from ehi.index.folder import Stream, writer_lock
 from ehi.index.parameters import Parameters, make_parameters
 from ehi.index.search.blas import one_blas_thread
@@ -52,7 +53,13 @@ from ehi.index.stream.shards import (
     readings,
     width_and_dtype,
 )
-from ehi.index.stream.sorting import Copies, read_blocks, stored_ids, stored_texts
+from ehi.index.stream.sorting import (
+    Copies,
+    read_blocks,
+    stored_ids,
+    stored_metadata,
+    stored_texts,
+)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -65,6 +72,7 @@ def build_folder(
     rerank_vectors=False,
     beam=None,
     threads=1,
+    tower=None,
     progress=None,
     **arguments,
 ):
@@ -77,11 +85,13 @@ def build_folder(
 
     Args:
         path: the folder, made if needed.
-        shards: the Shards. If the first has documents to show, all must have them.
+        shards: the Shards. If the first has documents to show, or metadata, all must
+            have them.
         leaf_dtype, rerank_vectors: as of `build_index`.
         beam: None routes documents exactly, which scores all P leaves. For tall trees,
             a number of nodes kept at each level: see `assign_leaves`.
         threads: Python threads over blocks of documents.
+        tower: folder of the text tower that the index carries, or None.
         progress: called with the number of documents of every block that is done, or
             None. Each document is counted twice, once for each reading.
         **arguments: `tree` and all other arguments of `build_index`.
@@ -123,15 +133,19 @@ def build_folder(
             prefix=f".{path.name}.", dir=path.parent
         ) as scratch:
             arrays = stored_ids(sources, Path(scratch))
+            metadata = stored_metadata(sources)
             build = _Build(
                 parameters, sources, dtype, leaf_dtype, rerank_vectors, beam, threads,
                 Path(scratch), progress or (lambda documents: None),
             )  # fmt: skip
             documents, squares = _documents(build)
             arrays = {**parameters.arrays(), **documents, **arrays}
+            arrays |= {} if metadata is None else metadata.arrays()
             history = first_history(num, squares)
-            header = manifest_header(parameters, [("", num)], history=history)
-            write_folder(path, header, arrays, stored_texts(sources))
+            fields = None if metadata is None else metadata.fields
+            header = manifest_header(parameters, [("", num)], None, history, fields)
+            carried = None if tower is None else TowerFiles.at(tower)
+            write_folder(path, header, arrays, stored_texts(sources), tower=carried)
     except OSError as error:
         if error.errno not in _FULL:
             raise

@@ -30,6 +30,8 @@ class Shard:
             order of the shards given.
         documents: n JSON values to show, or a function that returns an iterable of
             them, or None; read once.
+        metadata: n dicts to filter by, as of `build_index`, or a function that returns
+            an iterable of them, or None; read once.
 
     Example:
         >>> import tempfile
@@ -45,6 +47,7 @@ class Shard:
     ids: object
     name: str | int | None = None
     documents: object = None
+    metadata: object = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Source:
     Attributes:
         label: its name in messages.
         embeddings, ids: as of the Shard; a file is opened as _Rows.
-        documents: as of the Shard.
+        documents, metadata: as of the Shard.
         first_row: row of its first document in the index.
     """
 
@@ -62,6 +65,7 @@ class Source:
     embeddings: object
     ids: object
     documents: object
+    metadata: object
     first_row: int
 
     def __len__(self):
@@ -126,18 +130,22 @@ def open_shards(shards):
     sources, first_row = [], 0
     for label, shard in _named(list(shards)):
         embeddings, ids = _embeddings(label, shard.embeddings), _ids(label, shard.ids)
-        source = Source(label, embeddings, ids, shard.documents, first_row)
-        counts = {"embeddings": embeddings, "documents to show": shard.documents}
+        source = Source(
+            label, embeddings, ids, shard.documents, shard.metadata, first_row
+        )
+        counts = {"embeddings": embeddings, "documents to show": shard.documents,
+                  "metadata": shard.metadata}  # fmt: skip
         for what, values in counts.items():
             if hasattr(values, "__len__") and len(values) != len(ids):
                 raise ValueError(f"{label} has {len(values)} {what} for {len(ids)} ids")
         sources.append(source)
         first_row += len(source)
-    with_text = [source.documents is not None for source in sources]
-    if len(set(with_text)) > 1:
-        label = sources[with_text.index(not with_text[0])].label
-        has = "some" if with_text[0] else "no"
-        raise ValueError(f"the first shard has {has} documents to show, unlike {label}")
+    for name, what in (("documents", "documents to show"), ("metadata", "metadata")):
+        have = [getattr(source, name) is not None for source in sources]
+        if len(set(have)) > 1:
+            label = sources[have.index(not have[0])].label
+            has = "some" if have[0] else "no"
+            raise ValueError(f"the first shard has {has} {what}, unlike {label}")
     return sources
 
 

@@ -10,7 +10,8 @@ from array import array
 
 import numpy as np
 
-from ehi.index.contents import StoredDocuments, StringIds, as_ids
+from ehi.index.columns import Collected, StoredDocuments, StringIds
+from ehi.index.contents import as_ids
 from ehi.index.folder import Stream
 
 _BAND_BYTES = 2**25  # bytes of copies that are sorted in memory
@@ -257,6 +258,24 @@ def _lines(sources):
             raise ValueError(
                 f"{source.label} has {num} documents to show for {len(source)} ids"
             )
+
+
+def stored_metadata(sources):
+    """The Metadata of all shards, or None."""
+    if sources[0].metadata is None:
+        return None
+    collected = Collected()
+    for source in sources:
+        values = source.metadata
+        try:
+            for record in values() if callable(values) else values:
+                collected.add(record)
+        except ValueError as error:
+            raise ValueError(f"{source.label}: {error}") from None
+        num = collected.num - source.first_row
+        if num != len(source):
+            raise ValueError(f"{source.label} has {num} metadata for {len(source)} ids")
+    return collected.metadata()
 
 
 class Regions:

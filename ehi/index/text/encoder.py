@@ -332,9 +332,9 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     (2, 32)
 
     Args:
-        index: the Index. Its `encoder` names the tower (a hub id or a folder, which may
-            be relative to that of the index) and the query length; its `query_head`
-            holds the head.
+        index: the Index. Its folder may carry the tower, else its `encoder` names it (a
+            hub id or a folder, which may be relative to that of the index). `encoder`
+            also has the query length, and `query_head` holds the head.
         tower: hub id or folder to use instead.
         cache_dir: where hub towers are kept; default `EHI_CACHE`, else ~/.cache/ehi.
 
@@ -347,6 +347,20 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
         ValueError: the index does not name its encoder, the tower found has other
             weights than that of the index, or its files do not fit.
     """
+    folder = find_tower(index, tower, cache_dir)
+    identity = index.encoder
+    network = read_tower(folder)
+    tokenizer = TextTokenizer(find_tokenizer(folder))
+    length = check_length(identity["query_length"], tokenizer, network)
+    head = check_head(index.query_head, network.width, index.width)
+    return TextEncoder(tokenizer, network, head, length)
+
+
+# The folder of the tower
+
+
+def find_tower(index, tower=None, cache_dir=None):
+    """The folder of the tower of an index, checked: see `load_text_encoder`."""
     identity = index.encoder or {}
     if "tower" not in identity or "query_length" not in identity:
         raise ValueError(
@@ -357,14 +371,7 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     folder = find_folder(name, cache_dir)
     check_files(folder)
     check_sha256(name, folder, identity.get("tower_sha256"))
-    network = read_tower(folder)
-    tokenizer = TextTokenizer(find_tokenizer(folder))
-    length = check_length(identity["query_length"], tokenizer, network)
-    head = check_head(index.query_head, network.width, index.width)
-    return TextEncoder(tokenizer, network, head, length)
-
-
-# The folder of the tower
+    return folder
 
 
 class TowerNotFoundError(FileNotFoundError):
@@ -385,7 +392,7 @@ class TowerNotFoundError(FileNotFoundError):
 
 
 def tower_location(index):
-    """The tower's folder relative to that of the index if it exists, else its name.
+    """The folder in that of the index, or relative to it, if it exists, else the name.
 
     Raises:
         ValueError: the name is no text.
@@ -393,9 +400,10 @@ def tower_location(index):
     name = index.encoder["tower"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"the index names its tower {name!r}, which is no name")
-    if index.folder is not None and (index.folder.path / name).is_dir():
-        return index.folder.path / name
-    return name
+    if index.folder is None:
+        return name
+    beside = index.folder.path / name  # where it was before an index carried it
+    return index.folder.tower or (beside if beside.is_dir() else name)
 
 
 def find_folder(name, cache_dir=None):
