@@ -72,7 +72,7 @@ def _facts(index):
         ("bytes of a document", f"{index.bytes_per_doc:,.4g}"),
         ("bytes of the folder", f"{index.index_bytes:,}"),
         ("version of the format", f"{index.folder.manifest['version']}"),
-        ("texts are embedded by", _tower(index.encoder or {})),
+        ("texts are embedded by", _tower(index)),
         ("a search visits", _setting(index, setting)),
         ("recall of that search", _recall(index.contents.setting)),
         ("documents added since the build", f"{drift.documents_added:,}"),
@@ -93,11 +93,15 @@ def _stored(index):
     )
 
 
-def _tower(encoder):
-    name, sha256 = encoder.get("tower"), encoder.get("tower_sha256")
+def _tower(index):
+    name = (index.encoder or {}).get("tower")
     if not isinstance(name, str):
         return None
-    return f"{name}" + (f" (sha256 {sha256[:12]})" if sha256 else "")
+    carried = index.folder.manifest.get("tower")
+    if carried is None:
+        return f"{name}, which is not in this folder"
+    total = sum(entry["bytes"] for entry in carried["files"].values())
+    return f"{name}, which this folder carries: {total:,} bytes more"
 
 
 def _setting(index, setting):

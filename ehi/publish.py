@@ -23,7 +23,14 @@ from pathlib import Path
 from ehi.files import new_folder
 from ehi.index import IndexCorruptError, open_index
 from ehi.index.commit import is_free
-from ehi.index.folder import MANIFEST, check_file_name, open_folder
+from ehi.index.folder import (
+    MANIFEST,
+    TOWER,
+    TOWER_FILE,
+    TOWER_FOLDER,
+    check_file_name,
+    open_folder,
+)
 from ehi.model_card import model_card
 
 CARD = "README.md"
@@ -131,36 +138,48 @@ def pull(address: str, path: str | Path) -> Path:
 def _fetch(place, text, folder):
     """Fill a folder with what a manifest names, and check it."""
     (folder / MANIFEST).write_bytes(text)
-    place.fetch(_files_of(text, folder / MANIFEST), folder)
+    place.fetch(list(_files_of(text, folder / MANIFEST)), folder)
     open_index(folder, verify=True).check_addresses()
 
 
 def _files_of(text, file):
-    """Names of the files that a manifest lists, none of which leads out of a folder."""
+    """Name -> sha256 of the files of a manifest, none of which leads out of a folder.
+
+    Those of a text tower have the name of its folder in front.
+    """
     try:
-        names = [entry["file"] for entry in json.loads(text)["files"].values()]
+        manifest = json.loads(text)
+        found = {e["file"]: e["sha256"] for e in manifest["files"].values()}
+        tower = manifest.get(TOWER) or {"folder": None, "files": {}}
+        folder, inside = tower["folder"], tower["files"]
+        carried = {f"{folder}/{n}": e["sha256"] for n, e in inside.items()}
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise IndexCorruptError(f"{file} does not describe an index") from None
-    for name in names:
+    for name in found:
         check_file_name(file, name)
-    return names
+    for name in inside:
+        if not TOWER_FOLDER.fullmatch(str(folder)) or not TOWER_FILE.fullmatch(name):
+            raise IndexCorruptError(
+                f"{file} names the file {folder}/{name!r}, which is not a plain name"
+            )
+    return found | carried
 
 
 def _copy(found, folder):
     """The files of a `Folder` and its manifest, in a new folder."""
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt before
     folder.mkdir()
-    for entry in found.files.values():
-        target = folder / entry["file"]
-        target.parent.mkdir(exist_ok=True)
-        source = (found.path / entry["file"]).resolve()
+    _write_manifest(folder, found.manifest)
+    for name in _files_of((folder / MANIFEST).read_bytes(), found.path / MANIFEST):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = (found.path / name).resolve()
         try:  # no writer changes a file under its name, so a link is a copy
             os.link(source, target)
         except FileNotFoundError:
             raise
         except OSError:  # another disk, or one without links
             shutil.copyfile(source, target)
-    _write_manifest(folder, found.manifest)
 
 
 def _write_manifest(folder, manifest):
@@ -227,7 +246,7 @@ class _Store:
     def fetch(self, names, folder):
         for name in names:
             target = folder / name
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with self._explained():
                 try:
                     self.files.get_file(self._path(name), str(target))
@@ -237,19 +256,20 @@ class _Store:
     def write(self, folder, private):
         """Data first, then the manifest; what the old one alone names goes last."""
         del private  # the store's own settings say who may read
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        text = (folder / MANIFEST).read_bytes()
+        manifest, names = json.loads(text), {name: name for name in _files_of(text, "")}
         with self._explained():
-            old = _sums_there(self, self._names)
+            old = _files_there(self, self._names)
             for entry in manifest["files"].values():
-                source = folder / entry["file"]
-                if old.get(entry["file"], entry["sha256"]) != entry["sha256"]:
-                    entry["file"] = _other_name(entry["file"], entry["sha256"])
-                self._put(source, entry["file"])
+                name, sha256 = entry["file"], entry["sha256"]
+                if old.get(name, sha256) != sha256:
+                    names[name] = entry["file"] = _other_name(name, sha256)
+            for source, name in names.items():
+                self._put(folder / source, name)
             _write_manifest(folder, manifest)
             self._put(folder / CARD, CARD)
             self._put(folder / MANIFEST, MANIFEST)
-            kept = {entry["file"] for entry in manifest["files"].values()}
-            for name in old.keys() - kept:
+            for name in old.keys() - set(names.values()):
                 with contextlib.suppress(FileNotFoundError):
                     self.files.rm_file(self._path(name))
 
@@ -270,7 +290,7 @@ class _Store:
             raise PermissionError(f"{self.address} refuses you: {error}") from None
 
 
-def _sums_there(place, names):
+def _files_there(place, names):
     """File name -> sha256 of the index that a place holds; {} if it is empty.
 
     Raises:
@@ -284,9 +304,7 @@ def _sums_there(place, names):
                 f"{place.address} holds files that are no index: name another place"
             ) from None
         return {}
-    _files_of(text, f"{place.address}/{MANIFEST}")
-    files = json.loads(text)["files"].values()
-    return {entry["file"]: entry.get("sha256", "") for entry in files}
+    return _files_of(text, f"{place.address}/{MANIFEST}")
 
 
 def _other_name(file, sha256):
@@ -338,7 +356,7 @@ class _Hub:
         with self._explained():
             if self.revision is None:
                 self.api.create_repo(**self.repository, private=private, exist_ok=True)
-            old = _sums_there(self, self._names)
+            old = _files_there(self, self._names)
             self.api.upload_folder(
                 **self.repository, folder_path=folder, revision=self.revision,
                 commit_message="An index of ehi", delete_patterns=list(old) or None,

@@ -16,7 +16,7 @@ from index_cases import WIDTH, assert_same_index, make_index
 
 import ehi
 from ehi import model_card, publish
-from ehi.index import IndexCorruptError, open_index, save_index
+from ehi.index import IndexCorruptError, build_index, open_index, save_index
 from ehi.index.folder import MANIFEST
 
 STORE = fsspec.filesystem("memory")
@@ -279,6 +279,57 @@ def test_the_hub_explains_itself(folder, hub, tmp_path):
         ehi.push(folder, "hf://locked/x")
     assert len(hub.commits["me/model"]) == 1
     assert not (tmp_path / "pulled").exists()
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+QUESTIONS = ["a b c", "hello"]
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """An index that carries its tower, of which no other copy is found."""
+    tower = shutil.copytree(FIXTURES / "bert_tiny", tmp_path / "tower")
+    encoder = {"tower": str(tower), "query_length": 12}
+    path = tmp_path / "index"
+    save_index(
+        build_index(np.eye(32), range(32), tree=None, encoder=encoder), path, tower=True
+    )
+    expected = open_index(path).search_text(QUESTIONS, k=5)
+    shutil.rmtree(tower)
+    return path, expected
+
+
+def test_the_address_alone_answers_texts(answering, address, tmp_path, monkeypatch):
+    path, expected = answering
+    ehi.push(path, address)
+    ehi.push(path, address)
+    shutil.rmtree(path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path / "elsewhere" / "empty"))
+    found = open_index(ehi.pull(address, "pulled")).search_text(QUESTIONS, k=5)
+    assert (found.ids == expected.ids).all()
+    assert (found.scores == expected.scores).all()
+
+
+def test_an_altered_tower_is_found(answering, tmp_path):
+    emptied()
+    ehi.push(answering[0], "memory://a")
+    assert "which this folder carries" in STORE.cat_file("/a/README.md").decode()
+    (weights,) = [p for p in STORE.find("/a") if p.endswith("model.safetensors")]
+    data = bytearray(STORE.cat_file(weights))
+    data[-1] ^= 1
+    STORE.pipe_file(weights, bytes(data))
+    with pytest.raises(IndexCorruptError, match="memory:/" + weights + " was altered"):
+        ehi.pull("memory://a", tmp_path / "pulled")
+    for folder, name in (("../..", "x.json"), ("tower-0123abcd", "../x.json")):
+        manifest = json.loads(STORE.cat_file(f"/a/{MANIFEST}"))
+        entry = {"bytes": 1, "sha256": "0"}
+        manifest["tower"] = {"folder": folder, "files": {name: entry}}
+        STORE.pipe_file(f"/a/{MANIFEST}", json.dumps(manifest).encode())
+        with pytest.raises(IndexCorruptError, match="which is not a plain name"):
+            ehi.pull("memory://a", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists() and not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize("module", [publish, model_card])
