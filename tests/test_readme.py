@@ -23,6 +23,7 @@ ROOT = Path(ehi.__file__).resolve().parents[1]
 FILES = (
     "README.md",
     "ehi/index/README.md",
+    "ehi/retrievers/README.md",
     "experiments/README.md",
     "experiments/results/README.md",
     "CHANGELOG.md",

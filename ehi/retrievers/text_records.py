@@ -20,7 +20,7 @@ from ehi.index.contents import as_ids
 
 FLAT = {"made_by": "ehi.retrievers", "similarity": "cosine"}  # config of our own
 TEXT, METADATA = "text", "metadata"  # of a record that is ours
-_TEXTS = ("title", "text", "line")  # of other records; what is shown, in this order
+_BODIES = (TEXT, "line")  # of other records: the first of them follows the title
 _MOST_SEGMENTS = 32  # each call of `put` makes one, and every search reads all
 
 
@@ -241,6 +241,7 @@ def _parts(kept):
         return kept if isinstance(kept, str) else json.dumps(kept), {}
     if isinstance(kept.get(METADATA), Mapping):
         return kept.get(TEXT) or "", dict(kept[METADATA])
-    shown = [kept[name] for name in _TEXTS if isinstance(kept.get(name), str)]
-    others = {key: value for key, value in kept.items() if key not in (TEXT, "line")}
-    return "\n".join(part for part in shown if part), others
+    bodies = [kept[name] for name in _BODIES if kept.get(name)]
+    shown = [part for part in (kept.get("title"), *bodies[:1]) if part]
+    others = {key: value for key, value in kept.items() if key not in _BODIES}
+    return "\n".join(map(str, shown)), others

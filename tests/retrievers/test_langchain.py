@@ -1,5 +1,8 @@
 """LangChain's own standard tests, and what they leave out."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("langchain_core", reason="LangChain is not installed: .[langchain]")
@@ -12,7 +15,8 @@ from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import DeterministicFakeEmbedding  # noqa: E402
 from retriever_cases import IDS, METADATA, TEXTS, text_index  # noqa: E402
 
-from ehi.index import open_index  # noqa: E402
+from ehi import retrievers  # noqa: E402
+from ehi.index import open_index, save_index  # noqa: E402
 from ehi.retrievers.langchain_store import EhiRetriever, EhiVectorStore  # noqa: E402
 
 EMBEDDINGS = DeterministicFakeEmbedding(size=8)
@@ -116,3 +120,15 @@ def test_mistakes(folder, tmp_path):
         EhiVectorStore(path=folder).similarity_search("a", filter="lang")
     with pytest.raises(ValueError, match="embeds queries only"):
         EhiVectorStore(path=folder).add_texts(["a"])
+
+
+def test_the_readme_answers_a_question(tmp_path, monkeypatch, capsys):
+    text_index(tmp_path / "runs" / "pydocs" / "index")
+    readme = Path(retrievers.__file__).with_name("README.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    assert len([line for line in block.splitlines() if line]) == 4
+    tower = open_index(tmp_path / "runs" / "pydocs" / "index")
+    save_index(tower, tower.folder.path, tower=True)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
