@@ -152,7 +152,7 @@ class Service:
         return _json(
             Health(
                 status, index.num_documents, index.num_leaves, index.width,
-                state.encoder is not None, state.generation,
+                state.encoder is not None, state.generation, index.fields or UNSET,
             )
         )  # fmt: skip
 
@@ -352,8 +352,10 @@ async def _failed(request, error):
 def _page():
     """The search page, and headers by which it can load nothing else."""
     html = (resources.files("ehi.serve") / "page.html").read_text(encoding="utf-8")
-    allowed = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'",
-               "form-action 'none'", "frame-ancestors 'none'"]  # fmt: skip
+    allowed = [
+        "default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'",
+        "form-action 'none'", "frame-ancestors 'none'",
+    ]  # fmt: skip
     for kind in ("script", "style"):
         inside = html.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
         digest = b64encode(sha256(inside.encode()).digest()).decode()

@@ -169,6 +169,8 @@ def _result(question, hits, number):
         hit = Hit(rank, id, score)
         if question.documents:
             hit.document = _document(index, row)
+            if index.fields:
+                hit.metadata = index.metadata(row)
         if question.paths:
             hit.leaf = leaf_of(index, row, leaves)
             hit.path = list(index.leaf_path(hit.leaf))

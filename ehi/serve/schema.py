@@ -24,6 +24,7 @@ class Hit(Struct):
     id: str | int
     score: float
     document: Any = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
     leaf: int | UnsetType = UNSET
     path: list[int] | UnsetType = UNSET
 
@@ -76,6 +77,7 @@ class Health(Struct):
     width: int
     text: bool
     generation: int
+    fields: dict[str, str] | UnsetType = UNSET  # of metadata, and their kinds
 
 
 class Error(Struct):
@@ -102,7 +104,6 @@ def request_type(index: Index, limits: Limits) -> type[Struct]:
     ids = Annotated[list[document_id], Meta(max_length=limits.ids)]
     stored = index.segments[0].rerank_vectors is not None
     most_rerank = limits.rerank if stored else 0
-    metadata = getattr(index.contents, "fields", None)
 
     class SearchRequest(Struct, forbid_unknown_fields=True):
         """One of text, texts, vector and vectors, and how to search for it."""
@@ -117,7 +118,7 @@ def request_type(index: Index, limits: Limits) -> type[Struct]:
         rerank: Annotated[int, Meta(ge=0, le=most_rerank)] | UnsetType = UNSET
         allow: ids | UnsetType = UNSET
         deny: ids | UnsetType = UNSET
-        if metadata:
+        if index.fields:
             where: one_text | UnsetType = UNSET
         documents: Annotated[bool, Meta(description="show stored documents")] = True
         paths: Annotated[bool, Meta(description="say which leaves hold them")] = False

@@ -37,7 +37,7 @@ VECTORS = unit(NUM, WIDTH)
 QUERIES = unit(12, WIDTH, seed=1)
 
 
-def make_folder(path, *, words=True, strings=True):
+def make_folder(path, *, words=True, strings=True, metadata=None, documents=None):
     """An index of 60 documents in 3 x 3 leaves."""
     nodes = [unit(1, 3, WIDTH, seed=2), unit(3, 3, WIDTH, seed=3)]
     index = build_index(
@@ -46,8 +46,9 @@ def make_folder(path, *, words=True, strings=True):
         tree={"kind": "per_node", "nodes": nodes, "scale": 5.0},
         encoder={"tower": str(TOWER), "query_length": 12} if words else None,
         rerank_vectors=True,
+        metadata=metadata,
     )
-    documents = [{"title": f"t{i}", "line": f"<b>line</b> {i}"} for i in range(NUM)]
+    documents = documents or [{"title": f"t{i}", "line": ""} for i in range(NUM)]
     save_index(index, path, documents=documents)
     return path
 

@@ -196,6 +196,31 @@ def test_an_index_of_vectors_refuses_text(tmp_path):
         assert [hit["id"] for hit in found] == [7]
 
 
+def test_filters_over_metadata(tmp_path, client):
+    about = [{"lang": "de" if i % 3 else "en", "year": i} for i in range(NUM)]
+    folder = make_folder(tmp_path / "index", metadata=about)
+    index, where = open_index(folder), "lang == 'en' and year < 30"
+    with client_of(folder) as filtered:
+        assert filtered.get("/health").json()["fields"] == index.fields
+        settings = {"where": where, "beam": LEAVES, "allow": ["d0", "d1", "d3", "d33"]}
+        answer = ask(filtered, vectors=QUERIES.tolist(), **settings).json()
+        assert_answers(answer["results"], index.search(QUERIES, **settings))
+        hits = answer["results"][0]["hits"]
+        assert sorted(hit["id"] for hit in hits) == ["d0", "d3"]
+        assert all(hit["metadata"] == about[int(hit["id"][1:])] for hit in hits)
+        for wrong in (
+            "lang ==",
+            "nobody == 1",
+            "lang == 1",
+            "(" * 5000,
+            "__import__('os')",
+        ):
+            answer = ask(filtered, text="a", where=wrong)
+            assert (answer.status_code, list(answer.json())) == (422, ["error"])
+    answer = ask(client, text="a", where=where)  # an index without metadata
+    assert "where is no field of a search" in answer.json()["error"]
+
+
 def test_a_token_is_asked_for(folder):
     with client_of(folder, token="sesame") as client:
         for given in ("", "Bearer", "Bearer sesam", "Basic sesame", "Bearer sesameé"):
