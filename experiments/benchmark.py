@@ -5,6 +5,7 @@
     python -m experiments.benchmark step-search --documents=1000000 --bytes=96
     python -m experiments.benchmark search --peers=faiss,scann,usearch --json=FILE
     python -m experiments.benchmark text --words=12
+    python -m experiments.benchmark serve --index=runs/pydocs/index
     python -m experiments.benchmark build --n=10000000
     python -m experiments.benchmark memory --n=1000000 --dim=384
     python -m experiments.benchmark plan --constants=FILE.json
@@ -30,6 +31,7 @@ COMMANDS = {
     "train": "the train step whose tower trains",
     "search": "searching an index",
     "text": "searching in words, one question at a time",
+    "serve": "the service under load, while another process writes too",
     "step-search": "the search of the code table inside a step",
     "build": "building an index from shards",
     "memory": "memory of a whole run on vectors in files, beside the formula",

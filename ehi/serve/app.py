@@ -32,7 +32,8 @@ from ehi.serve.schema import (
 
 logger = logging.getLogger("ehi.serve")
 _OPEN = ("/", "/health", "/openapi.json")  # they need no token and show no document
-_SETTINGS = ("beam", "min_prob", "rerank", "where")
+_WHOLE = ("beam", "rerank", "allow", "deny")
+_SETTINGS = (*_WHOLE, "min_prob", "where")
 _MOST_MEMBERS = 1000  # documents of a leaf that one request may ask for
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -118,7 +119,12 @@ class Service:
             if not words:
                 queries = [np.array(query, np.float32) for query in queries]
             question = Question(
-                state, words, asked.k, _settings(asked), asked.documents, asked.paths
+                state,
+                words,
+                int(asked.k),
+                _settings(asked),
+                asked.documents,
+                asked.paths,
             )
             try:
                 results = await self.batcher.ask(question, queries)
@@ -315,10 +321,19 @@ def _decoded(state, body):
 def _settings(asked):
     """The arguments of `Index.search` that a request gives."""
     found = {name: getattr(asked, name, UNSET) for name in _SETTINGS}
-    for name in ("allow", "deny"):
-        ids = getattr(asked, name)
-        found[name] = ids if ids is UNSET else tuple(ids)
+    found |= {name: _whole_numbers(found[name]) for name in _WHOLE}
+    if found["rerank"]:  # UNSET is false
+        found["rerank"] = max(found["rerank"], int(asked.k))
     return tuple((name, x) for name, x in found.items() if x is not UNSET)
+
+
+def _whole_numbers(value):
+    """A number, or ids, without floats."""
+    if value is UNSET or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return tuple(map(_whole_numbers, value))
+    return int(value)
 
 
 def _whole(text):

@@ -14,6 +14,10 @@ from ehi.serve.limits import Limits
 _LARGEST = 1e12
 _ASKED = ("text", "texts", "vector", "vectors")
 _VECTOR = re.compile(r"vector|vectors\[\d+\]")
+_PLAIN = (
+    ("`", ""), (r"float that's a multiple of 1\.0", "whole number"),
+    (r"\bfloat\b", "number"), (r"(?<=\d)\.0\b", ""), (r"int \| number", "number"),
+)  # fmt: skip
 _AT = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 
 
@@ -100,7 +104,8 @@ def request_type(index: Index, limits: Limits) -> type[Struct]:
     one_vector = Annotated[list[number], width]
     several = Meta(min_length=1, max_length=limits.queries)
     strings = isinstance(index.segments[0].ids, StringIds)
-    document_id = str if strings else Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    number_id = Annotated[int, Meta(ge=0, le=2**63 - 1)] | _whole(0, 2.0**63 - 1024)
+    document_id = str if strings else number_id
     ids = Annotated[list[document_id], Meta(max_length=limits.ids)]
     stored = index.segments[0].rerank_vectors is not None
     most_rerank = limits.rerank if stored else 0
@@ -112,16 +117,16 @@ def request_type(index: Index, limits: Limits) -> type[Struct]:
         texts: Annotated[list[one_text], several] | UnsetType = UNSET
         vector: one_vector | UnsetType = UNSET
         vectors: Annotated[list[one_vector], several] | UnsetType = UNSET
-        k: Annotated[int, Meta(ge=1, le=limits.k, description="results")] = 10
-        beam: Annotated[int, Meta(ge=1, le=index.num_leaves)] | UnsetType = UNSET
+        k: _whole(1, limits.k) = 10
+        beam: _whole(1, index.num_leaves) | UnsetType = UNSET
         min_prob: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
-        rerank: Annotated[int, Meta(ge=0, le=most_rerank)] | UnsetType = UNSET
+        rerank: _whole(0, most_rerank) | UnsetType = UNSET
         allow: ids | UnsetType = UNSET
         deny: ids | UnsetType = UNSET
         if index.fields:
             where: one_text | UnsetType = UNSET
-        documents: Annotated[bool, Meta(description="show stored documents")] = True
-        paths: Annotated[bool, Meta(description="say which leaves hold them")] = False
+        documents: bool = True
+        paths: bool = False
 
         def __post_init__(self):
             given = [name for name in _ASKED if getattr(self, name) is not UNSET]
@@ -140,10 +145,16 @@ def request_type(index: Index, limits: Limits) -> type[Struct]:
     return SearchRequest
 
 
+def _whole(least: float, most: float):
+    """A whole number; JSON may write 7 as 7.0, which msgspec's `int` refuses."""
+    return Annotated[float, Meta(ge=least, le=most, multiple_of=1)]
+
+
 def sentence(error: msgspec.ValidationError, request: type[Struct], width: int) -> str:
     """What does not fit, as one sentence that names the field."""
     words, where = _AT.fullmatch(str(error)).groups()
-    words = words.replace("`", "")
+    for technical, plain in _PLAIN:
+        words = re.sub(technical, plain, words)
     if words.startswith("Object contains unknown field"):
         unknown = words.removeprefix("Object contains unknown field").strip()
         known = ", ".join(request.__struct_fields__)
@@ -169,6 +180,10 @@ def openapi(
     types = (request, Answer, Leaf, Health, Error)
     template = "#/components/schemas/{name}"
     _, parts = msgspec.json.schema_components(types, ref_template=template)
+    for field in parts["SearchRequest"]["properties"].values():
+        if field.get("multipleOf") == 1:
+            field["type"] = "integer"  # means the same, and is what readers look for
+            del field["multipleOf"]
     parts["SearchRequest"]["oneOf"] = [{"required": [name]} for name in _ASKED]
 
     def answer(name, words):

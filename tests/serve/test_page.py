@@ -3,7 +3,7 @@
     apt-get install -y chromium && pip install playwright
     python -m pytest -m slow tests/serve/test_page.py
 
-`EHI_SCREENSHOTS` names a folder that keeps what the browser showed.
+`EHI_SERVE_RESULTS` names a folder that keeps what the browser showed.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def opened(browser, port, *, width=1000, path="/"):
 
 
 def keep(page, name):
-    folder = os.environ.get("EHI_SCREENSHOTS")
+    folder = os.environ.get("EHI_SERVE_RESULTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=f"{folder}/{name}.png")

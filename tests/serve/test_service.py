@@ -22,6 +22,8 @@ from ehi.index import build_index, open_index, save_index
 from ehi.serve.limits import Limits
 from ehi.serve.schema import openapi
 
+VECTOR = QUERIES[0].tolist()
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -61,6 +63,13 @@ def test_answers_are_those_of_a_direct_search(client, folder, settings):
     answer = ask(client, texts=texts, **settings).json()
     assert_answers(answer["results"], index.search_text(texts, **settings))
     assert answer["documents"] == NUM and answer["generation"] == 1
+
+
+def test_fewer_candidates_than_results_become_as_many(client):
+    settings = {"vector": VECTOR, "k": 5, "beam": LEAVES, "documents": False}
+    few, many = (ask(client, **settings, rerank=n).json() for n in (3, 5))
+    assert few == many
+    assert ask(client, **settings, rerank=0).json() == ask(client, **settings).json()
 
 
 def test_documents_and_paths(client, folder):
@@ -118,7 +127,6 @@ def test_questions_that_arrive_together_share_a_search(folder):
     assert float(values["ehi_waiting_requests"]) == 0
 
 
-VECTOR = QUERIES[0].tolist()
 WRONG = [  # body, status, words of the sentence
     ({"vector": VECTOR[:-1]}, 422, "vector needs 32 numbers, the width of this index"),
     ({"vectors": [VECTOR, VECTOR + [1.0]]}, 422, "vectors[1] needs 32 numbers"),
@@ -131,12 +139,13 @@ WRONG = [  # body, status, words of the sentence
     ({"text": ""}, 422, "text: expected str of length >= 1"),
     ({"text": "a" * 10_001}, 422, "text: expected str of length <= 10000"),
     ({"text": None}, 422, "text: expected str, got null"),
-    ({"text": "a", "k": 0}, 422, "k: expected int >= 1"),
-    ({"text": "a", "k": 1001}, 422, "k: expected int <= 1000"),
-    ({"text": "a", "k": True}, 422, "k: expected int, got bool"),
-    ({"text": "a", "beam": LEAVES + 1}, 422, "beam: expected int <= 9"),
-    ({"text": "a", "min_prob": 1.5}, 422, "min_prob: expected float <= 1"),
-    ({"text": "a", "rerank": 3, "k": 5}, 422, "rerank=3 candidates are fewer than k=5"),
+    ({"text": "a", "k": 0}, 422, "k: expected number >= 1"),
+    ({"text": "a", "k": 1001}, 422, "k: expected number <= 1000"),
+    ({"text": "a", "k": 1.5}, 422, "k: expected whole number"),
+    ({"text": "a", "k": True}, 422, "k: expected number, got bool"),
+    ({"text": "a", "beam": LEAVES + 1}, 422, "beam: expected number <= 9"),
+    ({"text": "a", "min_prob": 1.5}, 422, "min_prob: expected number <= 1"),
+    ({"text": "a", "rerank": 10_001}, 422, "rerank: expected number <= 10000"),
     ({"text": "a", "allow": [3]}, 422, "allow[0]: expected str, got int"),
     ({"text": "a", "lang": "en"}, 422, "lang is no field of a search: there are text"),
     ([1], 422, "expected object, got array"),
@@ -190,7 +199,7 @@ def test_an_index_of_vectors_refuses_text(tmp_path):
         assert answer.status_code == 409
         assert "does not name its text encoder" in answer.json()["error"]
         assert client.get("/health").json()["text"] is False
-        found = ask(client, vector=VECTOR, beam=LEAVES, allow=[7]).json()["results"][0][
+        found = ask(client, vector=VECTOR, beam=9.0, allow=[7.0]).json()["results"][0][
             "hits"
         ]
         assert [hit["id"] for hit in found] == [7]
