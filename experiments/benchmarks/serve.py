@@ -285,21 +285,19 @@ def write_in_rounds(path, vectors, rounds, states) -> None:
     """Add, delete and compact in rounds; tell what each state answers."""
     index = open_index(path)
     first = index.external_ids(np.arange(1)).tolist()[0]
-    fresh = itertools.count()
+    added, fresh = vectors[:_ADDED], itertools.count()
     for _ in range(rounds):
         if isinstance(first, str):
-            ids = [f"new-{next(fresh)}" for _ in range(_ADDED)]
+            ids = [f"new-{next(fresh)}" for _ in added]
         else:
-            ids = [2**40 + next(fresh) for _ in range(_ADDED)]
+            ids = [2**40 + next(fresh) for _ in added]
         shown = [{"title": str(id)} for id in ids] if index.has_documents else None
-        for write in (
-            lambda ids=ids, shown=shown: index.add(
-                vectors[:_ADDED], ids, documents=shown
-            ),
-            lambda ids=ids: index.delete(ids[::2]),
-            index.compact,
+        for write, arguments in (
+            (index.add, {"embeddings": added, "ids": ids, "documents": shown}),
+            (index.delete, {"ids": ids[::2]}),
+            (index.compact, {}),
         ):
-            write()
+            write(**arguments)
             generation = index.folder.manifest["generation"]
             states.put((generation, direct_answers(index, vectors)))
 
