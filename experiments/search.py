@@ -1,6 +1,7 @@
 """Ask an index in words.
 
 python -m experiments.search --index=runs/pydocs/index "how do I parse an ISO date"
+python -m experiments.search --index=runs/own/index --where="year >= 2020" "a query"
 python -m experiments.search --index=runs/pydocs/index --recall=0.95 --save
 """
 
@@ -60,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
             settings = {"k": args.k, **tuned.setting}
         else:
             settings = {"k": args.k, **chosen_search(index, args)}
-            check_search(index, **settings)
+        settings["where"] = args.where
+        check_search(index, **settings)
         encode = encoder()
         ask = functools.partial(answer, index, encode, as_json=args.json, **settings)
         if args.repl:
@@ -103,6 +105,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--rerank",
         type=int,
         help="candidates to score again with stored vectors (default: stored, else 0)",
+    )
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="only documents whose metadata meet a condition, such as "
+        "\"lang == 'en' and year >= 2020\"",
     )
     parser.add_argument(
         "--recall",

@@ -27,6 +27,7 @@ def write_corpus(folder):
     with (folder / "corpus.jsonl").open("w") as file:
         for n in range(320):
             document = {"_id": f"d{n}", "title": text(n % 8, 1), "text": text(n % 8, 4)}
+            document |= {"topic": TOPICS[n % 8], "metadata": {"n": n}}
             file.write(json.dumps(document) + "\n")
     with (folder / "queries.jsonl").open("w") as file:
         for n in range(48):

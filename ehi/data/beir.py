@@ -1,6 +1,7 @@
 """tfds builder of the BEIR layout, read from a folder or directly from a zip.
 
-corpus.jsonl       {"_id": ..., "title": ..., "text": ...}    a line for each document
+corpus.jsonl       {"_id": ..., "title": ..., "text": ...}    a line for each document;
+                                                              other keys are metadata
 queries.jsonl      {"_id": ..., "text": ...}                  may be missing
 qrels/<split>.tsv  query id, document id, grade               may be missing
 """
@@ -15,6 +16,8 @@ from ehi.data.collection import Collection
 from ehi.data.lines import numbered_lines, parse_json, shortened
 from ehi.data.qrels import Judged, qrels_files, read_qrels
 from ehi.files import files_sha256
+
+_READ = ("_id", "title", "text")  # of a document; others are its metadata
 
 
 class BeirFolder(Collection):
@@ -35,6 +38,10 @@ class BeirFolder(Collection):
     def raw_documents(self) -> Iterator[tuple[str, Any, Any, Any]]:
         for where, record in _records(self.root / "corpus.jsonl"):
             yield where, record["_id"], record.get("title"), record.get("text")
+
+    def fields(self) -> Iterator[dict[str, Any]]:
+        for _, record in _records(self.root / "corpus.jsonl"):
+            yield {key: record[key] for key in record if key not in _READ}
 
     def raw_queries(self) -> Iterator[tuple[str, Any, Any]]:
         path = self.root / "queries.jsonl"

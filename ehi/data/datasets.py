@@ -1,10 +1,12 @@
 """Open any data set: from a name or path to corpus, queries and judgements."""
 
+import datetime
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,8 @@ class RetrievalDataset:
         notes: what a user should know of the data, a sentence each.
         candidates: documents that come with a query: hard negatives, and documents that
             a teacher scored; None without such files.
+        fields: reads what the sources say of each document beside its text, in their
+            order; None if they cannot.
     """
 
     name: str
@@ -55,6 +59,37 @@ class RetrievalDataset:
     source: dict[str, str]
     notes: tuple[str, ...] = ()
     candidates: Candidates | None = None
+    fields: Callable[[], Iterator[dict]] | None = None
+
+    def metadata(self, names: Sequence[str]) -> Iterator[dict]:
+        """The chosen fields of each document, for an index to filter by.
+
+        Keys of an object `metadata`, as BEIR has it, are fields as well. Dates become
+        texts, which compare as dates.
+
+        Args:
+            names: of the fields; '*' for all whose value is a text, a number or a bool.
+
+        Raises:
+            ValueError: no document has one of the fields; it names those there are.
+        """
+        there = set()
+        for record in self.fields() if self.fields is not None else ():
+            inner = record.pop("metadata", None)
+            record |= inner if isinstance(inner, dict) else {}
+            there |= record.keys()
+            yield {
+                name: _plain(value)
+                for name, value in record.items()
+                if name in names or ("*" in names and _is_plain(value))
+            }
+        missing = [name for name in names if name not in there and name != "*"]
+        if missing or not there:
+            raise ValueError(
+                f"no document of {self.name} has the metadata "
+                f"{', '.join(map(repr, missing or names))}; there are "
+                f"{', '.join(map(repr, sorted(there))) or 'none'}"
+            )
 
     def positives(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Query rows (R,), document rows (R,) and grades (R,) of the relevant pairs.
@@ -215,7 +250,28 @@ def _open_pydocs(cache: Path) -> RetrievalDataset:
     root = pydocs.standard_library()
     key = pydocs.source_sha256(root)
     source = {"python": platform.python_version(), "sha256": key}
-    return _read(pydocs.PyDocs, root, cache, key, name="pydocs", source=source)
+    found = _read(pydocs.PyDocs, root, cache, key, name="pydocs", source=source)
+    return replace(found, fields=lambda: _fields_of_functions(found.documents, root))
+
+
+def _fields_of_functions(documents, root: Path) -> Iterator[dict]:
+    """Module, top package and number of lines of each function.
+
+    They are not in `ehi.data.pydocs`, whose code is part of the identity of its data.
+    """
+    paths = (path.with_suffix("").parts for path in pydocs.source_files(root))
+    modules = {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in paths
+    }
+    for document in documents:
+        module = document.id.rpartition(".")[0]
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        yield {
+            "module": module,
+            "package": module.partition(".")[0],
+            "lines": document.text.count("\n") + 1,
+        }
 
 
 def _open_ratings(root, name: str, cache: Path) -> RetrievalDataset:
@@ -259,7 +315,19 @@ def _read(
         source=source,
         notes=tables.notes,
         candidates=tables.candidates,
+        fields=builder.fields,
     )
+
+
+def _is_plain(value) -> bool:
+    return isinstance(value, str | int | float | Decimal | datetime.date)
+
+
+def _plain(value):
+    """A value as an index stores it; others stay, and are refused there."""
+    if isinstance(value, datetime.date):  # or a datetime
+        return value.isoformat()
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _by_id(rows: np.ndarray, queries, doc_ids) -> dict[str, dict[str, int]]:

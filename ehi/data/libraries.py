@@ -51,6 +51,16 @@ class Columnar(Collection):
             for where, row in _rows(path, columns):
                 yield where, row["id"], row["title"], row["text"]
 
+    def fields(self) -> Iterator[dict[str, Any]]:
+        for path in _files(self.root, "corpus"):
+            names, batches = _batches(path)
+            read = [_first(IDS, names), _first(TEXTS, names), "title"]
+            others = [name for name in names if name not in read]
+            wanted = others or names[:1]  # without a column, rows are not counted
+            for batch in batches(wanted):
+                for row in batch.select(wanted).to_pylist():
+                    yield {name: row[name] for name in others}
+
     def raw_queries(self) -> Iterator[tuple[str, Any, Any]]:
         for path in _files(self.root, "queries"):
             for where, row in _rows(path, {"id": IDS, "text": TEXTS}):
@@ -160,7 +170,7 @@ def _rows(path: Path, columns: dict) -> Iterator[tuple[str, dict[str, Any]]]:
     names, batches = _batches(path)
     found = {}
     for cell, allowed in columns.items():
-        name = next((each for each in allowed if each in names), None)
+        name = _first(allowed, names)
         if name is None and not cell.endswith("?"):
             raise ValueError(
                 f"{path} has no column {' or '.join(map(repr, allowed))}; it has "
@@ -173,6 +183,11 @@ def _rows(path: Path, columns: dict) -> Iterator[tuple[str, dict[str, Any]]]:
             number += 1
             cells = {cell: row[n] if n else None for cell, n in found.items()}
             yield f"{path}, row {number}", cells
+
+
+def _first(allowed, names) -> str | None:
+    """The first of the allowed names of a column that a table has."""
+    return next((each for each in allowed if each in names), None)
 
 
 def _batches(path: Path):
@@ -216,6 +231,12 @@ class IrDatasets(Collection):
                 text = document.default_text()
             title = getattr(document, "title", "")
             yield f"{self.root}, document {number}", document.doc_id, title, text
+
+    def fields(self) -> Iterator[dict[str, Any]]:
+        for document in self._sets[0][1].docs_iter():
+            known = document._asdict()
+            read = ("doc_id", "title", _first(TEXTS, known))
+            yield {name: known[name] for name in known if name not in read}
 
     def raw_queries(self) -> Iterator[tuple[str, Any, Any]]:
         texts = {}

@@ -56,6 +56,10 @@ class MsMarco(Collection):
             title = cells[-2] if len(cells) > 2 else ""
             yield where, cells[0], title, cells[-1]
 
+    def fields(self) -> Iterator[dict[str, Any]]:
+        for _, cells in numbered_cells(self._corpus, (2, 3, 4), "a document"):
+            yield {"url": cells[1]} if len(cells) > 3 else {}
+
     def raw_queries(self) -> Iterator[tuple[str, Any, Any]]:
         judged, texts, left_out = self._judged_queries(), {}, 0
         for path in _query_files(self.root):

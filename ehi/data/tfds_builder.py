@@ -173,6 +173,10 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Documents that come with a query, or None."""
         return None
 
+    def fields(self) -> Iterator[dict]:
+        """What the sources say of each document beside its text, in their order."""
+        return iter(())
+
     def tables(self) -> Tables:
         """The tables of the prepared copy; call this after the records are written."""
         judged = {split: rows for split, rows in self.judgements().items() if len(rows)}

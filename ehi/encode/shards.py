@@ -236,7 +236,9 @@ def unfinished_shards(job: EncodingJob) -> list[int]:
 
 
 def index_shards(
-    job: EncodingJob, shown: Callable[[range], Iterable] | None = None
+    job: EncodingJob,
+    shown: Callable[[range], Iterable] | None = None,
+    metadata: Callable[[range], Iterable] | None = None,
 ) -> list[Shard]:
     """The finished shards in the form that `build_folder` takes.
 
@@ -245,6 +247,7 @@ def index_shards(
     Args:
       job: all of its shards must be finished.
       shown: rows -> a JSON value to show for each of these documents; or None.
+      metadata: rows -> a dict to filter by for each of these documents; or None.
 
     Raises:
       ValueError: a shard is missing, altered, or of another job.
@@ -261,6 +264,7 @@ def index_shards(
                 job.ids[rows.start : rows.stop],
                 number,
                 None if shown is None else functools.partial(shown, rows),
+                None if metadata is None else functools.partial(metadata, rows),
             )
         )
     return shards

@@ -27,9 +27,9 @@ def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, 
 
     Returns:
         'documents_visited', 'documents', 'leaves' (paths of the visited leaves, best
-        first), 'num_leaves' and 'hits'. A hit has its rank, score, id, title, line and
-        the path of the leaf that holds it. A path lists the child numbers from the
-        root; it is '' in a flat index.
+        first), 'num_leaves' and 'hits'. A hit has its rank, score, id, title, line, the
+        path of the leaf that holds it, and its metadata if the index has them. A path
+        lists the child numbers from the root; it is '' in a flat index.
     """
     leaves = hits.leaves[query_number]
     found = []
@@ -48,6 +48,8 @@ def describe_hits(index: Index, hits: Hits, query_number: int = 0) -> dict[str, 
                 "leaf": _path(index, leaf_of(index, row, leaves)),
             }
         )
+        if index.fields is not None:
+            found[-1]["metadata"] = index.metadata(row)
     return {
         "documents_visited": int(hits.visited[query_number]),
         "documents": index.num_documents,

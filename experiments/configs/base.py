@@ -21,6 +21,15 @@ import ml_collections
 
 from ehi.train.recipes import RECIPES
 
+INDEX = {
+    # What a search shows: 'none', 'title' (title and first line), or 'full', the text.
+    "documents": "title",
+    # Fields of the documents that a search can filter by; ('*',) for all.
+    "metadata": (),
+    # Whether `index` carries a frozen tower; other indexes of a run name its hub id.
+    "tower": True,
+}
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Return the base config; config files change its fields."""
@@ -119,3 +128,5 @@ def _model(c) -> None:
     # Score of quantised documents: 'ip', 'l2', 'cosine' or 'corrected' (see
     # `ehi.model.score`). '': the choice of each system, in `experiments/systems.py`.
     c.leaves.score = ""
+
+    c.index = ml_collections.ConfigDict(INDEX)

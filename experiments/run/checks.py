@@ -49,6 +49,7 @@ def check_config(config) -> None:
     for name in ("systems", "budgets"):
         _strings(name, config[name])
     _strings("pseudo.kinds", config.pseudo.kinds)
+    _strings("index.metadata", config.index.metadata)
     _check_systems(config)
     if not config.dataset:
         raise ValueError(
@@ -112,6 +113,11 @@ def _check_vectors(config) -> None:
             f"tower.trainable is {config.tower.trainable!r}, but a config of vectors "
             "has no tower: it must be 'head'"
         )
+    if config.index.metadata:
+        raise ValueError(
+            f"index.metadata is {config.index.metadata!r}, but vectors come without "
+            "fields: leave it empty, and give save_index(metadata=) them"
+        )
 
 
 def _check_choices(config) -> None:
@@ -123,6 +129,7 @@ def _check_choices(config) -> None:
     _choice("leaves.num_codewords", config.leaves.num_codewords, (0, 16, 256))
     _choice("leaves.rotation", config.leaves.rotation, ROTATIONS)
     _choice("leaves.score", config.leaves.score, ("", *SCORES))
+    _choice("index.documents", config.index.documents, ("none", "title", "full"))
     for kind in config.pseudo.kinds:
         _choice("pseudo.kinds", kind, PSEUDO_KINDS)
     parent = get_system(config.library_parent)

@@ -1,11 +1,12 @@
 """A trained system -> its index, and a record for each budget."""
 
+import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ LOG = logging.getLogger("ehi")
 
 # A search visits this percentage of the documents, or leaves, by default.
 DEFAULT_PERCENT = 10
+INDEXES = "indexes"  # folder of the indexes of a run but the last, which is `index`
 # At most about this many queries set the search of a budget. They are evenly spaced, so
 # that all kinds of queries are among them.
 CALIBRATION_QUERIES = 2000
@@ -73,16 +75,28 @@ def build(
         if index.encoder["run"] == trained.run:
             return Built(index, path, float(index.config["build_seconds"]))
     identity = identity_of(config, trained, inputs)
-    identity |= save_query_tower(inputs, trained.params, path)
+    carried = carried_tower(inputs, trained.params, path, config.index.tower)
+    with carried as (tower, changed):
+        identity |= changed
+        seconds = _build(config, trained, inputs, path, identity, tower, progress)
+    drop_old_towers(path)
+    return Built(open_index(path), path, seconds)
+
+
+def _build(
+    config, trained: Trained, inputs: Inputs, path: Path, identity: dict,
+    tower: Path | None, progress,
+) -> float:  # fmt: skip
+    """Build and save an index; return the seconds without those of saving it."""
     head = query_head_arrays(trained.graphdef, trained.params)
     if is_large(trained.documents.size) and trained.leaves is None:
-        seconds = _in_folder(config, trained, inputs, path, identity, head, progress)
-        drop_old_towers(path, identity)
-        return Built(open_index(path), path, seconds)
+        return _in_folder(
+            config, trained, inputs, path, identity, head, tower, progress
+        )
     started = monotonic()
     index = in_memory(
         config, trained, inputs.dataset.doc_ids, encoder=identity, query_head=head,
-        progress=progress,
+        metadata=inputs.metadata, progress=progress,
     )  # fmt: skip
     seconds = monotonic() - started
     parameters = dataclasses.replace(
@@ -91,29 +105,29 @@ def build(
         encoder=identity | _default_search(config, index, trained, inputs),
     )
     index = Index(parameters, index.contents)
-    texts = None if isinstance(inputs, VectorInputs) else shown(inputs.dataset)
-    save_index(index, path, documents=texts)
-    drop_old_towers(path, identity)
-    return Built(open_index(path), path, seconds)
+    lines = _lines(config, inputs)
+    save_index(index, path, documents=lines and list(lines()), tower=tower)
+    return seconds
 
 
 def _in_folder(
-    config, trained: Trained, inputs: Inputs, path: Path, identity: dict, head,
+    config, trained: Trained, inputs: Inputs, path: Path, identity: dict, head, tower,
     progress,
 ) -> float:  # fmt: skip
     """Build the index of a large corpus from the file of its embeddings.
 
     Memory does not grow with the documents, but for their ids. Return the seconds.
     """
-    started, lines = monotonic(), None
-    if not isinstance(inputs, VectorInputs):
-        lines = functools.partial(_lines, inputs.dataset.documents)
-    shard = Shard(trained.documents.filename, inputs.dataset.doc_ids, documents=lines)
+    started = monotonic()
+    shard = Shard(
+        trained.documents.filename, inputs.dataset.doc_ids,
+        documents=_lines(config, inputs), metadata=inputs.metadata,
+    )  # fmt: skip
     with new_folder(path, exists="replace") as made:
         build_folder(
             made, [shard], **index_arrays(trained.graphdef, trained.params),
             spill=config.tree.spill, encoder=identity, query_head=head,
-            progress=progress, threads=len(os.sched_getaffinity(0)),
+            tower=tower, progress=progress, threads=len(os.sched_getaffinity(0)),
         )  # fmt: skip
         seconds = monotonic() - started
         default = _default_search(config, open_index(made), trained, inputs)
@@ -277,10 +291,15 @@ def _default_search(config, index, trained: Trained, inputs: Inputs) -> dict:
     return {"default_beam": index.num_leaves, "default_min_prob": min_prob}
 
 
-def save_query_tower(inputs: Inputs, params: dict, path: Path) -> dict:
-    """Save a trained tower beside the index at `path`; return its part of the identity.
+@contextlib.contextmanager
+def carried_tower(
+    inputs: Inputs, params: dict, path: Path, frozen: bool
+) -> Iterator[tuple[Path | None, dict]]:
+    """Yield the tower that the index at `path` carries, and its part of the identity.
 
-    The result is empty if the system trains no tower.
+    An index carries the tower that its system trained. A frozen one is the same in all
+    indexes of a run, so it is carried by `index` only, unless `frozen` is false; the
+    others name it.
     """
     own = any(name.startswith("query_tower/") for name in params)
     group = "query_tower/" if own else "tower/"  # a searcher encodes queries only
@@ -289,35 +308,32 @@ def save_query_tower(inputs: Inputs, params: dict, path: Path) -> dict:
         for name, value in params.items()
         if name.startswith(group)
     }
-    if not tower:
-        return {}
-    made = path.parent / f".{path.name}-tower"
-    save_tower(inputs.pretrained, tower, made)
-    sha256 = resolve(made).sha256
-    # The name contains a digest of the weights, so an existing index keeps its tower
-    # even if this run is interrupted.
-    folder = path.parent / f"{path.name}-tower-{sha256[:8]}"
-    if folder.exists():
-        shutil.rmtree(made)
+    if tower:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tower.", dir=path.parent) as scratch:
+            made = Path(scratch) / "tower"
+            save_tower(inputs.pretrained, tower, made)
+            yield made, {"tower_sha256": resolve(made).sha256}
+    elif frozen and path.parent.name != INDEXES and not is_of_vectors(inputs):
+        yield inputs.pretrained.folder, {}
     else:
-        os.rename(made, folder)
-    # The path is relative to the index, so that both can be moved together.
-    return {"tower": f"../{folder.name}", "tower_sha256": sha256}
+        yield None, {}
 
 
-def drop_old_towers(path: Path, identity: dict) -> None:
-    """Remove the towers that belonged to earlier indexes at `path`."""
-    if "tower" not in identity:
-        return
-    kept = Path(identity["tower"]).name
+def is_of_vectors(inputs: Inputs) -> bool:
+    """Return whether a run was given vectors, not texts."""
+    return isinstance(inputs, VectorInputs)
+
+
+def drop_old_towers(path: Path) -> None:
+    """Remove the towers beside the index at `path`, where older versions put them."""
     for folder in path.parent.glob(f"{path.name}-tower-*"):
-        if folder.name != kept:
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
 
 def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
     """Return what a searcher needs to embed a query as this index expects it."""
-    if isinstance(inputs, VectorInputs):
+    if is_of_vectors(inputs):
         own = any(name.startswith("query_head/") for name in trained.params)
         return described_maps(inputs.maps) | {OWN_HEAD: own, "run": trained.run}
     return {
@@ -328,15 +344,24 @@ def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
     }
 
 
-def shown(dataset) -> list[dict]:
-    """Return what a search prints of each document: id, title and first line."""
-    return list(_lines(dataset.documents))
+def _lines(config, inputs: Inputs):
+    """Return a function that reads what a search shows of the documents, or None."""
+    if is_of_vectors(inputs) or config.index.documents == "none":
+        return None
+    kind = config.index.documents
+    return lambda: (shown(document, kind) for document in inputs.dataset.documents)
 
 
-def _lines(documents) -> Iterator[dict]:
-    for document in documents:
-        yield {
-            "id": document.id,
-            "title": document.title,
-            "line": document.text.strip().split("\n", 1)[0][:200],
-        }
+def shown(document, kind: str = "title") -> dict:
+    """Return what a search shows of a document: id, title and first line.
+
+    Args:
+      document: of a data set.
+      kind: 'title', or 'full' for its text as well.
+    """
+    kept = {
+        "id": document.id,
+        "title": document.title,
+        "line": document.text.strip().split("\n", 1)[0][:200],
+    }
+    return kept | {"text": document.text} if kind == "full" else kept

@@ -16,6 +16,7 @@ from ehi.train import checkpoint
 from ehi.train.logs import MetricLog
 from experiments.run.checks import check_config, check_corpus
 from experiments.run.evaluate import (
+    INDEXES,
     Built,
     build,
     evaluate_budget,
@@ -254,7 +255,7 @@ def _index_path(config, workdir: Path, run: str) -> Path:
     last = None
     if ours and (budgets := default_budgets(config, ours[-1])):
         last = run_name(ours[-1], budgets[-1].compression)
-    return workdir / "index" if run == last else workdir / "indexes" / run
+    return workdir / "index" if run == last else workdir / INDEXES / run
 
 
 def _code() -> str:

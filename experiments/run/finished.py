@@ -1,6 +1,5 @@
 """A finished run -> the job that encodes a corpus in shards, and the shards' index."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -25,14 +24,14 @@ from ehi.progress import Progress
 from ehi.train import checkpoint
 from experiments.run.checks import check_lengths
 from experiments.run.evaluate import (
+    carried_tower,
     drop_old_towers,
     identity_of,
-    save_query_tower,
     shown,
 )
 from experiments.run.experiment import default_budgets
 from experiments.run.models import build_model
-from experiments.run.prepare import Inputs
+from experiments.run.prepare import Inputs, read_metadata
 from experiments.run.train import LEAVES, Trained, run_name
 from experiments.run.workdir import check_tower, with_tree_of
 from experiments.systems import config_of, fit_to_corpus, get_system
@@ -165,26 +164,34 @@ def build_from_shards(run: FinishedRun, job: EncodingJob, path: Path) -> None:
       ValueError: a shard is missing, altered, or of another job.
     """
     config, inputs, trained = run.config, run.inputs, run.trained
+    kind, metadata = config.index.documents, read_metadata(config, inputs.dataset)
 
     def lines(rows: range) -> Iterator[dict]:
         for start in range(rows.start, rows.stop, READ_AHEAD):
             part = inputs.dataset.documents[start : min(start + READ_AHEAD, rows.stop)]
-            yield from shown(dataclasses.replace(inputs.dataset, documents=part))
+            yield from (shown(document, kind) for document in part)
 
-    shards = index_shards(job, lines)
+    def fields(rows: range) -> Iterator[dict]:
+        return (metadata[row] for row in rows)
+
+    shards = index_shards(
+        job, None if kind == "none" else lines, None if metadata is None else fields
+    )
     identity = identity_of(config, trained, inputs)
-    identity |= save_query_tower(inputs, trained.params, path)
+    carried = carried_tower(inputs, trained.params, path, config.index.tower)
     # Both readings of a document are counted.
-    with Progress("index", 2 * len(job.ids), "readings of documents") as progress:
+    counted = Progress("index", 2 * len(job.ids), "readings of documents")
+    with counted as progress, carried as (tower, changed):
         build_folder(
             path, shards,
             **index_arrays(trained.graphdef, trained.params),
             spill=config.tree.spill,
-            encoder=identity | _default_search(run),
+            encoder=identity | changed | _default_search(run),
             query_head=query_head_arrays(trained.graphdef, trained.params),
+            tower=tower,
             progress=progress.update,
         )  # fmt: skip
-    drop_old_towers(path, identity)
+    drop_old_towers(path)
 
 
 def _compare_towers(config, source: Path) -> None:

@@ -1,5 +1,6 @@
 """Config -> data set, tokens, tower and its outputs, which all systems share."""
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -17,6 +18,7 @@ from ehi.data.tokens import TokenArray, tokenise
 from ehi.encode.embed import EmbeddedRows, code_table, embed, embed_to
 from ehi.encode.encode import cached_encode
 from ehi.files import arrays_sha256, cache_folder
+from ehi.index.columns import Metadata
 from ehi.model.params import has_tower
 from ehi.model.pretrained import Pretrained, load_tower, resolve
 from ehi.model.tower import Tower
@@ -47,6 +49,7 @@ class Inputs:
       eval_rows: rows of the query table that belong to the evaluated split.
       identical_ids: queries for which the document of the same id is not ranked.
       stored_dtype: of tower outputs and embeddings on disk.
+      metadata: fields of the documents that indexes keep, or None.
     """
 
     dataset: RetrievalDataset
@@ -60,6 +63,7 @@ class Inputs:
     eval_rows: np.ndarray
     identical_ids: frozenset[str] = frozenset()
     stored_dtype: str = "float32"
+    metadata: Metadata | None = None
 
     @functools.cached_property
     def tower(self) -> Tower:
@@ -141,7 +145,19 @@ class Inputs:
 
 def load_inputs(config) -> Inputs:
     """Open the data set of a config, tokenise it, and make the training pairs."""
-    return inputs_of(config, open_split(config))
+    dataset = open_split(config)
+    metadata = read_metadata(config, dataset)
+    return dataclasses.replace(inputs_of(config, dataset), metadata=metadata)
+
+
+def read_metadata(config, dataset: RetrievalDataset) -> Metadata | None:
+    """Read the fields of the documents that a config names; None if it names none.
+
+    Raises:
+      ValueError: a field is in no document, or is no text, number or bool.
+    """
+    names = tuple(config.index.metadata)
+    return Metadata.of(dataset.metadata(names)) if names else None
 
 
 def open_split(config) -> RetrievalDataset:

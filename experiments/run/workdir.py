@@ -11,6 +11,7 @@ from ehi.eval.provenance import config_hash
 from ehi.files import atomic_write
 from ehi.parallel.processes import is_first
 from experiments.command import user_path
+from experiments.configs.base import INDEX
 
 LOG = logging.getLogger("ehi")
 
@@ -81,6 +82,8 @@ def _without_unset(values: dict) -> dict:
     unset = {
         name for field in _UNSET if not values.get(field) for name in _UNSET[field]
     }
+    if values.get("index") == json.loads(json.dumps(INDEX)):
+        unset.add("index")
     return {name: value for name, value in values.items() if name not in unset}
 
 

@@ -23,7 +23,7 @@ from ehi.data.datasets import open_dataset
 def contents(dataset):
     """Everything but where it was found and what it was made from."""
     fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-    del fields["source"], fields["candidates"]
+    del fields["source"], fields["candidates"], fields["fields"]
     return {**fields, "documents": list(dataset.documents)}
 
 

@@ -140,3 +140,12 @@ def test_deterministic(dataset, tmp_path):
     assert again.query_texts == dataset.query_texts
     assert again.qrels == dataset.qrels
     np.testing.assert_array_equal(again.groups, dataset.groups)
+
+
+def test_fields_of_functions(dataset):
+    fields = dict(zip(dataset.doc_ids, dataset.metadata(["*"]), strict=True))
+    found = fields["datetime.datetime.isoformat"]
+    assert (found["module"], found["package"]) == ("datetime", "datetime")
+    assert found["lines"] > 5
+    found = fields["email.charset.Charset.header_encode"]
+    assert (found["module"], found["package"]) == ("email.charset", "email")

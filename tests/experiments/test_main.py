@@ -1,6 +1,7 @@
 """The main job, end to end, on a corpus and a tower that take seconds."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
 
     # Another split with the trained parameters, without training.
     other = tiny(corpus, split="train", budgets=("visit-50-8x",), systems=("ehi-pq",))
+    other.index.metadata, other.index.documents = ("topic", "n"), "full"
     main.run(other, tmp_path / "other", checkpoint=tmp_path)
     (record,) = read_records(tmp_path / "other" / "results.jsonl")
     assert record.split == "train" and record.system == "ehi-pq"
@@ -73,11 +75,24 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     (record,) = read_records(tmp_path / "fixed" / "results.jsonl")
     assert 1 <= record.beam < 8 and record.min_prob is None
 
-    # And ask it in words.
-    arguments = [f"--index={tmp_path / 'index'}", "--json", "a a k"]
-    assert search.main(arguments) == 0
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(answer["hits"]) == 5
+    # And ask it in words; of another index, a copy of its folder alone.
+    def ask(index, *arguments):
+        assert search.main([f"--index={index}", "--json", "a a k", *arguments]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]
+
+    assert len(ask(tmp_path / "index")) == 5
+    where = "--where=topic == 'b' and n >= 100", "--beam=8"
+    here = ask(tmp_path / "other" / "index", *where)
+    assert len(here) == 5
+    for hit in here:
+        assert hit["metadata"]["topic"] == "b" and hit["metadata"]["n"] >= 100
+    alone = shutil.copytree(tmp_path / "other" / "index", tmp_path / "alone" / "x")
+    shutil.rmtree(tmp_path / "other")
+    assert ask(alone, *where) == here
+    copied = open_index(alone, verify=True)
+    assert len(copied.document(0)["text"].split()) == 12
+    # Other indexes of a run have the same frozen tower, and name it.
+    assert open_index(tmp_path / "indexes" / "ehi").folder.tower is None
 
     # With fewer systems it is the same experiment; `index` is that of the last one.
     main.run(tiny(corpus, systems=("dense", "kmeans-tree")), tmp_path)
@@ -95,7 +110,7 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, monkeypatch):
     )  # fmt: skip
     main.run(config, tmp_path)
     index = open_index(tmp_path / "index")
-    assert (tmp_path / "index" / index.encoder["tower"]).resolve().is_dir()
+    assert index.folder.tower.is_dir() and not list(tmp_path.glob("*tower*"))
     row = 5
     dataset_text = json.loads((corpus / "queries.jsonl").read_text().splitlines()[row])
     encode = search.load_query_encoder(index)
@@ -158,6 +173,8 @@ def test_a_corpus_without_queries_is_indexed_and_not_scored(corpus, tmp_path, ca
         ({"tower.trainable": "some"}, "'head', 'last_n', 'all'"),
         ({"dataset": ""}, "dataset is empty"),
         ({"tower.name": "/no/such/folder"}, "no model folder"),
+        ({"index.documents": "all"}, "index.documents is 'all'; allowed: 'none', 'ti"),
+        ({"index.metadata": ("lang",)}, "metadata 'lang'; there are 'n', 'topic'"),
     ],
 )
 def test_bad_configs_are_refused(corpus, tmp_path, changes, message):
