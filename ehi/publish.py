@@ -357,10 +357,14 @@ class _Hub:
             if self.revision is None:
                 self.api.create_repo(**self.repository, private=private, exist_ok=True)
             old = _files_there(self, self._names)
-            self.api.upload_folder(
-                **self.repository, folder_path=folder, revision=self.revision,
-                commit_message="An index of ehi", delete_patterns=list(old) or None,
-            )  # fmt: skip
+            try:
+                self.api.upload_folder(
+                    **self.repository, folder_path=folder, revision=self.revision,
+                    commit_message="An index of ehi", delete_patterns=list(old) or None,
+                )  # fmt: skip
+            except ValueError as error:  # such as a licence that the hub does not know
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{self.address} was not written: {reason}") from None
 
     def _names(self):
         found = self.api.list_repo_files(**self.repository, revision=self.revision)
@@ -406,7 +410,8 @@ class _Hub:
         )
 
     def _unreachable(self, error):
-        reason = str(error).strip().partition("\n")[0]
+        said = getattr(error, "server_message", None) or str(error)
+        reason = said.strip().partition("\n")[0]
         return ConnectionError(f"the hub failed at {self.address}: {reason}")
 
 

@@ -243,5 +243,5 @@ def _parts(kept):
         return kept.get(TEXT) or "", dict(kept[METADATA])
     bodies = [kept[name] for name in _BODIES if kept.get(name)]
     shown = [part for part in (kept.get("title"), *bodies[:1]) if part]
-    others = {key: value for key, value in kept.items() if key not in _BODIES}
+    others = {k: value for k, value in kept.items() if k not in (*_BODIES, "id")}
     return "\n".join(map(str, shown)), others

@@ -80,6 +80,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.repositories.requests.append(path)
         if path == "/api/validate-yaml":
+            if b"no-such" in body:
+                wrong = {"errors": [{"message": "unknown licence"}], "warnings": []}
+                return self._send(400, json.dumps(wrong).encode(), {})
             return self._answer({"errors": [], "warnings": []})
         if path == "/api/repos/create":
             asked = json.loads(body)

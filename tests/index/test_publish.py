@@ -110,6 +110,19 @@ def test_nothing_of_the_first_index_stays(folder):
     assert any("segments" in name for name in once)
 
 
+def test_a_push_to_the_hub_is_one_commit(folder, hub):
+    ehi.push(folder, "hf://me/index")
+    save_index(open_index(folder), folder)  # compacted
+    ehi.push(folder, "hf://me/index")
+    empty, first, second = hub.commits["me/index"]
+    assert any("segments" in name for name in first)
+    assert not any("segments" in name for name in second)
+    assert ".gitattributes" in second and "README.md" in second
+    with pytest.raises(ValueError, match="me/index was not written: .*unknown licence"):
+        ehi.push(folder, "hf://me/index", licence="no-such")
+    assert len(hub.commits["me/index"]) == 3
+
+
 def test_a_push_that_is_cut_short_leaves_the_old_index(folder, tmp_path, monkeypatch):
     emptied()
     ehi.push(folder, "memory://a")

@@ -85,7 +85,7 @@ def test_records_of_other_makers_are_shown(tmp_path):
     records = Records(tmp_path / "index")
     found = records.get(["7", "no number", "8", "99"])
     assert [r.text for r in found] == ["f\ndef f():", "words"]
-    assert found[0].metadata == {"id": "a", "title": "f"}
+    assert found[0].metadata == {"title": "f"}
     assert records.remove(["8"]) == 1
     assert records.search([0, 0.5, 1], k=1)[0].metadata == {"n": 1}
 
