@@ -29,8 +29,16 @@ __version__ = "0.2.0"
 def __getattr__(name: str):
     """`ehi.fit`, `load`, `push`, `pull`, imported when used: `fit` imports jax."""
     if name == "fit":
-        from ehi.api import fit
+        try:
+            from ehi.api import fit
+        except ModuleNotFoundError as error:
+            from ehi.index.check import INSTALL
 
+            raise ImportError(
+                f"ehi.fit trains, and {error.name} is not installed: in a checkout of "
+                "ehi run `python -m pip install .`; the line for search alone, "
+                f"`{INSTALL}`, leaves it out"
+            ) from error
         return fit
     if name == "load":
         from ehi.vector_index import load

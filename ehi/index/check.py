@@ -1,5 +1,6 @@
 """Errors, and checks of arguments: what is wrong is refused in one sentence."""
 
+import importlib.util
 import json
 import numbers
 import operator
@@ -13,6 +14,11 @@ _MOST_NORM, MOST_QUERY_NORM = 2.0**40, 2.0**86
 _MOST_HALF, _LEAST_HALF = 65520, 2.0**-14
 _UNIT = 1e-3  # largest error of a unit vector's norm, also as float16 or bfloat16
 _PADDED = 2**20  # a search of any index may ask for this many results
+# What search needs, texts included: no JAX.
+INSTALL = (
+    "python -m pip install numpy threadpoolctl tokenizers safetensors && "
+    "python -m pip install --no-deps ."
+)
 
 
 class IndexCorruptError(ValueError):
@@ -21,6 +27,20 @@ class IndexCorruptError(ValueError):
 
 class IndexLockedError(RuntimeError):
     """Another process, or another thread, is writing to the index."""
+
+
+def check_installed(what, *libraries):
+    """Refuses what needs a library that is not installed.
+
+    Raises:
+        ImportError: it names the line that installs all that search needs.
+    """
+    for name in libraries:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"{what} needs {name}, which is not installed: in a checkout of ehi "
+                f"run `{INSTALL}`"
+            )
 
 
 def check_count(name, value, least=1):

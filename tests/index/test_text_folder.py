@@ -1,6 +1,8 @@
 """Which folder the tower of an index comes from; errors name the file."""
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ from text_cases import (
     random_head,
 )
 
+import ehi
 from ehi.index import build_index, open_index, save_index
+from ehi.index.check import INSTALL
 from ehi.index.text.checkpoint import weights_sha256
 from ehi.index.text.encoder import KNOWN_SHA256, TowerNotFoundError, load_text_encoder
 from ehi.index.text.tower import read_tower
@@ -219,3 +223,34 @@ def test_heads_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             load_text_encoder(make_index(tower, head=spoiled, width=16))
+
+
+# What is not installed
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "safetensors"])
+def test_a_missing_library_gives_the_install_line(monkeypatch, library):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == library else found(name),
+    )
+    index = make_index(FIXTURES / "bert_tiny")
+    said = f"needs {library}.*pip install numpy threadpoolctl tokenizers safetensors &&"
+    with pytest.raises(ImportError, match=said):
+        index.search_text("a")
+    index.search(np.eye(32)[:1])  # vectors do not need it
+
+
+def test_the_install_line_is_that_of_the_readme():
+    readme = (FIXTURES.parents[1] / "README.md").read_text()
+    assert f"    {INSTALL}" in readme
+
+
+def test_fit_without_jax_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    for name in ("ehi.api", "jax"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ImportError, match="flax is not installed: .*install .`; the l"):
+        ehi.fit  # noqa: B018

@@ -14,7 +14,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import threadpoolctl
+
+from ehi.index.check import check_installed
+
+check_installed("an index", "threadpoolctl")
+import threadpoolctl  # noqa: E402
 
 _LINE = 64  # bytes
 _of_thread = threading.local()

@@ -3,11 +3,7 @@
     encode = load_text_encoder(index)
     hits = index.search(encode(["how do I parse an ISO date"]), k=10, beam=8)
 
-Searching by text needs no JAX. In a checkout of this repository:
-
-    pip install numpy threadpoolctl tokenizers safetensors
-    pip install --no-deps .
-
+Searching by text needs no JAX: `ehi.index.check.INSTALL` is all that it needs.
 Embeddings are those of `ehi.model.tower` within 1e-5. A tower that the index does not
 carry is looked up in `EHI_CACHE` and in the cache of the Hugging Face hub; nothing is
 downloaded here.
@@ -18,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ehi.files import cache_folder
+from ehi.index.check import check_installed
 from ehi.index.text.checkpoint import (
     BPE_FILES,
     CONFIG,
@@ -342,11 +339,13 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
         TextEncoder.
 
     Raises:
+        ImportError: tokenizers or safetensors is not installed.
         FileNotFoundError: no such folder, or a file is missing in it; for a hub id
             that is in neither cache, TowerNotFoundError, naming the command.
         ValueError: the index does not name its encoder, the tower found has other
             weights than that of the index, or its files do not fit.
     """
+    check_installed("a search by text", "tokenizers", "safetensors")
     folder = find_tower(index, tower, cache_dir)
     identity = index.encoder
     network = read_tower(folder)
