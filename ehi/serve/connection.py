@@ -12,6 +12,7 @@ from ehi.serve.limits import Limits
 from ehi.serve.schema import Error
 
 _MOST_HEAD = 2**16  # bytes of a request's head
+_KEEP_ALIVE = 20  # seconds that an open connection may wait for its next request
 _LINGER = 5.0  # seconds in which a client may read why its body was refused
 _REASONS = {
     400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large",
@@ -142,11 +143,17 @@ def serve(app, listening: socket.socket, limits: Limits, drain_seconds: float) -
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=drain_seconds,
     )
+    server = uvicorn.Server(config)
+
+    def end(*_):
+        server.should_exit = True
+
     # uvicorn raises a signal again once all is done: SIGTERM then must not kill.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)

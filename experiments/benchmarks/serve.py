@@ -13,8 +13,9 @@ Then other clients ask while another process adds, deletes and compacts. Every a
 is compared with a direct search of the same state of the index: `wrong` are those that
 differ by more than rounding, `swapped` are right but for documents whose scores are
 equal up to rounding, `lost` are requests without an answer. A phase ends after
-`--requests` requests or `--seconds` seconds. `direct` has the queries per second of the
-same searches in one process without HTTP.
+`--requests` requests or `--seconds` seconds. `direct` are the same searches in this
+process, without HTTP. Rates suffer if the processor is shared with other programs; the
+CPU time of a query, of all threads of the service, does so less.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +92,7 @@ def benchmark_serve(args) -> dict:
         "setting": index.setting,
         "phases": phases,
         "compaction": compaction,
-        "direct_queries_per_second": direct,
+        "direct": direct,
         # Above the number of cores, others computed meanwhile.
         "load_average": [load, os.getloadavg()[0]],
         "hardware": hardware(),
@@ -151,7 +153,7 @@ class Load:
 
     async def run(self, clients: int, requests: int, seconds: float, stop=None):
         """Ask until there were so many requests, or the time is over, or `stop()`."""
-        todo = iter(range(requests))
+        todo, cpu = iter(range(requests)), cpu_seconds(self.port)
         self.started = time.perf_counter()
         end = self.started + seconds
 
@@ -176,6 +178,7 @@ class Load:
 
         await asyncio.gather(*(client() for _ in range(clients)))
         self.elapsed = time.perf_counter() - self.started
+        self.cpu = cpu_seconds(self.port) - cpu
 
     async def _ask(self, number, reader, writer):
         body = self.bodies[number]
@@ -209,11 +212,20 @@ class Load:
             "requests_per_second": rate,
             "queries_per_second": rate * self.size,
             "milliseconds": {"p50": float(p50), "p99": float(p99)},
+            "cpu_milliseconds_per_query": 1e3 * self.cpu / max(len(verdicts), 1),
             "swapped": verdicts.count("swapped"),
             "wrong": verdicts.count("wrong"),
             "lost": len(self.lost),
             **({"why_lost": self.lost[:3]} if self.lost else {}),
         }
+
+
+def cpu_seconds(port: int) -> float:
+    """Return the CPU seconds of the service, as it tells Prometheus."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    named = "process_cpu_seconds_total "
+    return next(float(x.removeprefix(named)) for x in lines if x.startswith(named))
 
 
 def verdict(result: dict, expected: tuple[list, list], number: int) -> str:
@@ -232,20 +244,22 @@ def direct_answers(index: Index, vectors: np.ndarray) -> tuple[list, list]:
 
 
 def direct_rates(index: Index, texts: list, vectors: np.ndarray, args) -> dict:
-    """Return queries per second without HTTP, one at a time and in lists."""
+    """Return rates and CPU time without HTTP, one query at a time and in lists."""
     ways = {"text": (index.search_text, texts), "vector": (index.search, vectors)}
     found = {}
-    for (field, (search, queries)), size in itertools.product(
-        ways.items(), (1, args.list)
-    ):
-        started, count = time.perf_counter(), 0
-        for start in itertools.cycle(range(0, len(queries) - size + 1, size)):
-            if time.perf_counter() > started + min(args.seconds, 3):
-                break
-            search(queries[start : start + size], K)
-            count += size
-        name = f"{field} {'single' if size == 1 else 'lists'}"
-        found[name] = count / (time.perf_counter() - started)
+    for field, (search, queries) in ways.items():
+        for name, size in (("single", 1), ("lists", args.list)):
+            started, cpu, count = time.perf_counter(), time.process_time(), 0
+            for start in itertools.cycle(range(0, len(queries) - size + 1, size)):
+                if time.perf_counter() > started + min(args.seconds, 3):
+                    break
+                search(queries[start : start + size], K)
+                count += size
+            cpu = time.process_time() - cpu
+            found[f"{field} {name}"] = {
+                "queries_per_second": count / (time.perf_counter() - started),
+                "cpu_milliseconds_per_query": 1e3 * cpu / count,
+            }
     return found
 
 
@@ -305,15 +319,16 @@ def write_in_rounds(path, vectors, rounds, states) -> None:
 def table(result: dict) -> str:
     """Return rates and percentiles as Markdown."""
     lines = [
-        "| | requests/s | queries/s | p50 ms | p99 ms | wrong | lost |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | requests/s | queries/s | p50 ms | p99 ms | CPU ms | wrong | lost |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     phases = result["phases"] | {"while another process writes": result["compaction"]}
     for name, row in phases.items():
         p50, p99 = row["milliseconds"].values()
         lines.append(
-            f"| {name} | {row['requests_per_second']:.0f} "
-            f"| {row['queries_per_second']:.0f} | {p50:.1f} | {p99:.1f} "
-            f"| {row['wrong']} | {row['lost']} |"
+            f"| {name} | {row['requests_per_second']:.3g} "
+            f"| {row['queries_per_second']:.3g} | {p50:.1f} | {p99:.1f} "
+            f"| {row['cpu_milliseconds_per_query']:.2f} | {row['wrong']} "
+            f"| {row['lost']} |"
         )
     return "\n".join(lines)

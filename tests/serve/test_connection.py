@@ -3,13 +3,17 @@
 import contextlib
 import http.client
 import json
+import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
-from serve_cases import command, make_folder, request
+from serve_cases import ROOT, command, make_folder, request
 
 from ehi.serve.__main__ import main
 
@@ -121,6 +125,21 @@ def test_clients_that_go_away_do_no_harm(port):
             sock.sendall(sent)
             sock.close()
     assert works(port)
+
+
+def test_the_lines_of_the_readme_work(port):
+    """Each of them, for an index of width 32 with other ids and fewer leaves."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    text = (ROOT / "ehi/serve/README.md").read_text()
+    lines = re.findall(r"^    ((?:curl|python -c) .*?(?:\|\n +curl .*)?)$", text, re.M)
+    assert len(lines) > 6
+    for line in lines:
+        line = line.replace("8000", str(port)).replace("384", "32").replace("/71", "/1")
+        line = re.sub("^python", sys.executable, line)
+        done = subprocess.run(line, shell=True, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, line
+        assert '"error"' not in done.stdout, line
 
 
 def test_sigterm_answers_what_has_begun_and_exits_with_0(folder):
