@@ -288,6 +288,12 @@ class _Store:
             yield
         except PermissionError as error:
             raise PermissionError(f"{self.address} refuses you: {error}") from None
+        except ConnectionError as error:
+            raise ConnectionError(f"{self.address} is not reached: {error}") from None
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # a driver has errors of its own
+            raise ConnectionError(f"{self.address} failed: {error!r}") from error
 
 
 def _files_there(place, names):

@@ -257,6 +257,30 @@ def test_addresses_that_cannot_be_pulled(tmp_path, address, kind, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_errors_of_a_driver_name_the_address(folder, tmp_path, monkeypatch):
+    emptied()
+
+    class Odd(Exception):
+        pass
+
+    cases = [
+        (Odd("no credentials"), ConnectionError, "memory://a failed: Odd"),
+        (ConnectionRefusedError(111, "refused"), ConnectionError, "a is not reached"),
+        (PermissionError("forbidden"), PermissionError, "a refuses you: forbidden"),
+    ]
+    for raised, kind, message in cases:
+
+        def failing(*_, raised=raised, **__):
+            raise raised
+
+        monkeypatch.setattr(type(STORE), "cat_file", failing)
+        with pytest.raises(kind, match=message):
+            ehi.pull("memory://a", tmp_path / "pulled")
+        with pytest.raises(kind, match=message):
+            ehi.push(folder, "memory://a")
+    assert not (tmp_path / "pulled").exists()
+
+
 def test_nothing_is_written_over(folder, tmp_path):
     emptied()
     ehi.push(folder, "memory://a")
