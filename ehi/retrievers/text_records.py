@@ -156,6 +156,9 @@ class Records:
     def search(self, vector, k: int, **options) -> list[Record]:
         """The k best documents for an embedding (D,), best first.
 
+        If the leaves that a search visits hold fewer than k documents, as under a
+        narrow filter, all leaves are visited.
+
         Args:
             vector: as documents were embedded.
             k: most results.
@@ -164,7 +167,7 @@ class Records:
         if self.index is None:
             return []
         vector = self._scaled(np.atleast_2d(np.asarray(vector, np.float32)))
-        return self._found(self.index.search(vector, k, **options))
+        return self._found(self._hits(vector, k, options))
 
     def search_text(self, text: str, k: int, **options) -> list[Record]:
         """The k best documents for a text, by the index's own encoder.
@@ -174,7 +177,30 @@ class Records:
         """
         if self.index is None:
             return []
-        return self._found(self.index.search_text([text], k, **options))
+        return self._found(self._hits(self.index.text_encoder([text]), k, options))
+
+    def _hits(self, query, k, options):
+        """A search; if the visited leaves hold too few documents, of all leaves."""
+        index = self.index
+        hits = index.search(query, k, **options)
+        if options.get("beam") is not None or options.get("min_prob") is not None:
+            return hits  # the caller chose what to visit
+        if (hits.rows >= 0).sum() < min(k, self._eligible(options)):
+            stored = (index.setting or {}).get("rerank")
+            rerank = max(stored, k) if stored else None
+            options = {"rerank": rerank, **options, "beam": index.num_leaves}
+            hits = index.search(query, k, **options)
+        return hits
+
+    def _eligible(self, options):
+        """At most how many documents allow= and deny= leave."""
+        allow, deny = options.get("allow"), options.get("deny")
+        deleted = self.index.contents.deleted
+        if isinstance(allow, np.ndarray):
+            live = allow if deleted is None else allow & ~deleted
+            return int(live.sum())
+        known = self.index.num_documents if allow is None else len(allow)
+        return known - len(deny or ())
 
     @property
     def is_flat(self) -> bool:

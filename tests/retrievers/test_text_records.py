@@ -111,6 +111,22 @@ def test_vectors_of_a_fitted_index_are_taken_as_given(tmp_path):
     assert {r.id for r in records.search(x[0], k=2)} == {"d0", "new"}
 
 
+def test_a_narrow_filter_finds_documents_in_other_leaves(tmp_path):
+    x = np.repeat(np.eye(4), 5, axis=0) + np.linspace(0, 0.1, 20)[:, None]
+    tree = {"kind": "per_node", "nodes": [np.eye(4)[None]], "scale": 9.0}
+    index = build_index(x, [f"d{i}" for i in range(20)], tree=tree)
+    save_index(index, tmp_path / "index", documents=kept(*map(str, range(20))))
+    records = Records(tmp_path / "index")
+    assert {r.id for r in records.search(x[0], k=5)} == {f"d{i}" for i in range(5)}
+    assert len(records.search(x[0], k=9)) == 9
+    only = np.arange(20) == 17
+    assert [r.id for r in records.search(x[0], k=2, allow=only)] == ["d17"]
+    assert records.search(x[0], k=2, allow=only, beam=1) == []
+    assert [r.id for r in records.search(x[0], k=2, allow=["d17"])] == ["d17"]
+    records.remove(["d17"])
+    assert records.search(x[0], k=2, allow=only) == []
+
+
 def test_mistakes(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words")
