@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-NEEDED = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn")
+NEEDED = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,10 +37,12 @@ def _run(args):
         from ehi.serve.limits import Limits
         from ehi.serve.reader import Reader
     except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+        missing = error.name.partition(".")[0]
+        if missing not in NEEDED:
             raise
+        packages = " ".join(NEEDED).replace("_", "-")
         raise ImportError(
-            f"the service needs {error.name}: python -m pip install 'ehi[serve]'"
+            f"the service needs {missing}: python -m pip install {packages}"
         ) from None
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     local = is_local(args.host)

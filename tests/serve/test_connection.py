@@ -192,6 +192,20 @@ def test_mistakes_on_the_command_line_are_one_sentence(
         assert words in said.err and said.err.count("\n") == 1 and not said.out
 
 
+def test_a_missing_package_is_said_with_the_line_that_installs_it():
+    script = (
+        "import sys; sys.modules['uvicorn.protocols.http.httptools_impl'] = None\n"
+        "from ehi.serve.__main__ import main; sys.exit(main(['--index=x']))"
+    )
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: the service needs uvicorn: python -m pip install "
+        "starlette uvicorn httptools msgspec prometheus-client\n"
+    )
+
+
 def test_a_token_comes_from_the_environment(folder):
     with command(folder, EHI_TOKEN="sesame") as (_, port):
         assert request(port, "POST", "/search", {"text": "a"})[0] == 401
