@@ -11,7 +11,7 @@ The flow is the list of folders::
       -> eval     ehi/eval       metrics, records, significance
       -> tables   experiments/tables.py
 
-Beside it stand `ehi/serve` (the index over HTTP), `ehi/parallel` (devices and processes)
+Beside it stand `ehi/serve` (the index over HTTP), `ehi/parallel` (devices, processes)
 and `ehi/files.py` (atomic writes and the cache folder).
 
 The alphabet of shapes, used in every trailing comment:
