@@ -4,7 +4,9 @@ import json
 
 from ehi.index.parameters import tree_shape
 
-INSTALL = "python -m pip install 'ehi[hub]'"
+INSTALL = """\
+python -m pip install numpy threadpoolctl tokenizers safetensors fsspec huggingface_hub
+python -m pip install --no-deps ."""
 TAGS = ("dense-retrieval", "vector-search", "learned-index")
 
 
@@ -40,6 +42,7 @@ def model_card(index, address, *, licence=None, description=""):
         "NumPy arrays, which NumPy alone searches.",
         _table(_facts(index) + [("licence", licence or "none is stated")]),
         "## Search",
+        "In a checkout of `ehi`, and without JAX:",
         _code("bash", INSTALL),
         _code("python", _search(index, address, name)),
         "## Where it comes from",
