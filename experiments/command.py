@@ -39,6 +39,22 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def explain_flags(error: Exception) -> str:
+    """Return what is wrong with flags, in one sentence.
+
+    absl and ml_collections put tracebacks into their messages.
+    """
+    cause = error
+    while cause.args and isinstance(cause.args[0], Exception):
+        cause = cause.args[0]
+    text = str(cause.args[0]) if cause.args else repr(cause)
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1].strip().partition(": ")[2]
+    unknown = isinstance(error, AttributeError | KeyError)
+    said = "no such field of the config: " if unknown else ""
+    return said + " ".join(text.split())
+
+
 def explain_interrupt() -> str:
     """Return what Ctrl-C means for a run, in one sentence."""
     return (

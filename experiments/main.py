@@ -28,6 +28,7 @@ from experiments.command import (
     EXPLAINED,
     INTERRUPTED,
     accept_any_text,
+    explain_flags,
     explain_interrupt,
     user_path,
 )
@@ -134,22 +135,11 @@ def main(_) -> None:
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parse the command line for `app.run`; report a mistake in one sentence.
-
-    absl and ml_collections put tracebacks into their messages.
-    """
+    """Parse the command line for `app.run`; report a mistake in one sentence."""
     try:
         return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        cause = error
-        while cause.args and isinstance(cause.args[0], Exception):
-            cause = cause.args[0]
-        text = str(cause.args[0]) if cause.args else repr(cause)
-        if "Traceback" in text:
-            text = text.strip().splitlines()[-1].strip().partition(": ")[2]
-        unknown = isinstance(error, AttributeError | KeyError)
-        said = "no such field of the config: " if unknown else ""
-        say_error(said + " ".join(text.split()))
+        say_error(explain_flags(error))
         sys.exit(1)
 
 

@@ -342,19 +342,20 @@ def _recipes(results: Path, data: RetrievalDataset) -> dict[Cell, int]:
 class CellProgress:
     """Prints a line for every cell: its name, its result, and the time left."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, processes: int = 1):
         self._total, self._done, self._ran = total, 0, 0
+        self._processes = processes  # that share the cells
         self._started = time.monotonic()
 
     def skip(self) -> None:
-        """Count a cell that was run before."""
+        """Count a cell that was run before, or by another process."""
         self._done += 1
 
     def line(self, config, system: str, budget: Budget, record) -> None:
         """Print the line of a cell that has just run."""
         self._done, self._ran = self._done + 1, self._ran + 1
         each = (time.monotonic() - self._started) / self._ran
-        left = (self._total - self._done) * each / 60
+        left = (self._total - self._done) * each / 60 / self._processes
         name = ":".join(part for part in (system, config.variant) if part)
         outcome = "over the budget"
         if record is not None:

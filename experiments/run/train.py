@@ -111,11 +111,7 @@ def train_system(
     if run in trained:
         return trained[run]
     system, resolved = get_system(name), config_of(config, name)
-    model = build_model(
-        resolved, system, compression, tower=lambda: inputs.tower,
-        tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
-        code_width=inputs.code_width,
-    )  # fmt: skip
+    model = _model_of(resolved, system, compression, inputs)
     final = finished_folder(source or workdir, run)
     if checkpoint.latest_step(final) is not None:
         graphdef, params = split_model(model)
@@ -153,6 +149,29 @@ def train_system(
         run, graphdef, params, documents, queries, seconds, rate, leaves
     )
     return trained[run]
+
+
+def fit_starts_of(
+    config, name: str, compression: int | None, inputs: Inputs, parent: Trained,
+    workdir: Path,
+) -> None:  # fmt: skip
+    """Make the fits that a system starts from in `workdir/starts`, if they lack.
+
+    `train_system` finds them in a workdir with these `starts`.
+    """
+    system, resolved = get_system(name), config_of(config, name)
+    if not (system.library or resolved.start_from):
+        model = _model_of(resolved, system, compression, inputs)
+        _start(resolved, system, model, inputs, parent, workdir)
+
+
+def _model_of(config, system: System, compression: int | None, inputs: Inputs):
+    """Return the model of a system as it is initialised; `config` is the system's."""
+    return build_model(
+        config, system, compression, tower=lambda: inputs.tower,
+        tower_width=inputs.tower_width, num_documents=len(inputs.dataset.documents),
+        code_width=inputs.code_width,
+    )  # fmt: skip
 
 
 def _finished(model, workdir: Path, run: str):
