@@ -5,6 +5,7 @@
     python -m experiments.tables --results=DIR --collect RUN_DIR ...
     python -m experiments.tables --results=DIR --collect_trials WORKDIR ...
     python -m experiments.tables --results=DIR --renew DIR ...
+    python -m experiments.tables --html=FILE --workdirs DIR ... [--compare A B]
 
 The first form writes OUT/<dataset>/T1 ... T6 as .md, .csv and .tex, for T1 and T2 also
 as .png; OUT/<dataset>-<split>.md, which has every record; OUT/published.md, which has
@@ -16,7 +17,8 @@ The second form merges the records of finished runs, and their per-query values,
 the results folder: `<dataset>.jsonl` and `<dataset>.per_query.npz`. The third form
 collects what was tried on dev in its folder `dev` (`experiments.paper.choices`). The
 fourth form merges results folders of a new recipe, and drops older records of their
-data sets or sets them aside (`experiments.paper.older`).
+data sets or sets them aside (`experiments.paper.older`). The fifth form writes one
+page, as report.html of a run, that compares the finished runs of several workdirs.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from ehi.eval.significance import compare_tables, counterpart_pairs
 from ehi.eval.tables import Table, latex, markdown, to_csv
 from ehi.files import atomic_write
 from experiments.command import accept_any_text, exit_code, user_path
+from experiments.html_report.page import write_html
 from experiments.paper.ageing import ageing_table
 from experiments.paper.architecture import draw as draw_architecture
 from experiments.paper.choices import (
@@ -77,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    """Write the tables and figures, or merge the records of runs."""
+    """Write the tables and figures, or a page, or merge the records of runs."""
+    if args.html:
+        print(write_html(args.html, args.workdirs, compare=args.compare))
+        return
     if args.collect:
         for path in collect(args.collect, args.results):
             print(path)
@@ -130,9 +136,7 @@ def _run(args: argparse.Namespace) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake ends the program with a usage message."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables")
-    parser.add_argument(
-        "--results", required=True, type=user_path, help="folder of records"
-    )
+    parser.add_argument("--results", type=user_path, help="folder of records")
     parser.add_argument("--out", type=user_path, help="folder for the full tables")
     parser.add_argument(
         "--readme", nargs="+", type=user_path, help="files whose tables are replaced"
@@ -167,13 +171,42 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="merge results folders of a new recipe, and drop or set aside older ones",
     )
+    _add_html_flags(parser)
     args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def _add_html_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--html", type=user_path, metavar="FILE",
+        help="write a page of the runs in --workdirs, as report.html of one run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdirs", nargs="+", type=user_path, default=[], metavar="DIR",
+        help="finished runs of one data set and split, for --html",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs=2, default=(), metavar=("A", "B"),
+        help="systems whose queries are compared when the page of --html opens",
+    )  # fmt: skip
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a usage message if the flags make none of the forms."""
+    if bool(args.html) != bool(args.workdirs):
+        parser.error("--html=FILE and --workdirs DIR ... go together")
+    if args.html:
+        return
+    if args.compare:
+        parser.error("--compare needs --html=FILE")
+    if not args.results:
+        parser.error("give --results=DIR, or --html=FILE --workdirs DIR ...")
     if not (args.collect or args.collect_trials or args.renew or args.out):
         parser.error(
             "give --out=DIR, --collect RUN_DIR ..., --collect_trials WORKDIR ... or "
             "--renew DIR ..."
         )
-    return args
 
 
 def separate_counterparts() -> dict[str, str]:

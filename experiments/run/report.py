@@ -9,6 +9,8 @@ from ehi.eval.answers import describe_hits, format_hits
 from ehi.eval.records import aligned, read_records, read_run_values
 from ehi.eval.report import print_table, write_report
 from ehi.eval.significance import compare
+from experiments.html_report.page import REPORT, write_html
+from experiments.html_report.saved import write_curves, write_questions
 from experiments.run.evaluate import (
     DEFAULT_PERCENT,
     budget_queries,
@@ -24,6 +26,7 @@ from experiments.tables import separate_counterparts
 WRITTEN = (
     "results.jsonl",
     "report.md",
+    REPORT,
     "visited.png",
     "bytes.png",
     "trec",
@@ -36,7 +39,7 @@ WRITTEN = (
 
 
 def show(experiment: Experiment) -> None:
-    """Print table, examples and paths; write report.md and its figures."""
+    """Print table, examples and paths; write both reports and the figures."""
     workdir, console = experiment.workdir, Console()
     if (workdir / "results.jsonl").exists():
         _report(experiment, console)
@@ -101,6 +104,12 @@ def _report(experiment: Experiment, console: Console) -> None:
         workdir, records, comparisons, curves=curves, exact=exact,
         notes=_notes(experiment.inputs),
     )  # fmt: skip
+    write_curves(workdir, curves)
+    write_questions(experiment, records)
+    try:
+        write_html(workdir / REPORT, [workdir])
+    except ImportError as error:  # the run is complete without
+        _say(console, str(error))
 
 
 def _notes(inputs) -> list[str]:
