@@ -7,10 +7,12 @@ const NAMES = {
   "recall@100": "Recall@100", "recall@1000": "Recall@1000",
   "exact_recall@10": "Exact recall@10",
 };
-// Okabe and Ito's palette without yellow; later systems repeat it with other markers.
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"];
+// Okabe and Ito's palette without yellow, and three more; then colours repeat with other markers.
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
+  "#7B3FA0", "#8B5A2B", "#7A8288"];
 const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross", "star"];
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const CONFIG = { displaylogo: false, responsive: true,
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
 const byId = (id) => document.getElementById(id);
 
@@ -63,7 +65,7 @@ function layout(more) {
   const narrow = window.innerWidth < 640;
   return {
     font: { family: "system-ui, sans-serif", size: 13, color: "#1c2127" },
-    margin: { l: 56, r: 16, t: 16, b: 52 },
+    margin: { l: 64, r: 16, t: 16, b: 52 },
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
     hoverlabel: { align: "left", bgcolor: "#fff", font: { color: "#1c2127", size: 13 } },
     legend: narrow ? { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 } }

@@ -59,17 +59,17 @@ function resultColumns() {
     { name: "Kind", of: (row) => kind[row.system], left: true },
     { name: "Budget", of: (row) => (row.visit ?? 100) + (row.codes ?? 0) / 1e6,
       cell: (row) => budgetWords(row), left: true },
-    { name: "Seeds", of: (row) => row.seeds.length },
+    cost("Visited %", "docs_visited", 3, 100),
+    cost("Bytes a document", "bytes_per_doc", 4),
     ...DATA.measures.map((measure) => ({
       name: NAMES[measure] || measure, of: (row) => row.measures[measure]?.[0] ?? null,
       text: (value) => short(value), interval: (row) => row.measures[measure], best: true,
     })),
-    cost("Visited %", "docs_visited", 3, 100),
     cost("Work %", "work", 3, 100),
-    cost("Bytes a document", "bytes_per_doc", 4),
     cost("p50 ms", "latency_ms_p50", 3),
     cost("Queries/s", "qps_batch", 4),
     cost("Train s", "train_seconds", 3),
+    { name: "Seeds", of: (row) => row.seeds.length },
   ];
 }
 

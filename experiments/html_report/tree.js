@@ -70,7 +70,8 @@ function showLeaf(number, row, leaf) {
     make("h3", {}, `${leafName(tree, leaf)} of ${tree.name}: ${many(tree.sizes[leaf], "document")}${all}${visited}`),
     make("p", { class: "words" }, tree.words[leaf].length ? "Frequent words: " : "",
       ...tree.words[leaf].map((word) => make("span", {}, word))),
-    make("ol", { class: "documents", tabindex: "0", "aria-label": `documents of ${leafName(tree, leaf)}` }, ...items));
+    make("div", { class: "listed", tabindex: "0", role: "group", "aria-label": `documents of ${leafName(tree, leaf)}` },
+      make("ol", { class: "documents" }, ...items)));
   byId("leaf").value = String(leaf);
 }
 
@@ -105,7 +106,9 @@ function showTree() {
     byId("tree-scale").hidden = row === null;
     byId("scale-low").textContent = "0 queries";
     byId("scale-high").textContent = many(most, "query", "queries");
-    Plotly.react("tree-figure", [tiles(tree, visits, most)], layout({ margin: { l: 0, r: 0, t: 0, b: 0 } }), CONFIG);
+    Plotly.react("tree-figure", [tiles(tree, visits, most)], 
+      layout({ margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 9, mode: "hide" } }),
+      { ...CONFIG, displayModeBar: false });
     const figure = byId("tree-figure");
     figure.removeAllListeners("plotly_treemapclick");
     figure.on("plotly_treemapclick", (event) => {
