@@ -46,7 +46,8 @@ def test_all_systems_end_to_end_then_reuse(corpus, tmp_path, capsys, monkeypatch
     shown = capsys.readouterr().out
     assert "ehi-pq" in shown and "leaf" in shown and str(tmp_path / "index") in shown
     assert "set for 10% without these queries, visits " in shown
-    for name in ("report.md", "visited.png", "bytes.png", "metrics.jsonl"):
+    files = ("report.md", "visited.png", "bytes.png", "metrics.jsonl", "curves.json")
+    for name in (*files, "questions.json"):
         assert (tmp_path / name).stat().st_size
 
     # Again: nothing is trained or measured, and the same table is shown.
