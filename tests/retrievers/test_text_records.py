@@ -1,5 +1,6 @@
 """Documents with texts in an index folder, without any framework."""
 
+import doctest
 import importlib
 import sys
 
@@ -9,7 +10,7 @@ from retriever_cases import IDS, METADATA, TEXTS, text_index
 
 from ehi import retrievers
 from ehi.index import build_index, open_index, save_index
-from ehi.retrievers import text_records
+from ehi.retrievers import langchain_store, metadata_filters, text_records
 from ehi.retrievers.text_records import Records
 
 
@@ -171,3 +172,11 @@ def test_a_missing_framework_is_named(monkeypatch, module, package, names, extra
             getattr(found, each)("index")
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(retrievers, module)
+
+
+@pytest.mark.parametrize(
+    "module", [retrievers, text_records, metadata_filters, langchain_store]
+)
+def test_the_examples_are_true(module):
+    found = doctest.testmod(module, extraglobs={"np": np})
+    assert found.attempted and not found.failed
