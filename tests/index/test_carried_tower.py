@@ -67,6 +67,17 @@ def test_updates_keep_the_tower(index, tmp_path):
     assert len(list(index.folder.path.glob("*tower*"))) == 1
 
 
+def test_a_tower_of_the_cache_is_shared(tower, tmp_path, monkeypatch):
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "models" / "owner--tiny"
+    shutil.copytree(tower, cached)
+    save_index(make_index("owner/tiny"), tmp_path / "index", tower=True)
+    (file,) = (tmp_path / "index").glob("tower-*/model.safetensors")
+    assert file.samefile(cached / "model.safetensors")
+    shutil.rmtree(cached)  # as the README of the cache allows
+    open_index(tmp_path / "index", verify=True).search_text("a", k=1)
+
+
 def test_copies_share_the_files_of_the_tower(index, tmp_path):
     save_index(index, tmp_path / "copy")
     copied = open_index(tmp_path / "copy", verify=True)

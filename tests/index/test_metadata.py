@@ -17,7 +17,7 @@ from ehi.index import (
     save_index,
 )
 from ehi.index.columns import Metadata
-from ehi.index.sharded import split_index
+from ehi.index.sharded import answer, merge_answers, split_index
 from ehi.index.where import compile_condition
 
 LANGS = ["en", "de", "", "日本語", "en-GB"]
@@ -129,6 +129,12 @@ def test_updates_and_copies_keep_metadata(tmp_path):
     parts = split_index(tmp_path / "index", tmp_path / "parts", shards=3)
     counts = [int(open_index(part).where("open").sum()) for part in parts]
     assert sum(counts) == index.where("open").sum() > 0
+    whole = index.search(QUERIES, 9, beam=9, where="open")
+    leaves = np.tile(np.arange(9), (len(QUERIES), 1))
+    answers = [answer(open_index(part), QUERIES, leaves, 9, where="open")
+               for part in parts]  # fmt: skip
+    firsts = np.cumsum([0, *(open_index(part).num_documents for part in parts[:-1])])
+    assert (merge_answers(answers, firsts, 9)["ids"] == whole.ids).all()
     index.delete(index.external_ids(np.arange(41)).tolist())
     index.compact()
     assert index.where("open").shape == (0,) and set(index.fields) == set(RECORDS[1])
