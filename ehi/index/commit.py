@@ -163,7 +163,6 @@ def replace_files(old, header, arrays, texts, keep=(), tower=None):
     generation = old.manifest["generation"] + 1
     strays = _strays(old.path, generation)
     _remove(old.path, [file for file in strays if file not in used])
-    _remove_towers(old.path, old.tower)
     outcome = f"{old.path} is as it was"
     _write(old.path, generation, header, arrays, texts, kept, gone, outcome, tower)
     _remove(old.path, gone)
