@@ -24,7 +24,7 @@ class TokenArray:
     Args:
         ids: (all tokens,) token ids of all texts in turn.
         offsets: (texts + 1,) int64; text i has the tokens offsets[i] to offsets[i + 1].
-        key: sha256 of texts, tokeniser and maximal length, the key of caches.
+        key: sha256 of texts, tokeniser, prefix and maximal length, the key of caches.
     """
 
     ids: np.ndarray
@@ -69,6 +69,7 @@ def tokenise(
     max_length: int,
     cache_dir: str | os.PathLike | None,
     name: str,
+    prefix: str = "",
 ) -> TokenArray:
     """Tokenise `texts`, or read their tokens from `cache_dir` if they are there.
 
@@ -79,11 +80,12 @@ def tokenise(
         max_length: most tokens of a text, including [CLS] and [SEP].
         cache_dir: folder of token arrays; None keeps them in memory only.
         name: name of the texts, for the progress bar and the folder.
+        prefix: put before every text; its tokens count.
 
     Raises:
         ValueError: `max_length` leaves no room for text, or the file cannot be read.
     """
-    tokenizer = TextTokenizer(tokenizer_file)
+    tokenizer = TextTokenizer(tokenizer_file, prefix)
     if max_length <= tokenizer.special:
         raise ValueError(
             f"max_length must be greater than {tokenizer.special}, the number of "
@@ -104,9 +106,9 @@ def tokenise(
     return TokenArray(ids, np.load(folder / OFFSETS), key)
 
 
-def tokenizer_sha256(file: str | os.PathLike) -> str:
-    """Hash of tokenizer.json, or of the tokeniser made from vocab.json and others."""
-    return hashlib.sha256(TextTokenizer(file).content()).hexdigest()
+def tokenizer_sha256(file: str | os.PathLike, prefix: str = "") -> str:
+    """Hash of tokenizer.json, or of the tokeniser made from others, and of a prefix."""
+    return hashlib.sha256(TextTokenizer(file, prefix).content()).hexdigest()
 
 
 def _key(texts: Iterable[str], tokenizer: bytes, max_length: int) -> str:

@@ -27,6 +27,7 @@ class DocumentEncoder:
       graphdef, params: of a `JointIndex`, from `split_model`.
       tower: the frozen text encoder, or None if `params` hold one.
       tokenizer_file: of the tower, as `open_tokenizer` takes it.
+      prefix: put before every text.
       length: L, the most tokens that are read of a document.
       num_documents: of the corpus; at least the number of leaves.
       spill: s, the number of leaves that a document is stored in.
@@ -34,7 +35,7 @@ class DocumentEncoder:
 
     def __init__(
         self, graphdef, params, *, tower: Tower | None, tokenizer_file,
-        length: int, num_documents: int, spill: int = 1,
+        length: int, num_documents: int, spill: int = 1, prefix: str = "",
     ):  # fmt: skip
         if (tower is None) != has_tower(params):
             raise ValueError(
@@ -46,6 +47,7 @@ class DocumentEncoder:
         self.apply = functools.partial(_embed, graphdef=graphdef, tower=frozen[0])
         self.params = params, frozen[1]
         self.tokenizer_file, self.length = tokenizer_file, length
+        self.prefix = prefix
         self.index_parameters = make_parameters(
             params["head/projection"].shape[1], num_documents, spill=spill,
             **index_arrays(graphdef, params),
@@ -61,7 +63,7 @@ class DocumentEncoder:
         """
         tokens = tokenise(
             texts, tokenizer_file=self.tokenizer_file, max_length=self.length,
-            cache_dir=None, name="documents",
+            cache_dir=None, name="documents", prefix=self.prefix,
         )  # fmt: skip
         vectors = encode(
             self.apply, self.params, tokens, buckets=self._buckets(tokens.lengths),

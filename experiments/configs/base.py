@@ -90,7 +90,12 @@ def _model(c) -> None:
     """Set the fields of tower, pseudo-queries, head, tree and leaves."""
     c.tower = ml_collections.ConfigDict()
     c.tower.name = "sentence-transformers/all-MiniLM-L6-v2"
-    c.tower.query_length = 64  # tokens
+    # None, for these four: what the files of the model say.
+    c.tower.query_prefix = ml_collections.config_dict.placeholder(str)
+    c.tower.document_prefix = ml_collections.config_dict.placeholder(str)
+    c.tower.pooling = ml_collections.config_dict.placeholder(str)
+    c.tower.normalise = ml_collections.config_dict.placeholder(bool)
+    c.tower.query_length = 64  # tokens, those of the prefix included
     c.tower.document_length = 256
     c.tower.dtype = "float32"
     c.tower.remat = False  # less memory for a third more work, if the tower trains

@@ -9,6 +9,7 @@ from ehi.data.pseudo_queries import KINDS as PSEUDO_KINDS
 from ehi.data.vectors.metric import METRICS
 from ehi.eval.baselines.options import WITHOUT_CODEBOOKS
 from ehi.index.search.codes import SCORES
+from ehi.index.text.settings import POOLINGS, check_prefix
 from ehi.model.pq import num_subspaces
 from ehi.model.pretrained import check_length
 from ehi.model.rotation import ROTATIONS
@@ -122,6 +123,16 @@ def _check_vectors(config) -> None:
 
 def _check_choices(config) -> None:
     _choice("tower.trainable", config.tower.trainable, ("head", "last_n", "all"))
+    for name in ("query_prefix", "document_prefix"):
+        if config.tower[name] is not None:
+            check_prefix(f"tower.{name}", config.tower[name])
+    if config.tower.pooling is not None:
+        _choice("tower.pooling", config.tower.pooling, POOLINGS)
+    if not isinstance(config.tower.normalise, bool | None):
+        raise ValueError(
+            f"tower.normalise is {config.tower.normalise!r}; must be True, False or "
+            "None, for what the model's files say"
+        )
     _choice("head.kind", config.head.get("kind", "residual"), ("residual", "none"))
     _choice("tower.dtype", config.tower.dtype, ("float32", "bfloat16"))
     _choice("tree.kind", config.tree.kind, tuple(KINDS))

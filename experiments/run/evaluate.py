@@ -341,7 +341,7 @@ def identity_of(config, trained: Trained, inputs: Inputs) -> dict:
         "tower_sha256": inputs.tower_sha256,
         "query_length": config.tower.query_length,
         "run": trained.run,
-    }
+    } | inputs.tower_settings
 
 
 def _lines(config, inputs: Inputs):

@@ -19,7 +19,6 @@ from ehi.index.folder import MANIFEST, read_folder
 from ehi.index.stream import build_folder
 from ehi.model.export import index_arrays, query_head_arrays
 from ehi.model.params import has_tower, split_model
-from ehi.model.pretrained import resolve
 from ehi.progress import Progress
 from ehi.train import checkpoint
 from experiments.run.checks import check_lengths
@@ -31,9 +30,9 @@ from experiments.run.evaluate import (
 )
 from experiments.run.experiment import default_budgets
 from experiments.run.models import build_model
-from experiments.run.prepare import Inputs, read_metadata
+from experiments.run.prepare import Inputs, read_metadata, resolve_tower
 from experiments.run.train import LEAVES, Trained, run_name
-from experiments.run.workdir import check_tower, with_tree_of
+from experiments.run.workdir import OF_TOWER_FILES, check_tower, with_tree_of
 from experiments.systems import config_of, fit_to_corpus, get_system
 
 LOG = logging.getLogger("ehi")
@@ -94,7 +93,7 @@ def open_run(config, name: str, source: Path) -> FinishedRun:
         )
     nothing = np.zeros(0, np.int64)
     inputs = Inputs(
-        open_dataset(config.dataset), resolve(config.tower.name), config.tower.dtype,
+        open_dataset(config.dataset), resolve_tower(config), config.tower.dtype,
         config.tower.remat, query_tokens=None, document_tokens=None, training=None,
         num_synthetic=0, eval_rows=nothing,
     )  # fmt: skip
@@ -133,6 +132,7 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
         run.trained.graphdef, params,
         tower=None if has_tower(params) else inputs.tower,
         tokenizer_file=pretrained.tokenizer_file,
+        prefix=pretrained.document_prefix,
         length=config.tower.document_length,
         num_documents=len(dataset.documents),
         spill=config.tree.spill,
@@ -141,12 +141,14 @@ def make_job(run: FinishedRun, folder: Path, num_shards: int) -> EncodingJob:
         "run": run.trained.run,
         "parameters": arrays_sha256(params),
         "tower": pretrained.sha256,
-        "tokenizer": tokenizer_sha256(pretrained.tokenizer_file),
+        "tokenizer": tokenizer_sha256(
+            pretrained.tokenizer_file, pretrained.document_prefix
+        ),
         "dtype": config.tower.dtype,
         "document_length": config.tower.document_length,
         "spill": config.tree.spill,
         "corpus": dataset.corpus_sha256,
-    }
+    } | pretrained.own_settings
     return EncodingJob(
         folder, num_shards, dataset.documents, dataset.doc_ids, encoder, identity
     )
@@ -198,11 +200,11 @@ def _compare_towers(config, source: Path) -> None:
     """Warn of every `tower` field, such as a length, that differs from the run's."""
     ours = json.loads(config.to_json())["tower"]
     theirs = json.loads((source / "config.json").read_text())["tower"]
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] != theirs[name]:
+    for name in sorted(ours.keys() & theirs.keys() | set(OF_TOWER_FILES)):
+        if ours.get(name) != theirs.get(name):
             LOG.warning(
                 "tower.%s is %r, but the run in %s was trained with %r",
-                name, ours[name], source, theirs[name],
+                name, ours.get(name), source, theirs.get(name),
             )  # fmt: skip
 
 

@@ -20,7 +20,12 @@ from ehi.encode.encode import cached_encode
 from ehi.files import arrays_sha256, cache_folder
 from ehi.index.columns import Metadata
 from ehi.model.params import has_tower
-from ehi.model.pretrained import Pretrained, load_tower, resolve
+from ehi.model.pretrained import (
+    Pretrained,
+    load_tower,
+    missing_prefixes,
+    resolve,
+)
 from ehi.model.tower import Tower
 from ehi.progress import track
 from ehi.train.batch import TrainingSet
@@ -74,7 +79,7 @@ class Inputs:
     @property
     def tower_width(self) -> int:
         """Width T of the tower's outputs."""
-        return self.pretrained.config["width"]
+        return self.pretrained.width
 
     @functools.cached_property
     def document_features(self) -> np.ndarray:
@@ -133,6 +138,17 @@ class Inputs:
         return self.pretrained.sha256
 
     @property
+    def tower_settings(self) -> dict:
+        """Prefixes, pooling and normalisation that an index must state; often {}."""
+        found = self.pretrained
+        prefixes = {
+            name: getattr(found, name)
+            for name in ("query_prefix", "document_prefix")
+            if getattr(found, name)
+        }
+        return prefixes | found.own_settings
+
+    @property
     def source_keys(self) -> tuple[str, ...]:
         """Digests of the texts and of the tower that reads them."""
         return self.query_tokens.key, self.document_tokens.key, self.tower_sha256
@@ -169,11 +185,38 @@ def open_split(config) -> RetrievalDataset:
     return dataset
 
 
+def resolve_tower(config) -> Pretrained:
+    """Find the checkpoint of a config; warn of what its user may not expect of it.
+
+    Raises:
+      ValueError, OSError: see `resolve`.
+    """
+    c = config.tower
+    names = "query_prefix", "document_prefix", "pooling", "normalise"
+    pretrained = resolve(c.name, **{name: c.get(name) for name in names})
+    if c.get("query_prefix") is None and c.get("document_prefix") is None:
+        wanted = missing_prefixes(pretrained)
+        if wanted is not None:
+            LOG.warning(
+                "%s was trained with prefixes, and none is configured: set "
+                "--config.tower.query_prefix=%r --config.tower.document_prefix=%r, or "
+                "one of them to '' to have none", pretrained.name, *wanted,
+            )  # fmt: skip
+    if not pretrained.config["normalise"] and not pretrained.config.get("projection"):
+        LOG.warning(
+            "%s does not normalise its outputs, so it was trained for dot products; "
+            "here embeddings have length one, so texts are compared by cosine (to keep "
+            "dot products, encode the texts yourself and use configs/vectors.py with "
+            "--config.vectors.metric=ip)", pretrained.name,
+        )  # fmt: skip
+    return pretrained
+
+
 def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
     """Tokenise a data set, and make the training pairs."""
     eval_rows, ignored = _evaluated(config, dataset)
     check_candidates(config, dataset)
-    pretrained = resolve(config.tower.name)
+    pretrained = resolve_tower(config)
     check_lengths(config, pretrained)
     texts, pseudo_rows = [], np.zeros(0, np.int64)
     if config.pseudo.per_document:
@@ -194,11 +237,13 @@ def inputs_of(config, dataset: RetrievalDataset) -> Inputs:
         dataset.query_texts + list(texts),
         max_length=config.tower.query_length,
         name=f"{dataset.name} queries",
+        prefix=pretrained.query_prefix,
     )
     document_tokens = tokens(
         _Contents(dataset.documents),
         max_length=config.tower.document_length,
         name=f"{dataset.name} documents",
+        prefix=pretrained.document_prefix,
     )
     num_documents, num_queries = len(dataset.documents), len(dataset.query_ids)
     query_rows, document_rows = _labelled(dataset)

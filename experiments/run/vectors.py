@@ -56,6 +56,10 @@ class VectorInputs(Inputs):
         return f"vectors, {self.maps.name}, {self.code_width}"
 
     @property
+    def tower_settings(self) -> dict:
+        return {}
+
+    @property
     def source_keys(self) -> tuple[str, ...]:
         return self.tower_sha256, self.dataset.source.get("queries", "")
 

@@ -31,6 +31,8 @@ _UNSET = {
     "fit_sample": ("fit_sample",),
     "half_on_disk": ("half_on_disk",),
 }
+# Fields of the tower that its files decide where they are None; left out then, too.
+OF_TOWER_FILES = ("query_prefix", "document_prefix", "pooling", "normalise")
 CONTINUED = "continued"  # the variant of a run that trains on
 
 
@@ -82,6 +84,11 @@ def _without_unset(values: dict) -> dict:
     unset = {
         name for field in _UNSET if not values.get(field) for name in _UNSET[field]
     }
+    if "tower" in values:
+        tower = values["tower"]
+        free = {name for name in OF_TOWER_FILES if tower.get(name) is None}
+        kept = {name: value for name, value in tower.items() if name not in free}
+        values = values | {"tower": kept}
     if values.get("index") == json.loads(json.dumps(INDEX)):
         unset.add("index")
     return {name: value for name, value in values.items() if name not in unset}
@@ -114,12 +121,15 @@ def claim_inputs(
         "tower": inputs.tower_sha256,
         "checkpoint": None if finished is None else _identity(finished),
     }
+    if inputs.tower_settings:
+        ours["tower_settings"] = inputs.tower_settings
     if start_from:
         ours["start_from"] = identity_of_start(Path(start_from))
         finished = Path(start_from)
     path = workdir / INPUTS
     theirs = _read_json(path) if path.exists() else ours
-    other = [name for name in ours if theirs.get(name) != ours[name]]
+    names = dict.fromkeys((*ours, "tower_settings"))
+    other = [name for name in names if theirs.get(name) != ours.get(name)]
     if other:
         raise ValueError(
             f"{workdir} was made of another {', '.join(other)}: its files have "

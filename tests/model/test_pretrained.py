@@ -163,9 +163,9 @@ def test_modules_json_has_the_last_word_on_pooling(star_copy):
     config = resolve(star_copy).config
     assert (config["pooling"], config["normalise"]) == ("cls", True)
     modules = json.loads((star_copy / "modules.json").read_text())
-    modules[2]["type"] = "sentence_transformers.models.Dense"
+    modules[2]["type"] = "sentence_transformers.models.CNN"
     (star_copy / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match=r"'Dense'\] .* not supported"):
+    with pytest.raises(ValueError, match=r"'CNN'\] .* not supported"):
         resolve(star_copy)
 
 

@@ -7,7 +7,7 @@ file, so both accept the same ones.
 MiniLM is a BERT, XLM-R a RoBERTa; ANCE and STAR are a RoBERTa with a projection on top.
 """
 
-import json
+import hashlib
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,14 +16,23 @@ from pathlib import Path
 import numpy as np
 
 from ehi.files import file_sha256
+from ehi.index.text.settings import (
+    CONFIG,
+    MOVE,
+    WEIGHTS,
+    checked,
+    dense_files,
+    open_safetensors,
+    read_json,
+    read_modules,
+)
 
 # Files
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 REQUIRED_FILES = (CONFIG, WEIGHTS, TOKENIZER)
 # The tokeniser of a RoBERTa that has no tokenizer.json: vocabulary, then merges.
 BPE_FILES = ("vocab.json", "merges.txt")
-MODULES, TOKENIZER_CONFIG = "modules.json", "tokenizer_config.json"
 # Advice for a required file that is missing while another file is there instead.
 CONVERT = (
     "pytorch_model.bin there is a pickle, which can run any code and is not read; "
@@ -46,7 +55,6 @@ FAST = (
     "from transformers import AutoTokenizer; "
     "AutoTokenizer.from_pretrained('.').save_pretrained('.')"
 )
-MOVE = "only a Transformer in the model folder itself is read: move its files up there"
 
 
 def missing_files(folder):
@@ -80,28 +88,12 @@ def check_files(folder):
 
 
 def weights_sha256(folder):
-    """sha256 of `model.safetensors`."""
-    return file_sha256(folder / WEIGHTS)
-
-
-def read_json(path, kind=dict):
-    """Content of a JSON file.
-
-    Raises:
-        ValueError: it is no JSON, or not of this kind.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from None
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} holds no {kind.__name__}")
-    return content
-
-
-def read_optional(path):
-    """Content of a JSON file; an empty dict if there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    """sha256 of `model.safetensors`; with Dense layers, that of it and of theirs."""
+    dense = dense_files(folder)
+    if not dense:
+        return file_sha256(folder / WEIGHTS)
+    parts = [file_sha256(path) for path in (folder / WEIGHTS, *dense)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 # Architectures
@@ -203,7 +195,6 @@ SUPPORTED = {
     "activation": "gelu",
     "position_embedding_type": "absolute",
 }
-POOLINGS = ("mean", "cls")
 # Parts of a checkpoint that an encoder does not use: buffers, the pooler, and heads for
 # other tasks.
 IGNORED = re.compile(
@@ -250,7 +241,7 @@ class Checkpoint:
     Attributes:
         folder: where the files lie.
         model_type: key of `ARCHITECTURES`.
-        config: sizes, pooling and normalisation: the arguments of
+        config: sizes, pooling, Dense layers and normalisation: the arguments of
             `ehi.model.tower.Tower` but for dtype and rngs.
     """
 
@@ -271,9 +262,8 @@ def read_checkpoint(folder):
     model_type, config = _read_config(folder / CONFIG)
     if ARCHITECTURES[model_type].projection:
         config["projection"] = "embeddingHead.weight" in tensor_names(folder / WEIGHTS)
-    config["pooling"], config["normalise"] = _read_pooling(
-        folder, projected=config.get("projection", False)
-    )
+    projected = config.get("projection", False)
+    config |= read_modules(folder, config["width"], projected=projected)
     return Checkpoint(folder, model_type, config)
 
 
@@ -309,56 +299,12 @@ def _read_config(path):
     return model_type, config
 
 
-def _read_pooling(folder, *, projected):
-    """(pooling, normalise) by modules.json; without it ('mean', True).
-
-    Without it, and with a projection, they are those of ANCE and STAR: ('cls', False).
-    """
-    path = folder / MODULES
-    if not path.is_file():
-        return ("cls", False) if projected else ("mean", True)
-    modules = read_json(path, list)
-    if not all(isinstance(module, dict) for module in modules):
-        raise ValueError(f"{path} lists other things than modules")
-    # Their packages moved between releases, the class names did not.
-    classes = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules]
-    expected = ["Transformer", "Pooling"]
-    if classes not in (expected, [*expected, "Normalize"]):
-        raise ValueError(
-            f"modules {classes} in {path} are not supported, only Transformer, "
-            "Pooling and, optionally, Normalize"
-        )
-    place = modules[0].get("path")
-    if place not in (None, "", "."):
-        raise ValueError(f"{path} puts the Transformer into {place!r}; {MOVE}")
-    place = modules[1].get("path")
-    listed, path = path, folder / str(place) / CONFIG
-    if not place or path.parent.resolve() == folder.resolve():
-        raise ValueError(f"{listed} puts the Pooling into {place!r}, not a subfolder")
-    if not path.is_file():
-        raise FileNotFoundError(f"{listed} lists a Pooling, but {path} is missing")
-    raw, prefix = read_json(path), "pooling_mode_"
-    modes = [
-        key.removeprefix(prefix).removesuffix("_tokens").removesuffix("_token")
-        for key, value in raw.items()
-        if key.startswith(prefix) and value
-    ]
-    # The mean is the default of sentence-transformers, where a width is stated.
-    if raw and not any(key.startswith(prefix) for key in raw):
-        modes = [raw.get("pooling_mode", "mean")]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(f"pooling {modes} in {path} is not one of {POOLINGS}")
-    return modes[0], "Normalize" in classes
-
-
 # Tensors
-
-FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def tensor_names(path):
     """Names of the tensors of a safetensors file; ValueError if it is damaged."""
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         return set(file.keys())
 
 
@@ -370,19 +316,8 @@ def open_tensors(checkpoint):
         ValueError: the file cannot be read, or lacks tensors of the architecture, or
             has others; both are listed.
     """
-    with _open(checkpoint.folder / WEIGHTS) as file:
+    with open_safetensors(checkpoint.folder / WEIGHTS) as file:
         yield Tensors(checkpoint, file)
-
-
-@contextmanager
-def _open(path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or truncated: {error}") from None
 
 
 class Tensors:
@@ -471,30 +406,4 @@ class Tensors:
         return rows.get(kind, width), hidden if kind == "mlp_out" else width
 
     def _read(self, plain, shape, dtype):
-        name = self.stored[plain]
-        header = self.file.get_slice(name)
-        if tuple(header.get_shape()) != shape:
-            raise ValueError(
-                f"tensor {plain!r} of {self.path} has shape "
-                f"{tuple(header.get_shape())}, config.json implies {shape}"
-            )
-        kind = header.get_dtype()
-        if kind not in FLOATS:
-            raise ValueError(
-                f"tensor {plain!r} of {self.path} has type {kind}, not one of {FLOATS}"
-            )
-        if kind == "BF16":
-            value = self._read_bfloat16(name, shape)
-        else:
-            value = self.file.get_tensor(name)
-        return value if dtype is None else value.astype(dtype, copy=False)
-
-    def _read_bfloat16(self, name, shape):
-        """As float32: a bfloat16 is the first half of one."""
-        with self.path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))  # checked by safe_open
-            start, end = header[name]["data_offsets"]
-            file.seek(8 + size + start)
-            halves = np.frombuffer(file.read(end - start), "<u2")
-        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return checked(self.path, self.file, self.stored[plain], shape, dtype)

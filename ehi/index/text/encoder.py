@@ -17,14 +17,17 @@ from ehi.files import cache_folder
 from ehi.index.check import check_installed
 from ehi.index.text.checkpoint import (
     BPE_FILES,
-    CONFIG,
     TOKENIZER,
-    TOKENIZER_CONFIG,
     check_files,
     missing_files,
-    read_json,
-    read_optional,
     weights_sha256,
+)
+from ehi.index.text.settings import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    check_prefix,
+    read_optional,
+    sentence_config,
 )
 from ehi.index.text.tower import gelu, read_tower, unit_rows
 
@@ -34,13 +37,6 @@ KNOWN_SHA256 = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),
 }
-# Files with settings of sentence-transformers; older releases used the later names.
-SENTENCE_CONFIGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in (
-        "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet",
-    )
-)  # fmt: skip
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 HEAD_ARRAYS = ("projection", "w_in", "b_in", "w_out")  # the first alone, or all
 
@@ -64,6 +60,7 @@ class TextTokenizer:
             beside it give `do_lower_case` (sentence_bert_config.json),
             `truncation_side` (tokenizer_config.json) and `vocab_size`, the rows of the
             word table (config.json).
+        prefix: put before every text; '' for none.
 
     Attributes:
         library: the `tokenizers.Tokenizer`.
@@ -73,8 +70,8 @@ class TextTokenizer:
         ValueError: a file cannot be read, or no token starts or ends a text.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, prefix=""):
+        self.path, self.prefix = Path(path), prefix
         self.library = open_tokenizer(self.path)
         self.special = self.library.num_special_tokens_to_add(is_pair=False)
         folder = self.path.parent
@@ -102,6 +99,8 @@ class TextTokenizer:
         Raises:
             ValueError: a token has no row in the word table.
         """
+        if self.prefix:  # stripped as by sentence-transformers
+            texts = [(self.prefix + text).strip() for text in texts]
         if self.lower_case:
             texts = [text.lower() for text in texts]
         if len(texts) == 1:  # spares a single query the thread pool
@@ -119,13 +118,15 @@ class TextTokenizer:
         return rows
 
     def content(self):
-        """Bytes that identify the tokeniser: others make other tokens."""
+        """Bytes that identify tokeniser and prefix: others make other tokens."""
         several = self.path.name == BPE_FILES[0]
         content = self.library.to_str().encode() if several else self.path.read_bytes()
         if self.lower_case:
             content += b"lower case"
         if self.side != self.own_side:
             content += self.side.encode()
+        if self.prefix:
+            content += b"prefix " + self.prefix.encode()
         return content
 
 
@@ -178,26 +179,6 @@ def _byte_level_bpe(path):
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=prefix
     )
     return tokenizer
-
-
-def sentence_config(folder):
-    """The settings of sentence-transformers; an empty dict if there are none."""
-    for name in SENTENCE_CONFIGS:
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return {}
-
-
-def max_length(folder, max_positions):
-    """Longest text that a checkpoint is meant for, in tokens, special ones included."""
-    settings = sentence_config(folder), read_optional(folder / TOKENIZER_CONFIG)
-    for raw, key in zip(settings, ("max_seq_length", "model_max_length"), strict=True):
-        stated = raw.get(key)
-        if stated:
-            if type(stated) not in (int, float) or stated < 1:
-                raise ValueError(f"{key} {stated!r} in {folder} is no number of tokens")
-            return int(min(stated, max_positions))
-    return max_positions
 
 
 def check_text(number, text):
@@ -331,7 +312,9 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     Args:
         index: the Index. Its folder may carry the tower, else its `encoder` names it (a
             hub id or a folder, which may be relative to that of the index). `encoder`
-            also has the query length, and `query_head` holds the head.
+            also has the query length and, where they are not '' and those of the
+            tower's files, 'query_prefix', 'pooling' and 'normalise'; `query_head` holds
+            the head.
         tower: hub id or folder to use instead.
         cache_dir: where hub towers are kept; default `EHI_CACHE`, else ~/.cache/ehi.
 
@@ -348,8 +331,11 @@ def load_text_encoder(index, *, tower=None, cache_dir=None):
     check_installed("a search by text", "tokenizers", "safetensors")
     folder = find_tower(index, tower, cache_dir)
     identity = index.encoder
-    network = read_tower(folder)
-    tokenizer = TextTokenizer(find_tokenizer(folder))
+    network = read_tower(
+        folder, pooling=identity.get("pooling"), normalise=identity.get("normalise")
+    )
+    prefix = check_prefix("the index's query_prefix", identity.get("query_prefix", ""))
+    tokenizer = TextTokenizer(find_tokenizer(folder), prefix)
     length = check_length(identity["query_length"], tokenizer, network)
     head = check_head(index.query_head, network.width, index.width)
     return TextEncoder(tokenizer, network, head, length)

@@ -17,6 +17,7 @@ import numpy as np
 from ehi.index.check import check_count
 from ehi.index.search.blas import one_blas_thread
 from ehi.index.text.checkpoint import open_tensors, read_checkpoint
+from ehi.index.text.settings import Dense, overridden, read_dense
 
 CHUNK_TOKENS = 512  # computed at a time, so that the hidden layer stays in cache
 PROJECTION_EPS = 1e-5  # PyTorch's default, whatever the tower's layers have
@@ -91,9 +92,10 @@ class Tower:
         layers: first to last.
         num_heads: A.
         norm_eps: added to the variance in layer norms.
-        pooling: 'mean' over the tokens, or 'cls', the first token.
+        pooling: 'mean' or 'max' over the tokens, 'cls', the first, or 'last'.
         normalise: scale the pooled vector to length one.
         projection: applied to the pooled vector before that, or None.
+        dense: layers after the projection, first to last.
 
     Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
     """
@@ -107,10 +109,11 @@ class Tower:
     pooling: str
     normalise: bool
     projection: Projection | None = None
+    dense: tuple[Dense, ...] = ()
 
     @property
     def width(self):
-        return self.words.shape[1]
+        return len(self.dense[-1].bias) if self.dense else self.words.shape[1]
 
     def __call__(self, token_rows, *, threads=1):
         """Encode N texts.
@@ -161,7 +164,7 @@ class Tower:
             lengths: (m,) tokens of each text, ascending.
 
         Returns:
-            float32 array (m, T), not normalised.
+            float32 array (m, T'), not normalised; T' is `width`.
         """
         if ids.min() < 0 or ids.max() >= len(self.words):
             raise ValueError(
@@ -194,7 +197,10 @@ class Tower:
             x += update
             self.normalise_columns(x, layer.mlp_norm, scratch)
         pooled = self.pool(x, runs)
-        return self.projection(pooled) if self.projection else pooled
+        pooled = self.projection(pooled) if self.projection else pooled
+        for layer in self.dense:
+            pooled = layer(pooled)
+        return pooled
 
     def normalise_columns(self, x, norm, scratch):
         """Layer norm of every column of x (T, n), in place."""
@@ -213,13 +219,18 @@ class Tower:
         pooled = []
         for start, stop, length in runs:
             texts = x[:, start:stop].reshape(len(x), -1, length)
-            one = texts[:, :, 0] if self.pooling == "cls" else texts.mean(axis=2)
+            if self.pooling in ("cls", "last"):
+                one = texts[:, :, 0 if self.pooling == "cls" else -1]
+            else:
+                one = texts.max(axis=2) if self.pooling == "max" else texts.mean(axis=2)
             pooled.append(one.T)
         return np.concatenate(pooled)
 
 
-def read_tower(folder):
+def read_tower(folder, *, pooling=None, normalise=None):
     """The tower of a checkpoint folder, weights as float32.
+
+    `pooling` and `normalise` replace those of its files, unless they are None.
 
     >>> from pathlib import Path
     >>> read_tower(Path("tests/fixtures/bert_tiny"))([[2, 4, 5, 3]]).shape
@@ -231,10 +242,12 @@ def read_tower(folder):
             that cannot be read; tensors missing, unknown or of another shape or type.
     """
     checkpoint = read_checkpoint(folder)
+    config = overridden(checkpoint.config, pooling, normalise)
     with open_tensors(checkpoint) as tensors:
-        arrays = _tower_arrays(tensors, checkpoint.config)
+        arrays = _tower_arrays(tensors, config)
     names = ("num_heads", "norm_eps", "pooling", "normalise")
-    return Tower(**arrays, **{name: checkpoint.config[name] for name in names})
+    settings = {name: config[name] for name in names}
+    return Tower(**arrays, **settings, dense=read_dense(folder, config))
 
 
 def _tower_arrays(tensors, config):
