@@ -113,6 +113,8 @@ def test_commands_are_understood(name, command, monkeypatch):
     words = shlex.split(command)
     if words[:2] == ["python", "-m"] and words[2].startswith(("experiments.", "ehi.")):
         module = importlib.import_module(words[2])
+        if hasattr(module, "__path__"):  # of a package, this file runs
+            module = importlib.import_module(f"{words[2]}.__main__")
         check_arguments(module, words[3:], monkeypatch)
     elif words[:3] == ["python", "-m", "pip"]:
         check_extras(words)
