@@ -18,7 +18,6 @@ given.
 import argparse
 import functools
 import importlib
-import json
 import logging
 import shutil
 import sys
@@ -43,6 +42,7 @@ from experiments.paper.definitions import TABLES, cells
 from experiments.paper.results import collect
 from experiments.run import ageing
 from experiments.run.experiment import open_experiment, run_cells
+from experiments.run.workdir import described
 from experiments.systems import SYSTEMS, Budget, get_system
 
 # The records of a checkout; an installed package has none.
@@ -312,7 +312,7 @@ def _dense_key(config) -> str:
     """
     names = ("dataset", "split", "dev_fraction", "seed", "recipe")
     names += ("tower", "pseudo", "head", "dense")
-    everything = json.loads(config.to_json())
+    everything = described(config)
     return config_hash({name: everything[name] for name in names}, without=())
 
 

@@ -34,6 +34,7 @@ from ehi.index.text.checkpoint import (
 from ehi.index.text.encoder import KNOWN_SHA256, find_tokenizer, local_folder
 from ehi.index.text.settings import (
     CONFIG,
+    PROMPTS,
     WEIGHTS,
     check_prefix,
     max_length,
@@ -230,6 +231,12 @@ def missing_prefixes(pretrained: Pretrained) -> tuple[str, str] | None:
     names = f"{pretrained.name} {heading} {origin}".lower()
     found = (p for name, p in WANTED_PREFIXES.items() if re.search(name, names))
     return next(found, None)
+
+
+def compares_by_dot(pretrained: Pretrained) -> bool:
+    """Whether a model's outputs are not normalised, and no file says 'cosine'."""
+    similarity = read_optional(pretrained.folder / PROMPTS).get("similarity_fn_name")
+    return not pretrained.config["normalise"] and similarity != "cosine"
 
 
 def check_length(pretrained: Pretrained, field: str, length: int) -> None:

@@ -40,8 +40,8 @@ def trained_names(
     def is_trained(name: str) -> bool:
         parts = name.split("/")
         if parts[0].endswith("tower") and last_n:
-            # The projection of a STAR tower follows its last layer.
-            in_last = parts[1] == "projection" or (
+            # Projection and Dense layers of a tower follow its last layer.
+            in_last = parts[1] in ("projection", "dense") or (
                 parts[1] == "layers" and int(parts[2]) >= first
             )
             return bool(rates.get(parts[0])) and in_last

@@ -96,7 +96,7 @@ def questions_of(dataset: str, words: int, num: int) -> list[str]:
 def make_index(args, pretrained):
     """Return an index of random vectors in a random tree, which names the tower."""
     rng = np.random.default_rng(0)
-    width = pretrained.config["width"]
+    width = pretrained.width
 
     def unit(*shape):
         x = rng.standard_normal(shape, np.float32)

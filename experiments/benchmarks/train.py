@@ -179,7 +179,7 @@ class Step:
 
 def make_step(args, pretrained, whole: bool, mesh):
     """Return the jitted step and its first state."""
-    width = pretrained.config["width"]
+    width = pretrained.width
     parts = {}
     if whole:
         tree = {
@@ -246,7 +246,7 @@ def batch_maker(args, pretrained):
 def make_tables(pretrained, mesh) -> dict:
     """Return random unit vectors for every table that a loss reads."""
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(ROWS, pretrained.config["width"])).astype(np.float32)
+    table = rng.normal(size=(ROWS, pretrained.width)).astype(np.float32)
     table = replicate(mesh, table / np.linalg.norm(table, axis=1, keepdims=True))
     names = ("teacher_queries", "teacher_documents")
     return dict.fromkeys((*names, "features_queries", "features_documents"), table)

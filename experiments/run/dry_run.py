@@ -95,6 +95,12 @@ def tower_shape(config) -> dict:
     return dict(TOWERS[name]) if name in TOWERS else dict(resolve(name).config)
 
 
+def output_width(shape: dict) -> int:
+    """Return the width of what a tower of these arguments gives out."""
+    layers = shape.get("dense", ())
+    return layers[-1]["width"] if layers else shape["width"]
+
+
 def abstract_model(config, system, compression: int | None, sizes: Sizes, shape: dict):
     """Return the module that `build_model` makes, with shapes instead of numbers."""
 
@@ -104,7 +110,7 @@ def abstract_model(config, system, compression: int | None, sizes: Sizes, shape:
 
     def build():
         return build_model(
-            config, system, compression, tower=tower, tower_width=shape["width"],
+            config, system, compression, tower=tower, tower_width=output_width(shape),
             num_documents=sizes.documents, code_width=shape.get("code_width", 0),
         )  # fmt: skip
 

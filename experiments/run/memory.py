@@ -34,6 +34,7 @@ from experiments.run.dry_run import (
     abstract_model,
     abstract_tables,
     data_sizes,
+    output_width,
     runs_of,
     tower_shape,
 )
@@ -83,7 +84,7 @@ def plan_memory(config) -> Plan:
     config = fit_to_corpus(config, sizes.documents)
     documents, synthetic = sizes.documents, config.pseudo.synthetic
     pseudo = documents * config.pseudo.per_document
-    stages = {"index": _index(documents, config.head.width or shape["width"])}
+    stages = {"index": _index(documents, config.head.width or output_width(shape))}
     disk, starts = _disk(config, sizes, shape), {}
     for name, compression in runs_of(config):
         resolved, system = config_of(config, name), get_system(name)
@@ -157,7 +158,7 @@ def _disk(config, sizes, shape) -> dict[str, int]:
     """Return the bytes of the files of a run: most are kept for the next one."""
     item, documents = 2 if config.half_on_disk else 4, sizes.documents
     texts = sizes.train_queries + documents * config.pseudo.per_document
-    width, tower = config.head.width or shape["width"], shape["width"]
+    width, tower = config.head.width or output_width(shape), output_width(shape)
     encoders, towers, codes, index, mining = 0, 1, 0, 0, 0
     for name, compression in runs_of(config):
         resolved, system = config_of(config, name), get_system(name)

@@ -22,6 +22,7 @@ from ehi.index.columns import Metadata
 from ehi.model.params import has_tower
 from ehi.model.pretrained import (
     Pretrained,
+    compares_by_dot,
     load_tower,
     missing_prefixes,
     resolve,
@@ -202,12 +203,13 @@ def resolve_tower(config) -> Pretrained:
                 "--config.tower.query_prefix=%r --config.tower.document_prefix=%r, or "
                 "one of them to '' to have none", pretrained.name, *wanted,
             )  # fmt: skip
-    if not pretrained.config["normalise"] and not pretrained.config.get("projection"):
+    if compares_by_dot(pretrained):
         LOG.warning(
-            "%s does not normalise its outputs, so it was trained for dot products; "
-            "here embeddings have length one, so texts are compared by cosine (to keep "
-            "dot products, encode the texts yourself and use configs/vectors.py with "
-            "--config.vectors.metric=ip)", pretrained.name,
+            "the outputs of %s have no unit length, so it may be meant for dot "
+            "products; here embeddings have length one: the cosine is trained and "
+            "searched (to keep dot products, encode the texts yourself and use "
+            "experiments/configs/vectors.py with --config.vectors.metric=ip)",
+            pretrained.name,
         )  # fmt: skip
     return pretrained
 

@@ -65,6 +65,32 @@ def jax_outputs(folder, rows, **settings):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
+def test_embeddings_are_those_of_sentence_transformers(pooling):
+    folder = FIXTURES / "e5_tiny"
+    prefixes = dict(zip(("query", "document"), read_prefixes(folder), strict=True))
+    with np.load(folder / "reference.npz") as reference:
+        texts = reference["texts"].tolist()
+        for side, prefix in prefixes.items():
+            expected = reference[f"{pooling}_{side}"]
+            tokens = tokenise(
+                texts, tokenizer_file=folder / "tokenizer.json", max_length=24,
+                cache_dir=None, name=side, prefix=prefix,
+            )  # fmt: skip
+            ids, mask = tokens.pad(np.arange(len(texts)), 24)
+            rows = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+            found = read_tower(folder, pooling=pooling)(rows)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            found = jax_outputs(folder, rows, pooling=pooling)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        index = make_index(
+            folder, query_length=24, width=24, pooling=pooling,
+            query_prefix=prefixes["query"],
+        )  # fmt: skip
+        found = load_text_encoder(index)(texts)
+        np.testing.assert_allclose(found, reference[f"{pooling}_query"], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_poolings_and_dense_layers_are_those_of_jax(folder, pooling):
     add_dense(folder)
     settings = {"pooling": pooling, "normalise": pooling == "last"}
@@ -144,6 +170,10 @@ def test_prompts_become_prefixes(folder):
     assert read_prefixes(folder) == ("query: ", "passage: ")
     write_json(path, {"prompts": {"all": "text: "}, "default_prompt_name": "all"})
     assert read_prefixes(folder) == ("text: ", "text: ")
+    write_json(path, {"prompts": {"query": "q: "}, "default_prompt_name": "query"})
+    assert read_prefixes(folder) == ("q: ", "")
+    write_json(path, {"prompts": PROMPTS | {"document": ""}})
+    assert read_prefixes(folder) == ("query: ", "")
     write_json(path, {"prompts": {"query": 3}})
     with pytest.raises(ValueError, match="prompt 'query' .* is 3; it must be a text"):
         read_prefixes(folder)
@@ -186,6 +216,19 @@ def test_an_index_states_prefix_pooling_and_norm(folder):
     ):
         with pytest.raises(ValueError, match=message):
             load_text_encoder(make_index(folder, **bad))
+
+
+def test_towers_of_dot_products_are_known(folder):
+    pytest.importorskip("jax")
+    from ehi.model.pretrained import compares_by_dot, resolve
+
+    assert not compares_by_dot(resolve(folder))
+    assert compares_by_dot(resolve(folder, normalise=False))
+    assert compares_by_dot(resolve(FIXTURES / "star_tiny"))
+    write_json(
+        folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"}
+    )
+    assert not compares_by_dot(resolve(folder, normalise=False))
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,10 @@ def open_safetensors(path):
 def read_prefixes(folder):
     """What a checkpoint puts before a query and before a document: two str.
 
-    They are its prompts, as `encode_query` and `encode_document` of
-    sentence-transformers choose them; '' where there is none.
+    They are the prompts that `encode_query` and `encode_document` of
+    sentence-transformers use. A side without one has the default prompt, if that is of
+    no side, else ''. (`encode_document` 6.2 overlooks a prompt 'passage' where there is
+    no 'document', and neither falls back on the default one.)
 
     Raises:
         ValueError: a prompt is no text, or the default one is not among them.
@@ -86,9 +88,11 @@ def read_prefixes(folder):
         raise ValueError(
             f"default_prompt_name {default!r} in {path} is not one of {list(prompts)}"
         )
+    if any(default in names for names in PROMPT_NAMES.values()):
+        default = None
     found = []
     for names in PROMPT_NAMES.values():
-        name = next((name for name in names if prompts.get(name)), default)
+        name = next((name for name in names if prompts.get(name) is not None), default)
         found.append(check_prefix(f"prompt {name!r} in {path}", prompts.get(name, "")))
     return tuple(found)
 
