@@ -416,7 +416,8 @@ class _Growing:
                 f"metadata {self.name!r} of document {row} is {value!r}, a {kind}; "
                 f"it is a {self.kind} in other documents"
             )
-        self._fill(row)
+        if len(self.values) < row:
+            self._fill(row)
         if kind == TEXT:
             value = self.texts.setdefault(value, len(self.texts))
         whole = self.values.typecode == "q"
