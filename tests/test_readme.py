@@ -174,13 +174,22 @@ def check_extras(words):
         assert set(names.split(",")) <= set(extras)
 
 
-@pytest.mark.parametrize("name", ["README.md", "ehi/index/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "ehi/index/README.md", "experiments/README.md"]
+)
 def test_code_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = code_blocks(name)
     assert blocks
     for block in blocks:
         exec(compile(block, name, "exec"), {})
+    if name == "experiments/README.md":
+        # Each of the three queries is next to a document, and finds that.
+        (block,), printed = blocks, capsys.readouterr().out
+        assert len(block.splitlines()) <= 10
+        found = re.findall(r"\[+ *(\d+(?: +\d+){4})\]", printed)
+        assert all(str(n) in ids.split() for n, ids in enumerate(found)), printed
+        assert len(found) == 3
     if name == "README.md":
         # Each of the three queries is a document, and finds itself first.
         assert len(blocks[0].splitlines()) <= 10

@@ -25,8 +25,8 @@ from experiments.systems import Budget, get_system
 
 # Fields that `dense` does not depend on, besides the sections of other phases.
 NOT_OF_DENSE = (
-    "tree", "leaves", "systems", "budgets", "variant", "library_parent", "sizes",
-    "ignore_identical_ids", *(name for name in RECIPES if name != "dense"),
+    "tree", "leaves", "index", "systems", "budgets", "variant", "library_parent",
+    "sizes", "ignore_identical_ids", *(name for name in RECIPES if name != "dense"),
 )  # fmt: skip
 
 
