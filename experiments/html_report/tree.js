@@ -44,7 +44,7 @@ function tiles(tree, visits, most) {
     type: "treemap", branchvalues: "total", ids, parents: ids.map((id) => parents.get(id)),
     values: ids.map((id) => sum.get(id)),
     labels: ids.map((id) => id === root ? "all documents" : isLeaf(id) ? leafName(tree, leafAt.get(id)) : `node ${id}`),
-    text: ids.map((id) => isLeaf(id) ? plain(tree.words[leafAt.get(id)].slice(0, 3).join(", ")) : ""),
+    text: ids.map((id) => isLeaf(id) ? tree.words[leafAt.get(id)].slice(0, 2).map(plain).join("<br>") : ""),
     hovertext: ids.map((id) => isLeaf(id) ? [`<b>${leafName(tree, leafAt.get(id))}</b>`,
       many(tree.sizes[leafAt.get(id)], "document"), `visited by ${many(visits[leafAt.get(id)], "query", "queries")}`,
       plain(tree.words[leafAt.get(id)].join(", "))].join("<br>") : many(sum.get(id), "document")),
@@ -107,7 +107,9 @@ function showTree() {
     byId("scale-low").textContent = "0 queries";
     byId("scale-high").textContent = many(most, "query", "queries");
     Plotly.react("tree-figure", [tiles(tree, visits, most)], 
-      layout({ margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 9, mode: "hide" } }),
+      layout({ margin: { l: 0, r: 0, t: 0, b: 0 },
+        // On a telephone, texts that would be too small are left out.
+        uniformtext: window.innerWidth < 640 ? { minsize: 9, mode: "hide" } : undefined }),
       { ...CONFIG, displayModeBar: false });
     const figure = byId("tree-figure");
     figure.removeAllListeners("plotly_treemapclick");
