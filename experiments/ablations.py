@@ -1,5 +1,6 @@
 """Variants of systems, such as ablations: named overrides of a config."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -212,7 +213,9 @@ def get_variant(name: str) -> Variant:
 
 def apply_variant(config, name: str):
     """Return the config with a variant's overrides and systems."""
-    variant, config = get_variant(name), config.copy_and_resolve_references()
+    # Not `copy_and_resolve_references`: a field that is None would lose its type, and
+    # no flag could set it.
+    variant, config = get_variant(name), copy.deepcopy(config)
     if name:
         config.variant, config.systems = name, variant.systems
         config.update_from_flattened_dict(dict(variant.overrides))

@@ -150,3 +150,11 @@ def test_every_ablation_dry_runs(name):
 def test_unknown_arguments_name_the_known_ones(file, allowed):
     with pytest.raises(ValueError, match=f"unknown argument 'x' .*{allowed}"):
         file.get_config("x")
+
+
+@pytest.mark.parametrize("variant", ["", "finetune"])
+def test_fields_that_are_none_keep_their_types_for_flags(variant):
+    config = own.get_config(variant)
+    assert config.get_type("ignore_identical_ids") is bool
+    assert config.tower.get_type("query_prefix") is str
+    assert config.tower.get_type("normalise") is bool
