@@ -20,6 +20,7 @@ from ehi.files import new_folder
 from ehi.index.text.checkpoint import (
     BPE_FILES,
     REQUIRED_FILES,
+    SHARDS,
 )
 from ehi.index.text.encoder import hub_cache_folder, model_folder
 from ehi.index.text.settings import (
@@ -30,6 +31,8 @@ from ehi.index.text.settings import (
 )
 
 OPTIONAL_FILES = (
+    SHARDS,
+    "model-*.safetensors",
     *BPE_FILES,
     MODULES,
     *SENTENCE_CONFIGS,

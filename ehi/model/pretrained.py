@@ -16,19 +16,22 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ehi.files import new_folder
-from ehi.index.text.checkpoint import (
+from ehi.index.text.architectures import (
     ARCHITECTURES,
-    Checkpoint,
-    check_files,
     module_names,
     module_parts,
+    tensor_shapes,
+)
+from ehi.index.text.checkpoint import (
+    SHARDS,
+    Checkpoint,
+    check_files,
     open_tensors,
-    plain_name,
     read_checkpoint,
+    weight_files,
     weights_sha256,
 )
 from ehi.index.text.encoder import KNOWN_SHA256, find_tokenizer, local_folder
@@ -49,7 +52,7 @@ from ehi.model.tower import Tower
 # Beside float16 weights: their own sha256 and that of the weights they are a copy of.
 FLOAT16_RECORD = "float16.json"
 # Files of a checkpoint that do not hold for a copy with other weights.
-NOT_COPIED = ("*.safetensors", "pytorch_model.bin", FLOAT16_RECORD, ".*")
+NOT_COPIED = ("*.safetensors", SHARDS, "pytorch_model.bin", FLOAT16_RECORD, ".*")
 POSITIONS = "embeddings.position_embeddings.weight"
 
 
@@ -61,7 +64,7 @@ class Pretrained:
         name: hub id, or base name of the folder; never a path of the machine.
         folder: where the files lie.
         sha256: of the weights.
-        model_type: 'bert', 'distilbert', 'roberta' or 'xlm-roberta'.
+        model_type: key of `ARCHITECTURES`.
         config: keyword arguments of `Tower`, but for dtype and rngs.
         tokenizer_file: path of `tokenizer.json`, or of `vocab.json` where there is only
             that and `merges.txt`.
@@ -300,18 +303,16 @@ def checkpoint_tensors(
         checkpoint name -> float32 array.
     """
     config, architecture = pretrained.config, ARCHITECTURES[pretrained.model_type]
-    projection = config.get("projection", False)
-    modules = module_names(
-        pretrained.model_type, config["num_layers"], projection=projection
-    )
     tensors = {}
-    for path, names in modules.items():
+    for path, names in module_names(pretrained.model_type, config).items():
         # Without the prefix `transformers` would take all for parts of the projection.
-        inner = projection and path[0] != "projection"
+        inner = config.get("projection") and path[0] != "projection"
         prefix = architecture.prefix if inner else ""
-        for part in module_parts(path):
+        shapes = tensor_shapes(path, config, len(names), architecture.first_position)
+        ends = np.cumsum([shape[0] for shape in shapes])[:-1]
+        for part in module_parts(path, config):
             value = np.asarray(_parameter(params, path, part), np.float32)
-            for name, array in zip(names, np.split(value, len(names)), strict=True):
+            for name, array in zip(names, np.split(value, ends), strict=True):
                 tensors[f"{prefix}{name}.{part}"] = np.ascontiguousarray(array)
     if architecture.first_position:
         name = next(name for name in tensors if name.endswith(POSITIONS))
@@ -332,11 +333,11 @@ def _parameter(params, path, part):
 
 def _first_positions(pretrained: Pretrained) -> np.ndarray:
     """Rows of a RoBERTa's position table that its tower does without (2, T)."""
-    first = ARCHITECTURES[pretrained.model_type].first_position
-    with safe_open(pretrained.folder / WEIGHTS, "np") as file:
-        stored = {plain_name(name, pretrained.model_type): name for name in file.keys()}  # noqa: SIM118
-        rows = file.get_slice(stored[POSITIONS])[:first]
-    return rows.astype(np.float32)
+    checkpoint = Checkpoint(pretrained.folder, pretrained.model_type, pretrained.config)
+    with open_tensors(checkpoint) as tensors:
+        names, first = tensors.modules["positions",], tensors.first_position
+        (shape,) = tensor_shapes(("positions",), pretrained.config, 1, first)
+        return tensors.read(f"{names[0]}.weight", shape)[:first]
 
 
 def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
@@ -361,7 +362,8 @@ def save_float16(pretrained: Pretrained, folder: str | Path) -> None:
             name: value.astype(np.float16)
             if jnp.issubdtype(value.dtype, jnp.floating)
             else value
-            for name, value in load_file(pretrained.folder / WEIGHTS).items()
+            for path in weight_files(pretrained.folder)
+            for name, value in load_file(path).items()
         }
         save_file(tensors, fresh / WEIGHTS)
         for layer in pretrained.config.get("dense", ()):

@@ -1,4 +1,4 @@
-"""The tower: a transformer of the BERT family, from token ids to one vector per text.
+"""The tower: a transformer, from token ids to one vector per text.
 
 Shapes beyond the alphabet of `ehi/__init__.py`: A attention heads, H width of the MLP,
 G texts that share a row.
@@ -11,12 +11,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ehi.index.text.architectures import (
+    Options,
+    hidden_keys,
+    relative_buckets,
+    rotary_frequencies,
+)
 from ehi.index.text.settings import ACTIVATIONS, POOLINGS
-from ehi.model.tower_ops import attention, gelu, linear_product, normed, recomputed
+from ehi.model.layer import TransformerLayer, norm_of, recomputed_layer
+from ehi.model.tower_ops import linear_product, normed
 
 
 class Tower(nnx.Module):
-    """Tower of the BERT family; its members differ in the arguments only.
+    """Tower of a known architecture; they differ in the arguments only.
 
     Args:
         vocab_size: V, rows of the word table.
@@ -25,6 +32,7 @@ class Tower(nnx.Module):
         num_heads: attention heads of a layer.
         mlp_width: hidden width of a layer's MLP.
         max_positions: longest text, in tokens.
+        options: how layers compute; see `Options`.
         type_vocab_size: rows of the token-type table; 0 = none (DistilBERT). Every
             token has type 0.
         norm_eps: added to the variance in layer norms.
@@ -56,6 +64,7 @@ class Tower(nnx.Module):
         mlp_width: int,
         max_positions: int,
         type_vocab_size: int,
+        options: Options = Options(),  # noqa: B008 (frozen)
         norm_eps: float = 1e-12,
         pooling: str = "mean",
         normalise: bool = True,
@@ -65,7 +74,7 @@ class Tower(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if width % num_heads:
+        if not options.head_width and width % num_heads:
             raise ValueError(
                 f"width {width} is not a multiple of num_heads {num_heads}"
             )
@@ -81,21 +90,35 @@ class Tower(nnx.Module):
         def table(size: int):
             return nnx.Embed(size, width, dtype=dtype, rngs=rngs)
 
+        def norm(wanted: bool):
+            new = norm_of(options, width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+            return new if wanted else None
+
+        self.options = options
+        self.head_width = options.head_width or width // num_heads
         self.words = table(vocab_size)
-        self.positions = table(max_positions)
+        self.positions = None if options.rotary else table(max_positions)
         self.types = table(type_vocab_size) if type_vocab_size else None
-        self.norm = nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.norm = norm(options.embedding_norm)
+        self.relative = (
+            nnx.Embed(options.buckets, num_heads, rngs=rngs)
+            if options.buckets
+            else None
+        )
         self.layers = nnx.List(
             TransformerLayer(
                 width,
                 num_heads=num_heads,
                 mlp_width=mlp_width,
                 norm_eps=norm_eps,
+                options=options,
+                first_norm=options.first_norm or number > 0,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for _ in range(num_layers)
+            for number in range(num_layers)
         )
+        self.final_norm = norm(options.pre_norm)
         self.projection = (
             Projection(width, dtype=dtype, rngs=rngs) if projection else None
         )
@@ -143,11 +166,15 @@ class Tower(nnx.Module):
         else:
             positions, seen = jnp.arange(mask.shape[1]), mask[:, None, :]  # (N, 1, L)
         x = self.embed(token_ids, positions)  # (N, L, T)
-        # The lowest finite number, because -inf makes NaN of a row of padding.
-        lowest = jnp.finfo(jnp.float32).min
-        bias = jnp.where(seen, 0.0, lowest)[:, None]  # (N, 1, 1 or L, L)
-        for layer in self.layers:
-            x = recomputed_layer(layer, x, bias) if self.remat else layer(x, bias)
+        contexts = self.contexts(mask.shape, positions, seen)
+        for number, layer in enumerate(self.layers):
+            context = contexts[number in self.options.local]
+            if self.remat:
+                x = recomputed_layer(layer, x, *context)
+            else:
+                x = layer(x, *context)
+        if self.final_norm is not None:
+            x = normed(self.final_norm, x)
         # (N, G, T) or (N, T)
         pooled = self.pool_texts(x, mask, positions) if shared else self.pool(x, mask)
         if self.projection is not None:
@@ -157,13 +184,54 @@ class Tower(nnx.Module):
         return unit_rows(pooled) if self.normalise else pooled
 
     def embed(self, token_ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """Sum of word, position and type vectors, normed: (N, L) -> (N, L, T)."""
-        x = self.words(token_ids) + self.positions(positions)
+        """Normed sum of word, position and type vectors: (N, L) -> (N, L, T)."""
+        x = self.words(token_ids)
+        if self.positions is not None:
+            x = x + self.positions(positions)
         if self.types is not None:
             # nnx.Embed with one row, as RoBERTa has, refuses a scalar.
             shape = (1,) if self.types.num_embeddings == 1 else ()
             x = x + self.types(jnp.zeros(shape, jnp.int32))
-        return normed(self.norm, x)
+        return x if self.norm is None else normed(self.norm, x)
+
+    def contexts(self, shape, positions, seen):
+        """What layers need beside token vectors: of global layers, and of local ones.
+
+        Args:
+            shape: (N, L).
+            positions: of tokens in their texts, (L,) or (N, L).
+            seen: which keys a query sees, bool (N, 1 or L, L).
+
+        Returns:
+            twice (bias, angles, relative), as `TransformerLayer` takes them.
+        """
+        options, columns = self.options, jnp.arange(shape[1])
+        relative = None
+        if self.relative is not None:
+            # Tokens of a text stand side by side: columns give their distances.
+            rows = relative_buckets(shape[1], options.buckets)
+            relative = jnp.transpose(self.relative(rows), (2, 0, 1))  # (A, L, L)
+        ahead = columns - columns[:, None]  # of keys
+
+        def context(base, local):
+            known = seen
+            if options.causal or local:
+                known = seen & ~hidden_keys(ahead, options, local)
+            # The lowest finite number, because -inf makes NaN of a row of padding.
+            lowest = jnp.finfo(jnp.float32).min
+            bias = jnp.where(known, 0.0, lowest)[:, None]  # (N, 1, 1 or L, L)
+            return bias, self.angles(shape, positions, base), relative
+
+        every = context(options.rotary, False)
+        return every, context(options.local_rotary, True) if options.local else every
+
+    def angles(self, shape, positions, base):
+        """Cosines and sines of rotary positions, (N L, 1, F / 2) each; or None."""
+        if not base:
+            return None
+        places = jnp.broadcast_to(positions, shape).reshape(-1, 1, 1)
+        angles = places * rotary_frequencies(base, self.head_width)
+        return jnp.cos(angles), jnp.sin(angles)
 
     def pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Pool token vectors x (N, L, T) to float32 (N, T)."""
@@ -204,83 +272,6 @@ class Tower(nnx.Module):
 def _zero_if_absent(x: jax.Array) -> jax.Array:
     """Maxima in float32; zero where there was no token."""
     return jnp.where(jnp.isneginf(x), 0, x).astype(jnp.float32)
-
-
-class TransformerLayer(nnx.Module):
-    """Post-norm transformer layer: self-attention, then a gelu MLP.
-
-    Args:
-        width: T, a multiple of `num_heads`.
-        num_heads: A.
-        mlp_width: hidden width of the MLP.
-        norm_eps: added to the variance in both layer norms.
-        dtype: of the matrix products; parameters and softmax stay float32.
-        rngs: source of the random start.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.1-3.3.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_heads: int,
-        mlp_width: int,
-        norm_eps: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.num_heads = num_heads
-        self.dtype = dtype
-
-        def linear(num_in: int, num_out: int):
-            return nnx.Linear(
-                num_in, num_out, dtype=dtype, dot_general=linear_product, rngs=rngs
-            )
-
-        def norm():
-            return nnx.LayerNorm(width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
-
-        # One product for queries, keys and values: fewer and larger products.
-        self.qkv = linear(width, 3 * width)
-        self.out = linear(width, width)
-        self.attention_norm = norm()
-        self.mlp_in = linear(width, mlp_width)
-        self.mlp_out = linear(mlp_width, width)
-        self.mlp_norm = norm()
-
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """Transform token vectors x (N, L, T); logits get `bias` (N, 1, 1 or L, L)."""
-        # Every array has one row per token: XLA:CPU computes an array twice if it is
-        # used in two shapes.
-        rows = x.reshape(-1, x.shape[-1])  # (N L, T)
-        mixed = attention(self.qkv(rows), bias, self.num_heads)
-        rows = normed(self.attention_norm, rows + self.out(mixed))
-        rows = normed(self.mlp_norm, rows + self.shrink(self.mlp_in(rows)))
-        return rows.reshape(x.shape)
-
-    def shrink(self, hidden: jax.Array) -> jax.Array:
-        """Second half of the MLP, (N L, H) -> (N L, T); keeps only `hidden`."""
-        graphdef, params = nnx.split(self.mlp_out)
-
-        def call(hidden, params):
-            return nnx.merge(graphdef, params)(gelu(hidden))
-
-        return recomputed(call, hidden, params)
-
-
-def recomputed_layer(layer: nnx.Module, x: jax.Array, bias: jax.Array) -> jax.Array:
-    """layer(x, bias) that keeps only x for the backward pass, which runs it again.
-
-    It takes a third more time. The memory of a layer no longer grows with the width of
-    the MLP and the square of the length.
-    """
-    graphdef, params = nnx.split(layer)
-
-    def call(x, params, bias):
-        return nnx.merge(graphdef, params)(x, bias)
-
-    return recomputed(call, x, params, bias)
 
 
 class Projection(nnx.Module):

@@ -17,11 +17,16 @@ from flax import nnx
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
+def attention(
+    qkv: jax.Array,
+    bias: jax.Array,
+    num_heads: int,
+    relative: jax.Array | None = None,
+) -> jax.Array:
     r"""Multi-head attention that keeps no L x L weights for the backward pass.
 
     .. math::
-        P = \mathrm{softmax}(Q K^\top / \sqrt F + B), \quad O = P V
+        P = \mathrm{softmax}(Q K^\top / \sqrt F + B + R), \quad O = P V
 
         dV = P^\top dO, \quad dP = dO\, V^\top, \quad
         dS = P \circ (dP - \mathrm{rowsum}(P \circ dP)), \quad
@@ -31,6 +36,8 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
         qkv: rows (N L, 3 A F) of queries, keys and values, float32 or bfloat16.
         bias: float32 (N, 1, 1 or L, L); a constant, it gets no gradient.
         num_heads: A.
+        relative: R, float32 (A, L, L) of queries and keys, added to the logits of all
+            rows; its gradient is the sum of dS over them. None for zero.
 
     Returns:
         rows (N L, A F) of the type of `qkv`.
@@ -38,26 +45,26 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int) -> jax.Array:
     Source: Vaswani et al. 2017, arXiv:1706.03762; the backward pass computes P again as
     in Dao et al. 2022, arXiv:2205.14135.
     """
-    return _attention_forward(qkv, bias, num_heads)[0]
+    return _attention_forward(qkv, bias, num_heads, relative)[0]
 
 
-def _attention_forward(qkv, bias, num_heads):
+def _attention_forward(qkv, bias, num_heads, relative=None):
     by_token = _by_token(qkv, bias, num_heads)
     # Heads before tokens in memory: the batched products then run on plain matrices,
     # twice as fast on a CPU as on strided ones.
     query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
-    weights, total = _weights(query, key, bias)
+    weights, total = _weights(query, key, bias, relative)
     # Dividing after the product divides F numbers for each token instead of L.
     mixed = _product("naqk,nakf->naqf", weights.astype(qkv.dtype), value) / total
     mixed = jnp.transpose(mixed, (0, 2, 1, 3)).astype(qkv.dtype)  # (N, L, A, F)
-    return mixed.reshape(len(qkv), -1), (qkv, bias)
+    return mixed.reshape(len(qkv), -1), (qkv, bias, relative)
 
 
 def _attention_backward(num_heads, kept, gradient):
-    qkv, bias = kept
+    qkv, bias, relative = kept
     by_token = _by_token(after(qkv, gradient), bias, num_heads)
     query, key, value = jnp.transpose(by_token, (2, 0, 3, 1, 4))  # (N, A, L, F) each
-    weights, total = _weights(query, key, bias)  # (N, A, L, L), (N, A, L, 1)
+    weights, total = _weights(query, key, bias, relative)  # (N, A, L, L), (N, A, L, 1)
     # P is weights / total. The gradient is divided instead: it has fewer numbers.
     gradient = gradient.reshape(by_token.shape[:2] + by_token.shape[3:])
     across = jnp.transpose(gradient, (0, 2, 3, 1)) / jnp.swapaxes(total, 2, 3)
@@ -68,7 +75,9 @@ def _attention_backward(num_heads, kept, gradient):
     to_value = _product("nafq,naqk->nafk", across, weights.astype(qkv.dtype))
     to_weights = _product("naqf,nakf->naqk", gradient, value)
     shared = jnp.sum(weights * to_weights, axis=-1, keepdims=True) / total
-    to_logits = (weights * (to_weights - shared)).astype(qkv.dtype)
+    to_logits = weights * (to_weights - shared)
+    to_relative = None if relative is None else jnp.sum(to_logits, axis=0)
+    to_logits = to_logits.astype(qkv.dtype)
     scale = query.shape[-1] ** -0.5
     to_query = scale * _product("naqk,nakf->naqf", to_logits, key)
     across = jnp.transpose(by_token, (2, 0, 3, 4, 1))[0]  # (N, A, F, L)
@@ -79,20 +88,22 @@ def _attention_backward(num_heads, kept, gradient):
         jnp.transpose(to_value, (0, 3, 1, 2)),
     )  # (N, L, A, F) each
     rows = [part.reshape(len(qkv), -1) for part in to_qkv]
-    return jnp.concatenate(rows, axis=1).astype(qkv.dtype), None
+    return jnp.concatenate(rows, axis=1).astype(qkv.dtype), None, to_relative
 
 
 def _by_token(qkv, bias, num_heads):
     return qkv.reshape(len(bias), bias.shape[-1], 3, num_heads, -1)
 
 
-def _weights(query, key, bias):
+def _weights(query, key, bias, relative):
     """Exponentials (N, A, L, L) and their sums: softmax in float32.
 
     bfloat16 sums over hundreds of tokens would lose digits.
     """
     scaled = query * query.shape[-1] ** -0.5
     logits = _product("naqf,nakf->naqk", scaled, key) + bias
+    if relative is not None:
+        logits = logits + relative
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -104,10 +115,53 @@ def _product(spec, a, b):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
-def normed(norm: nnx.LayerNorm, x: jax.Array) -> jax.Array:
-    """norm(x), whose backward pass takes less memory and time."""
-    y = layer_norm(x, norm.scale[...], norm.bias[...], norm.epsilon)
-    return y.astype(norm.dtype)
+def normed(norm: nnx.LayerNorm | nnx.RMSNorm, x: jax.Array) -> jax.Array:
+    """norm(x), whose backward pass takes less memory and time, for a layer norm."""
+    scale = norm.scale[...]
+    if isinstance(norm, nnx.RMSNorm):
+        return rms_norm(x, scale, norm.epsilon).astype(norm.dtype)
+    bias = jnp.zeros_like(scale) if norm.bias is None else norm.bias[...]
+    return layer_norm(x, scale, bias, norm.epsilon).astype(norm.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    r"""Norm by the root of the mean square, in float32.
+
+    .. math:: y = x / \sqrt{\mathrm{mean}(x^2) + \epsilon} \circ \gamma
+
+    Args:
+        x: array (..., T).
+        scale: gamma (T,).
+        eps: added to the mean square.
+
+    Returns:
+        float32 array (..., T).
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    x = x.astype(jnp.float32)
+    square = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + eps) * scale
+
+
+def rotated(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    r"""Rotary positions: number i and i + F/2 of a head turn together.
+
+    .. math:: (x_i \cos - x_{i+F/2} \sin, \; x_{i+F/2} \cos + x_i \sin)
+
+    Args:
+        x: rows of heads (N L, A, F).
+        angles: cosines and sines, float32 (N L, 1, F / 2) each.
+
+    Returns:
+        array of the shape and type of x.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    cosine, sine = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = first * cosine - second * sine, second * cosine + first * sine
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

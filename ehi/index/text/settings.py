@@ -23,6 +23,7 @@ SENTENCE_CONFIGS = tuple(
     )
 )  # fmt: skip
 MOVE = "only a Transformer in the model folder itself is read: move its files up there"
+PROJECTION_EPS = 1e-5  # PyTorch's default, whatever the tower's layers have
 POOLINGS = ("mean", "cls", "last", "max")
 ACTIVATIONS = ("Identity", "Tanh", "ReLU")  # of a Dense layer, by PyTorch's names
 # Side -> names of its prompt, in the order in which sentence-transformers looks.
@@ -272,6 +273,31 @@ def dense_files(folder):
         if isinstance(module, dict) and str(module.get("type")).endswith(".Dense")
     ]
     return [place for place in places if place.is_file()]
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    r"""NumPy forward of `ehi.model.tower.Projection`.
+
+    .. math:: y = \mathrm{norm}(W x + b)
+
+    Attributes:
+        weight: (T, T), outputs first.
+        bias: (T,).
+        norm: scale and bias, (T,) each.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    norm: tuple[np.ndarray, np.ndarray]
+
+    def __call__(self, x):
+        """Map pooled vectors x (N, T) to float32 (N, T)."""
+        scale, shift = self.norm
+        y = x @ self.weight.T + self.bias
+        y -= y.mean(axis=1, keepdims=True)
+        variance = np.mean(y * y, axis=1, keepdims=True)
+        return y / np.sqrt(variance + np.float32(PROJECTION_EPS)) * scale + shift
 
 
 @dataclass(frozen=True, eq=False)

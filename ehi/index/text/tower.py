@@ -16,11 +16,19 @@ import numpy as np
 
 from ehi.index.check import check_count
 from ehi.index.search.blas import one_blas_thread
-from ehi.index.text.checkpoint import open_tensors, read_checkpoint
-from ehi.index.text.settings import Dense, overridden, read_dense
+from ehi.index.text.architectures import (
+    Options,
+    head_sizes,
+    hidden_keys,
+    module_parts,
+    options_of,
+    relative_buckets,
+    rotary_frequencies,
+)
+from ehi.index.text.checkpoint import open_tensors, read_checkpoint, side_by_side
+from ehi.index.text.settings import Dense, Projection, overridden, read_dense
 
 CHUNK_TOKENS = 512  # computed at a time, so that the hidden layer stays in cache
-PROJECTION_EPS = 1e-5  # PyTorch's default, whatever the tower's layers have
 BLOCK = 1 << 15  # numbers that gelu takes at a time: they and two copies fit in L2
 # log Phi(-a) on 0 <= a <= 6, constant term first: minimax for the error of gelu, 5e-8.
 LOG_TAIL = (
@@ -32,63 +40,42 @@ TAIL_END = 6.0  # beyond it a Phi(-a) is less than 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Weights of one post-norm layer, float32; vectors are columns (T, 1).
+    """Weights of one layer, float32; vectors are columns (T, 1), or None.
 
     Attributes:
-        qkv: (3T, T), queries already divided by sqrt F.
-        out: (T, T).
-        mlp_in: (U, T).
+        qkv: ((A + 2K) F, T); queries leave it, or their norm, divided by sqrt F.
+        out: (T, A F).
+        mlp_in: (U, T); of a gated MLP (2U, T).
         mlp_out: (T, U).
         qkv_bias, out_bias, mlp_in_bias, mlp_out_bias: one number an output.
         attention_norm, mlp_norm: scale and bias, (T, 1) each.
+        query_norm, key_norm: the same for a head, (F, 1).
     """
 
     qkv: np.ndarray
     out: np.ndarray
     mlp_in: np.ndarray
     mlp_out: np.ndarray
-    qkv_bias: np.ndarray
-    out_bias: np.ndarray
-    mlp_in_bias: np.ndarray
-    mlp_out_bias: np.ndarray
-    attention_norm: tuple[np.ndarray, np.ndarray]
-    mlp_norm: tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    r"""NumPy forward of `ehi.model.tower.Projection`.
-
-    .. math:: y = \mathrm{norm}(W x + b)
-
-    Attributes:
-        weight: (T, T), outputs first.
-        bias: (T,).
-        norm: scale and bias, (T,) each.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    norm: tuple[np.ndarray, np.ndarray]
-
-    def __call__(self, x):
-        """Map pooled vectors x (N, T) to float32 (N, T)."""
-        scale, shift = self.norm
-        y = x @ self.weight.T + self.bias
-        y -= y.mean(axis=1, keepdims=True)
-        variance = np.mean(y * y, axis=1, keepdims=True)
-        return y / np.sqrt(variance + np.float32(PROJECTION_EPS)) * scale + shift
+    qkv_bias: np.ndarray | None
+    out_bias: np.ndarray | None
+    mlp_in_bias: np.ndarray | None
+    mlp_out_bias: np.ndarray | None
+    attention_norm: tuple | None
+    mlp_norm: tuple
+    query_norm: tuple | None = None
+    key_norm: tuple | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """BERT-family tower: lists of token ids -> (N, T) float32.
+    """Text tower: lists of token ids -> (N, T) float32.
 
     Attributes:
         words: (V, T) floats.
         positions: (max_positions, T) float32, the vector of token type 0 added; the
-            first row is that of a text's first token.
-        norm: scale and bias of the embedding norm, (T, 1) each.
+            first row is that of a text's first token. Without a table of positions
+            all rows are one.
+        norm: scale and bias of the embedding norm, (T, 1) each; or None.
         layers: first to last.
         num_heads: A.
         norm_eps: added to the variance in layer norms.
@@ -96,13 +83,16 @@ class Tower:
         normalise: scale the pooled vector to length one.
         projection: applied to the pooled vector before that, or None.
         dense: layers after the projection, first to last.
+        options: how layers compute.
+        relative: table of relative positions (rows, A), or None.
+        final_norm: of the last layer's outputs, or None.
 
     Source: Devlin et al. 2019, arXiv:1810.04805; Sanh et al. 2019, arXiv:1910.01108.
     """
 
     words: np.ndarray
     positions: np.ndarray
-    norm: tuple[np.ndarray, np.ndarray]
+    norm: tuple | None
     layers: tuple[Layer, ...]
     num_heads: int
     norm_eps: float
@@ -110,6 +100,9 @@ class Tower:
     normalise: bool
     projection: Projection | None = None
     dense: tuple[Dense, ...] = ()
+    options: Options = Options()
+    relative: np.ndarray | None = None
+    final_norm: tuple | None = None
 
     @property
     def width(self):
@@ -175,44 +168,122 @@ class Tower:
         x += self.positions[np.concatenate([np.arange(size) for size in lengths])]
         x = np.ascontiguousarray(x.T)  # (T, n)
         width, tokens = x.shape
-        scratch = np.empty_like(x)
-        qkv = np.empty((3 * width, tokens), np.float32)
+        mixed = self.layers[0].out.shape[1]  # A F
+        scratch = np.empty((max(width, mixed), tokens), np.float32)
+        qkv = np.empty((3 * mixed, tokens), np.float32)
         hidden = np.empty((len(self.layers[0].mlp_in), tokens), np.float32)
+        update = np.empty_like(x) if width > len(qkv) else qkv[:width]
         runs = equal_runs(lengths)
-        self.normalise_columns(x, self.norm, scratch)
-        for layer in self.layers:
-            np.matmul(layer.qkv, x, out=qkv)
-            qkv += layer.qkv_bias
-            attend(qkv, runs, self.num_heads, out=scratch)
+        contexts = self.contexts(runs, lengths)
+        if self.norm is not None:
+            self.normalise_columns(x, self.norm, scratch[:width])
+        for number, layer in enumerate(self.layers):
+            angles, logits = contexts[number in self.options.local]
+            entering = self.entering(x, layer.attention_norm, scratch)
+            rows = qkv[: len(layer.qkv)]
+            np.matmul(layer.qkv, entering, out=rows)
+            add_bias(rows, layer.qkv_bias)
+            self.prepare_heads(qkv, layer, angles)
+            attend(qkv, runs, self.num_heads, out=scratch[:mixed], logits=logits)
             # The queries are no longer needed: reuse their third of the buffer.
-            update = np.matmul(layer.out, scratch, out=qkv[:width])
-            update += layer.out_bias
+            np.matmul(layer.out, scratch[:mixed], out=update)
+            add_bias(update, layer.out_bias)
             x += update
-            self.normalise_columns(x, layer.attention_norm, scratch)
-            np.matmul(layer.mlp_in, x, out=hidden)
-            hidden += layer.mlp_in_bias
-            gelu(hidden)
-            np.matmul(layer.mlp_out, hidden, out=update)
-            update += layer.mlp_out_bias
+            if not self.options.pre_norm:
+                self.normalise_columns(x, layer.attention_norm, scratch[:width])
+            entering = self.entering(x, layer.mlp_norm, scratch)
+            np.matmul(layer.mlp_in, entering, out=hidden)
+            add_bias(hidden, layer.mlp_in_bias)
+            np.matmul(layer.mlp_out, activate(hidden, self.options.mlp), out=update)
+            add_bias(update, layer.mlp_out_bias)
             x += update
-            self.normalise_columns(x, layer.mlp_norm, scratch)
+            if not self.options.pre_norm:
+                self.normalise_columns(x, layer.mlp_norm, scratch[:width])
+        if self.final_norm is not None:
+            self.normalise_columns(x, self.final_norm, scratch[:width])
         pooled = self.pool(x, runs)
         pooled = self.projection(pooled) if self.projection else pooled
         for layer in self.dense:
             pooled = layer(pooled)
         return pooled
 
+    def contexts(self, runs, lengths):
+        """What global layers need beside token vectors, and what local ones do.
+
+        Returns:
+            twice: cosines and sines (F / 2, n), or None; and for each run what is added
+            to its logits, (A or 1, L of keys, L), or None.
+        """
+        options, width = self.options, self.layers[0].out.shape[1] // self.num_heads
+        places = np.concatenate([np.arange(size) for size in lengths])
+
+        def context(base, local):
+            angles = None
+            if base:
+                turns = rotary_frequencies(base, width)[:, None]
+                turns = turns * places.astype(np.float32)
+                angles = np.cos(turns), np.sin(turns)
+            return angles, [self.logits(length, local) for _, _, length in runs]
+
+        return context(options.rotary, False), context(options.local_rotary, True)
+
+    def logits(self, length, local):
+        """What is added to the logits of a text, (A or 1, L of keys, L); or None."""
+        if self.relative is not None:
+            rows = relative_buckets(length, self.options.buckets).T
+            return np.ascontiguousarray(self.relative[rows].transpose(2, 0, 1))
+        columns = np.arange(length)
+        hidden = hidden_keys(columns[:, None] - columns, self.options, local)
+        if not hidden.any():
+            return None
+        return np.where(hidden, np.float32(-np.inf), np.float32(0))[None]
+
+    def entering(self, x, norm, scratch):
+        """What a product reads: x itself, or, with `pre_norm`, its norm in a copy."""
+        if norm is None or not self.options.pre_norm:
+            return x
+        copy = x.copy()
+        self.normalise_columns(copy, norm, scratch[: len(x)])
+        return copy
+
+    def prepare_heads(self, qkv, layer, angles):
+        """Norm and rotate queries and keys, and repeat shared heads, in place.
+
+        Args:
+            qkv: (3 A F, n), the first (A + 2 K) F rows filled.
+            layer: its Layer.
+            angles: from `contexts`.
+        """
+        heads, width = self.num_heads, len(qkv) // 3 // self.num_heads
+        shared = (len(layer.qkv) // width - heads) // 2  # K
+        by_head = qkv.reshape(3 * heads, width, -1)  # (3 A, F, n)
+        parts = by_head[:heads], by_head[heads : heads + shared]
+        if layer.query_norm is not None:
+            for part, norm in zip(
+                parts, (layer.query_norm, layer.key_norm), strict=True
+            ):
+                for head in part:
+                    self.normalise_columns(head, norm, np.empty_like(head))
+        if angles is not None:
+            for part in parts:
+                rotate(part, *angles)
+        if shared < heads:
+            value = by_head[heads + shared : heads + 2 * shared].copy()
+            by_head[heads : 2 * heads] = np.repeat(parts[1], heads // shared, axis=0)
+            by_head[2 * heads :] = np.repeat(value, heads // shared, axis=0)
+
     def normalise_columns(self, x, norm, scratch):
-        """Layer norm of every column of x (T, n), in place."""
+        """Norm of every column of x (T, n), in place."""
         scale, bias = norm
         average = np.full(len(x), 1 / len(x), np.float32)
-        x -= average @ x
+        if not self.options.rms:
+            x -= average @ x
         np.multiply(x, x, out=scratch)
         variance = average @ scratch  # (n,)
         variance += self.norm_eps
         x /= np.sqrt(variance, out=variance)
         x *= scale
-        x += bias
+        add_bias(x, bias)
 
     def pool(self, x, runs):
         """Pool token vectors x (T, n) to one vector for each text (m, T)."""
@@ -253,30 +324,49 @@ def read_tower(folder, *, pooling=None, normalise=None):
 def _tower_arrays(tensors, config):
     """The arrays of `Tower`, in the layouts that its forward pass wants."""
 
+    def part(path, name):
+        if name not in module_parts(path, config):
+            return None
+        return tensors.take(path, name)[:, None]
+
     def linear(*path):
-        weight, bias = tensors.take(path, "weight"), tensors.take(path, "bias")
-        return weight, bias[:, None]
+        return tensors.take(path, "weight"), part(path, "bias")
 
     def norm(*path):
-        return tuple(tensors.take(path, part)[:, None] for part in ("weight", "bias"))
+        if path not in tensors.modules:
+            return None
+        return part(path, "weight"), part(path, "bias")
 
     def layer(number):
         names = ("qkv", "out", "mlp_in", "mlp_out")
         parts = [linear("layers", number, name) for name in names]
-        weights = _side_by_side([weight for weight, _ in parts])
+        weights = side_by_side([weight for weight, _ in parts])
         biases = [bias for _, bias in parts]
+        kinds = ("attention", "mlp", "query", "key")
+        norms = [norm("layers", number, f"{of}_norm") for of in kinds]
         # Queries are divided by the root of the head width here, once and for all.
-        width = config["width"]
-        root = np.float32((width // config["num_heads"]) ** -0.5)
-        weights[0][:width] *= root
-        biases[0][:width] *= root
-        norms = [norm("layers", number, f"{of}_norm") for of in ("attention", "mlp")]
+        heads, _, width = head_sizes(config)
+        root = np.float32(width**-0.5)
+        if norms[2] is None:
+            weights[0][: heads * width] *= root
+            if biases[0] is not None:
+                biases[0][: heads * width] *= root
+        else:
+            norms[2] = tuple(p if p is None else p * root for p in norms[2])
         return Layer(*weights, *biases, *norms)
 
-    positions = tensors.take(("positions",), "weight")
-    if config["type_vocab_size"]:
-        # Every token has type 0.
-        positions = positions + tensors.take(("types",), "weight")[0]
+    def table(name):
+        known = (name,) in tensors.modules
+        return tensors.take((name,), "weight") if known else None
+
+    # Every token has type 0.
+    start = table("types")[0] if config["type_vocab_size"] else np.float32(0)
+    positions = table("positions")
+    if positions is None:
+        shape = config["max_positions"], config["width"]
+        positions = np.broadcast_to(start, shape)
+    elif config["type_vocab_size"]:
+        positions = positions + start
     projection = None
     if config.get("projection"):
         weight, bias = linear("projection", "linear")
@@ -287,52 +377,67 @@ def _tower_arrays(tensors, config):
         "words": tensors.take(("words",), "weight", dtype=None),
         "positions": positions,
         "norm": norm("norm"),
+        "final_norm": norm("final_norm"),
+        "relative": table("relative"),
+        "options": options_of(config),
         "layers": tuple(layer(number) for number in range(config["num_layers"])),
         "projection": projection,
     }
 
 
-def _side_by_side(arrays):
-    """Copy float32 arrays into one block of memory, each at the start of a cache line.
-
-    NumPy requests large pages for blocks above 4 MB. A query reads every weight once,
-    and fewer pages to look up make its products a tenth faster.
-    """
-    line = 16  # float32 numbers in a cache line
-    sizes = [-(-array.size // line) * line for array in arrays]
-    block = np.empty(sum(sizes) + line, np.float32)
-    start = -block.ctypes.data % (4 * line) // 4
-    copies = []
-    for array, size in zip(arrays, sizes, strict=True):
-        copies.append(block[start : start + array.size].reshape(array.shape))
-        copies[-1][...] = array
-        start += size
-    return copies
-
-
-def attend(qkv, runs, num_heads, *, out):
+def attend(qkv, runs, num_heads, *, out, logits):
     r"""Multi-head attention within each text, before the output projection.
 
-    .. math:: O = V \, \mathrm{softmax}(K^T Q) \quad \text{(over the keys)}
+    .. math:: O = V \, \mathrm{softmax}(K^T Q + B) \quad \text{(over the keys)}
 
     Args:
         qkv: (3T, n) queries, keys and values of n tokens, queries scaled.
         runs: from `equal_runs`.
         num_heads: A.
         out: (T, n), overwritten.
+        logits: B of each run, (A or 1, L of keys, L), or None.
     """
-    for start, stop, length in runs:
+    for (start, stop, length), added in zip(runs, logits, strict=True):
         # (A, F, m, L)
         shape = num_heads, len(out) // num_heads, (stop - start) // length, length
         parts = qkv[:, start:stop].reshape(3, *shape)
         query, key, value = parts.transpose(0, 3, 1, 2, 4)  # (m, A, F, L) each
         weights = np.matmul(key.swapaxes(2, 3), query)  # (m, A, L of keys, L)
+        if added is not None:
+            weights += added
         weights -= weights.max(axis=2, keepdims=True)
         np.exp(weights, out=weights)
         # A view: the product below writes into `out`.
         mixed = out[:, start:stop].reshape(shape).transpose(2, 0, 1, 3)
         np.matmul(value, weights, out=mixed)
         mixed /= weights.sum(axis=2, keepdims=True)
+
+
+def rotate(x, cosine, sine):
+    """Turn numbers i and i + F/2 of heads x (A, F, n) together, in place."""
+    half = x.shape[1] // 2
+    first, second = x[:, :half].copy(), x[:, half:]
+    x[:, :half] = first * cosine - second * sine
+    x[:, half:] = second * cosine + first * sine
+
+
+def add_bias(x, bias):
+    if bias is not None:
+        x += bias
+
+
+def activate(hidden, mlp):
+    """What the second product of an MLP reads; (U or 2U, n) -> (U, n), in place."""
+    if mlp == "gelu":
+        return gelu(hidden)
+    half = len(hidden) // 2
+    gate, value = hidden[:half], hidden[half:]
+    if mlp == "geglu":
+        gelu(gate)
+    else:
+        gate /= 1 + np.exp(-np.maximum(gate, -80))  # exp(88) overflows
+    gate *= value
+    return gate
 
 
 def gelu(x):
