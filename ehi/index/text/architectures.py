@@ -71,7 +71,7 @@ class Architecture:
 
     Attributes:
         prefix: of tensor names; a checkpoint may have it or not.
-        sizes: our name of a size -> its key in config.json.
+        sizes: our name of a size -> its key in config.json, or several for one of them.
         modules: our name of a module -> its names in the checkpoint, whose tensors are
             stacked along the outputs. A gated MLP has the half that f takes first.
         layers: start of the names in a layer; the number of the layer follows.
@@ -91,7 +91,7 @@ class Architecture:
     layers: str
     layer: dict
     only: dict
-    eps: str | None = None
+    eps: str | tuple | None = None
     first_position: int = 0
     projection: dict | None = None
     options: Callable[[dict], dict] = field(default=lambda raw: {})
@@ -234,14 +234,15 @@ _MODERNBERT = Architecture(
 )
 _NOMIC = Architecture(
     prefix="bert.",
+    # As on the hub, and as transformers writes them.
     sizes={
-        "width": "n_embd",
-        "num_layers": "n_layer",
-        "num_heads": "n_head",
-        "mlp_width": "n_inner",
+        "width": ("n_embd", "hidden_size"),
+        "num_layers": ("n_layer", "num_hidden_layers"),
+        "num_heads": ("n_head", "num_attention_heads"),
+        "mlp_width": ("n_inner", "intermediate_size"),
         "type_vocab_size": "type_vocab_size",
         "vocab_size": "vocab_size",
-        "max_positions": "n_positions",
+        "max_positions": ("n_positions", "max_position_embeddings"),
     },
     modules={"words": _EMBEDDINGS["words"], "norm": ("emb_ln",)} | _TYPES,
     layers="encoder.layers",
@@ -256,6 +257,7 @@ _NOMIC = Architecture(
     },
     only={
         "activation_function": "swiglu",
+        "hidden_act": "silu",
         "prenorm": False,
         "parallel_block": False,
         "use_rms_norm": False,
@@ -267,12 +269,12 @@ _NOMIC = Architecture(
         "mlp_fc1_bias": False,
         "mlp_fc2_bias": False,
     },
-    eps="layer_norm_epsilon",
+    eps=("layer_norm_epsilon", "layer_norm_eps"),
     options=lambda raw: {
         "mlp": "swiglu",
         "mlp_bias": False,
         "attention_bias": bool(raw.get("qkv_proj_bias", False)),
-        "rotary": float(raw.get("rotary_emb_base", 10_000)),
+        "rotary": _rotary_base(raw, "rotary_emb_base", 10_000),
     },
 )
 _QWEN3 = Architecture(
@@ -331,6 +333,13 @@ def plain_name(name, model_type):
     # bert-base-uncased still carries the names of its TensorFlow checkpoint.
     name = re.sub(r"\.LayerNorm\.gamma$", ".LayerNorm.weight", name)
     return re.sub(r"\.LayerNorm\.beta$", ".LayerNorm.bias", name)
+
+
+def stated(raw, keys):
+    """The first of the keys that config.json has, and its value; or the last, None."""
+    keys = (keys,) if isinstance(keys, str) or keys is None else keys
+    found = next((key for key in keys if raw.get(key) is not None), keys[-1])
+    return found, raw.get(found)
 
 
 def options_of(config):

@@ -22,6 +22,7 @@ from ehi.index.text.architectures import (
     module_parts,
     options_of,
     plain_name,
+    stated,
     tensor_shapes,
 )
 from ehi.index.text.settings import (
@@ -175,17 +176,20 @@ def _read_config(path):
     padding = {"pad_token_id": first - 1} if first else {}
     for key, value in (architecture.only | padding).items():
         if raw.get(key, value) != value:
-            stated = f"{key} {raw[key]!r} in {path}"
-            raise ValueError(f"{stated} is not supported, only {value!r}")
+            raise ValueError(
+                f"{key} {raw[key]!r} in {path} is not supported, only {value!r}"
+            )
     config = {"type_vocab_size": 0}
-    for ours, theirs in architecture.sizes.items():
-        config[ours] = value = raw.get(theirs)
+    for ours, keys in architecture.sizes.items():
+        theirs, value = stated(raw, keys)
+        config[ours] = value
         if type(value) is not int or value < 1:
             raise ValueError(f"{theirs} {value!r} in {path} is not a positive number")
     config["max_positions"] -= first
-    config["norm_eps"] = eps = raw.get(architecture.eps, 1e-12)
+    key, eps = stated(raw, architecture.eps)
+    config["norm_eps"] = eps = 1e-12 if eps is None else eps
     if type(eps) not in (int, float) or not eps >= 0:
-        raise ValueError(f"{architecture.eps} {eps!r} in {path} is not a number >= 0")
+        raise ValueError(f"{key} {eps!r} in {path} is not a number >= 0")
     try:
         options = Options(**architecture.options(raw))
     except (ValueError, TypeError, AttributeError) as error:
