@@ -370,8 +370,8 @@ class TowerNotFoundError(FileNotFoundError):
         super().__init__(
             f"the tower {name} is neither in {folder} nor in the cache of the hub: "
             f"fetch it with `hf download {name} --include '*.json' "
-            "--include merges.txt --include model.safetensors`, or give the folder it "
-            "is in"
+            "--include merges.txt --include 'model*.safetensors'`, or give the folder "
+            "it is in"
         )
         self.name = name
 
