@@ -19,7 +19,9 @@ neither `lang == 'en'` nor `lang != 'en'` nor their `not` finds a document witho
 """
 
 import ast
+import math
 import operator
+import sys
 
 import numpy as np
 
@@ -61,7 +63,7 @@ def compile_condition(text, fields):
             f"the filter has {len(text):,} characters, at most {_MOST_CHARACTERS:,} "
             "are read"
         )
-    text = text.strip()
+    text = text.strip().replace("\r", "\n")  # the parser ends lines at both
     try:
         tree = ast.parse(text, mode="eval")
         test = _Compiler(text, fields).condition(tree.body)
@@ -69,15 +71,22 @@ def compile_condition(text, fields):
         place = _position(text, error.lineno or 1, (error.offset or 1) - 1)
         raise _unreadable(text, place, error.msg) from None
     except (RecursionError, MemoryError):
-        raise ValueError("the filter is nested too deeply to be read") from None
+        raise _nested() from None
     except UnicodeEncodeError as error:
         raise ValueError(f"the filter is not valid Unicode: {error}") from None
 
     def meets(metadata):
-        yes, _ = test(metadata)
+        try:
+            yes, _ = test(metadata)
+        except RecursionError:
+            raise _nested() from None
         return yes
 
     return meets
+
+
+def _nested():
+    return ValueError("the filter is nested too deeply to be read")
 
 
 def _position(text, line, column):
@@ -199,6 +208,8 @@ class _Compiler:
         if kind != self.fields[name]:
             ours = self.fields[name]
             raise self.refused(node, f"{name} is a {ours}, and {value!r} is a {kind}")
+        if kind == NUMBER and value > sys.float_info.max:
+            value = math.inf  # no column holds a larger number
         return -value if sign < 0 else value
 
     def refused(self, node, why):

@@ -200,6 +200,8 @@ def test_folders_without_metadata_keep_their_version(tmp_path):
         ("'e' in lang", "needs a field, and values in parentheses"),
         ("not " * 20_000 + "open", "too deeply|at most"),
         ("(" * 90_000, "character 201|too deeply"),
+        ("not not not (open or " * 150 + "open" + ")" * 150, "too deeply"),
+        ("(lang\r== 5)", "lang is a text, and 5 is a number"),
         ("lang == '\ud800'", "not valid Unicode"),
         (b"open", "a filter is a text"),
     ],
@@ -207,6 +209,12 @@ def test_folders_without_metadata_keep_their_version(tmp_path):
 def test_conditions_that_cannot_be_used_are_refused(updated, condition, said):
     with pytest.raises(ValueError, match=said):
         updated.search(QUERIES, where=condition)
+
+
+def test_numbers_that_no_float_can_hold():
+    index, huge = small(3, [{"a": 0.5}, {"a": 2}, {}]), "9" * 400
+    assert found(index, f"a < {huge}") == found(index, f"a > -{huge}") == {0, 1}
+    assert found(index, f"a in ({huge}, 2)") == {1}
 
 
 def test_an_index_without_metadata_says_so():
