@@ -105,6 +105,8 @@ class Records:
         rows = list(last.values())
         vectors = np.asarray(vectors, np.float32)[rows]
         kept, ids = [kept[row] for row in rows], list(last)
+        if self.index is None and not is_free(self.path):
+            self.index = _opened(self.path)  # another store made it meanwhile
         if self.index is None:
             index = build_index(_unit(vectors), ids, tree=None, config=FLAT)
             save_index(index, self.path, documents=kept)
@@ -231,7 +233,8 @@ class Records:
         """Ids of the kind that the index has; those that cannot be there are left."""
         if self.index is None or not self._has_numbers:
             return list(ids)
-        return [int(id) for id in ids if str(id).isdecimal()]
+        numbers = [int(id) for id in ids if str(id).isdecimal()]
+        return [number for number in numbers if number < 2**63]
 
     @property
     def _has_numbers(self):

@@ -26,6 +26,21 @@ def test_an_empty_store_answers_nothing():
     assert records.index is None
 
 
+def test_two_stores_on_a_new_folder_lose_nothing(tmp_path):
+    one, other = Records(tmp_path / "index"), Records(tmp_path / "index")
+    one.put(["a"], [[1, 0]], kept("a"))
+    other.put(["b"], [[0, 1]], kept("b"))
+    assert [r.text for r in Records(tmp_path / "index").all()] == ["a", "b"]
+
+
+def test_ids_that_no_index_of_numbers_can_have_are_absent(tmp_path):
+    index = build_index(np.eye(2), [7, 8], tree=None)
+    save_index(index, tmp_path / "index", documents=["a", "b"])
+    records = Records(tmp_path / "index")
+    ids = ["x", "-7", str(2**63), str(10**30)]
+    assert records.get([*ids, "8"])[0].text == "b" and records.remove(ids) == 0
+
+
 def test_documents_are_added_replaced_and_deleted(tmp_path):
     records = Records(tmp_path / "index")
     records.put(["a", "b", "a"], [[1, 0], [0, 2], [1, 1]], kept("old", "b", "new"))
