@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ehi.files import new_folder
+from ehi.files import new_file, new_folder
 from ehi.index import IndexCorruptError, open_index
 from ehi.index.commit import is_free
 from ehi.index.folder import (
@@ -230,6 +230,8 @@ class _Store:
             self.files, self.root = fsspec.url_to_fs(address)
         except ImportError as error:  # fsspec says which package it is
             raise ImportError(f"{address} cannot be opened: {error}") from None
+        protocol = self.files.protocol
+        self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def _path(self, name):
         return f"{self.root.rstrip('/')}/{name}"
@@ -275,6 +277,10 @@ class _Store:
 
     def _put(self, source, name):
         target = self._path(name)
+        if self.local:  # fsspec would write into the file that a reader has open
+            with new_file(target) as beside:
+                shutil.copyfile(source, beside)
+            return
         self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
         self.files.put_file(str(source), target)
 

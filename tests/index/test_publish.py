@@ -1,5 +1,6 @@
 """Pushing and pulling index folders: what arrives is what was pushed, or nothing."""
 
+import contextlib
 import doctest
 import json
 import os
@@ -97,6 +98,17 @@ def test_a_second_push_replaces_the_first(folder, address, tmp_path):
     pulled = ehi.pull(address, tmp_path / "pulled")
     assert_same_index(open_index(pulled), open_index(other))
     assert not any(name.startswith("segments") for name in names(pulled))
+
+
+def test_a_push_writes_into_no_file_that_a_reader_has_open(folder, tmp_path):
+    place = tmp_path / "place"
+    ehi.push(folder, place.as_uri())
+    files = sorted(names(place))
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context((place / name).open("rb")) for name in files]
+        ehi.push(folder, place.as_uri())
+        for file, name in zip(opened, files, strict=True):
+            assert os.fstat(file.fileno()).st_ino != (place / name).stat().st_ino
 
 
 def test_nothing_of_the_first_index_stays(folder):
