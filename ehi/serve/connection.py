@@ -59,6 +59,10 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self):
         self._stop("head")
+        if self.parser.should_upgrade() and self._has_body():
+            # httptools would hand over no body, as if the request had an empty one.
+            self._refuse(400, "a request with a body can't ask for an Upgrade")
+            return
         super().on_headers_complete()
 
     def on_message_complete(self):
@@ -89,6 +93,11 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or (
             self.cycle.response_complete and not self.cycle.more_body
         )
+
+    def _has_body(self):
+        headers = dict(self.headers)
+        size = headers.get(b"content-length", b"0")
+        return size != b"0" or b"transfer-encoding" in headers
 
     def _late(self):
         seconds = self.limits.body_seconds

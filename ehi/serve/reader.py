@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ehi.eval.answers import leaf_of
 from ehi.index import Index, IndexCorruptError, open_index
 from ehi.index.folder import MANIFEST
 from ehi.index.text.encoder import TextEncoder
@@ -162,6 +161,7 @@ def _result(question, hits, number):
     index = question.state.index
     leaves, found = hits.leaves[number], []
     columns = hits.rows[number], hits.ids[number], hits.scores[number]
+    holding = _leaves_of(index, columns[0], leaves) if question.paths else {}
     columns = zip(*(column.tolist() for column in columns), strict=True)
     for rank, (row, id, score) in enumerate(columns, start=1):
         if row < 0:
@@ -172,7 +172,7 @@ def _result(question, hits, number):
             if index.fields:
                 hit.metadata = index.metadata(row)
         if question.paths:
-            hit.leaf = leaf_of(index, row, leaves)
+            hit.leaf = holding[row]
             hit.path = list(index.leaf_path(hit.leaf))
         found.append(hit)
     result = Result(found, int(hits.visited[number]))
@@ -180,6 +180,18 @@ def _result(question, hits, number):
         there = leaves[leaves >= 0].tolist()
         result.leaves = [Visited(leaf, list(index.leaf_path(leaf))) for leaf in there]
     return result
+
+
+def _leaves_of(index, rows, leaves):
+    """Row -> the best visited leaf that holds it; several may hold copies of it."""
+    found, rest = {}, rows[rows >= 0]
+    for leaf in leaves[leaves >= 0].tolist():
+        inside = np.isin(rest, index.contents.rows_in_leaf(leaf))
+        found |= dict.fromkeys(rest[inside].tolist(), leaf)
+        rest = rest[~inside]
+        if not len(rest):
+            break
+    return found
 
 
 def _document(index, row):

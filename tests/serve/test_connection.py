@@ -59,6 +59,8 @@ HEAD = (
         (b"POST /search HTT", 408, "the head did not arrive"),
         (HEAD % 50 + b'{"text"', 408, "the body did not arrive within 0.6 seconds"),
         (b"nonsense\r\n\r\n", 400, "this is not HTTP/1.1"),
+        (HEAD[:-2] % 13 + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+         b'{"text": "a"}', 400, "can't ask for an Upgrade"),
         (b"GET /%\xff\xff HTTP/1.1\r\n\r\n", 400, "this is not HTTP/1.1"),
         (b"GET / HTTP/1.1\r\nA: " + b"a" * 2**17, 431, "a head has at most"),
     ],
