@@ -8,12 +8,13 @@ search has to send it. SIGTERM and Ctrl-C let requests that have begun end.
 """
 
 import argparse
-import ipaddress
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ehi.serve.limits import Limits, is_local
 
 NEEDED = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
@@ -34,7 +35,6 @@ def _run(args):
     try:
         from ehi.serve.app import make_app
         from ehi.serve.connection import listen, serve
-        from ehi.serve.limits import Limits
         from ehi.serve.reader import Reader
     except ModuleNotFoundError as error:
         missing = error.name.partition(".")[0]
@@ -76,14 +76,6 @@ def _run(args):
     )
     serve(app, listening, limits, args.drain)
     return 0
-
-
-def is_local(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from ehi.serve.batches import Batcher
 from ehi.serve.counters import CONTENT_TYPE, Counters
-from ehi.serve.limits import Limits
+from ehi.serve.limits import Limits, is_local
 from ehi.serve.reader import Question, Reader
 from ehi.serve.schema import (
     UNSET,
@@ -35,7 +35,6 @@ _OPEN = ("/", "/health", "/openapi.json")  # they need no token and show no docu
 _WHOLE = ("beam", "rerank", "allow", "deny")
 _SETTINGS = (*_WHOLE, "min_prob", "where")
 _MOST_MEMBERS = 1000  # documents of a leaf that one request may ask for
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def make_app(
@@ -247,7 +246,7 @@ class Guard:
 
     def __init__(self, app, *, token, local_only, counters):
         self.app, self.counters = app, counters
-        self.expected = token and f"Bearer {token}".encode()
+        self.expected = token and token.encode()
         self.local_only = local_only
 
     async def __call__(self, scope, receive, send):
@@ -285,11 +284,13 @@ class Guard:
         if self.local_only:
             host = headers.get(b"host", b"localhost").decode("latin-1").lower()
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name not in _LOCAL_NAMES:
+            if not is_local(name.strip("[]")):
                 return _error(421, f"{host} is not a name of this machine")
         if self.expected and path not in _OPEN:
             given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
+            scheme, _, secret = given.partition(b" ")
+            same = hmac.compare_digest(secret, self.expected)
+            if not same or scheme.lower() != b"bearer":
                 words = "send the header Authorization: Bearer TOKEN"
                 words = words if not given else "the token is wrong"
                 return _error(401, words, {"www-authenticate": "Bearer"})

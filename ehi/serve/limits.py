@@ -1,5 +1,6 @@
-"""What one client, and all of them together, may ask of the service."""
+"""What one client, and all of them together, may ask of the service, and from where."""
 
+import ipaddress
 from dataclasses import dataclass
 
 
@@ -34,3 +35,11 @@ class Limits:
     connections: int = 500
     batch_queries: int = 64
     batch_seconds: float = 0.002
+
+
+def is_local(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ehi.index import Index, IndexCorruptError, open_index
+from ehi.index import Index, open_index
 from ehi.index.folder import MANIFEST
 from ehi.index.text.encoder import TextEncoder
 from ehi.serve.limits import Limits
@@ -94,8 +94,8 @@ class Reader:
                     self.error = None
                     return False
                 changed = self._take_over()
-            except (OSError, ValueError, IndexCorruptError) as error:
-                self.error = str(error)
+            except Exception as error:  # a damaged manifest may raise anything
+                self.error = str(error) or repr(error)
                 return False
             self._seen, self.error = seen, None
             return changed
