@@ -182,7 +182,8 @@ class EhiVectorStore(BasePydanticVectorStore):
         records = self._records.all(mask)
         if ids is None:
             return records
-        return [record for record in records if record.id in set(ids)]
+        wanted = set(ids)
+        return [record for record in records if record.id in wanted]
 
 
 def _node(record):

@@ -6,6 +6,7 @@ is opened as it is, and documents that are added are routed and coded as it lear
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ehi.index.contents import as_ids
 FLAT = {"made_by": "ehi.retrievers", "similarity": "cosine"}  # config of our own
 TEXT, METADATA = "text", "metadata"  # of a record that is ours
 _BODIES = (TEXT, "line")  # of other records: the first of them follows the title
+_NUMBER = re.compile("0|[1-9][0-9]{0,18}")  # '007' is not the id 7
 _MOST_SEGMENTS = 32  # each call of `put` makes one, and every search reads all
 
 
@@ -112,13 +114,18 @@ class Records:
             save_index(index, self.path, documents=kept)
             self.index = open_index(self.path)
             return
-        options = {"documents": kept, "missing": "add"}
+        keys, options = self._keys(ids), {"documents": kept, "missing": "add"}
+        if len(keys) < len(ids):
+            wrong = next(id for id in ids if not self._keys([id]))
+            raise ValueError(
+                f"the ids of {self.path} are whole numbers below 2^63, got {wrong!r}"
+            )
         if self.index.fields is not None:
             options["metadata"] = [
                 {name: _parts(value)[1].get(name) for name in self.index.fields}
                 for value in kept
             ]
-        self.index.update(self._scaled(vectors), self._keys(ids), **options)
+        self.index.update(self._scaled(vectors), keys, **options)
         if len(self.index.segments) > _MOST_SEGMENTS:
             self.index.compact()
 
@@ -233,7 +240,7 @@ class Records:
         """Ids of the kind that the index has; those that cannot be there are left."""
         if self.index is None or not self._has_numbers:
             return list(ids)
-        numbers = [int(id) for id in ids if str(id).isdecimal()]
+        numbers = [int(id) for id in ids if _NUMBER.fullmatch(str(id))]
         return [number for number in numbers if number < 2**63]
 
     @property

@@ -37,8 +37,11 @@ def test_ids_that_no_index_of_numbers_can_have_are_absent(tmp_path):
     index = build_index(np.eye(2), [7, 8], tree=None)
     save_index(index, tmp_path / "index", documents=["a", "b"])
     records = Records(tmp_path / "index")
-    ids = ["x", "-7", str(2**63), str(10**30)]
+    ids = ["x", "-7", "07", "٧", str(2**63), "1" * 5000]
     assert records.get([*ids, "8"])[0].text == "b" and records.remove(ids) == 0
+    with pytest.raises(ValueError, match="are whole numbers below 2.63, got 'x'"):
+        records.put(["9", "x"], np.eye(2), kept("c", "d"))
+    assert len(records) == 2
 
 
 def test_documents_are_added_replaced_and_deleted(tmp_path):
