@@ -287,15 +287,17 @@ def load_query_encoder(index: Index, *, tower: str | None = None) -> TextEncoder
         tower: hub id or folder to use instead of the named one.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_text_encoder`.
+        ValueError, FileNotFoundError: see `load_text_encoder`; also of a tower that is
+            not in the cache, without jax.
         ConnectionError: the tower cannot be downloaded.
     """
     try:
         return load_text_encoder(index, tower=tower)
     except TowerNotFoundError as missing:
-        # This imports jax, which takes seconds.
-        from ehi.model.pretrained import resolve
-
+        try:  # this imports jax, which takes seconds
+            from ehi.model.pretrained import resolve
+        except ImportError:  # a search alone has no jax, and downloads nothing
+            raise missing from None
         return load_text_encoder(index, tower=resolve(missing.name).folder)
 
 

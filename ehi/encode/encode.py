@@ -24,6 +24,7 @@ from ehi.encode.packing import (
 )
 from ehi.encode.stream import open_rows, stream_rows
 from ehi.files import cache_folder
+from ehi.index.text.architectures import Options
 from ehi.model.pretrained import Pretrained
 from ehi.model.tower import Tower
 from ehi.parallel.mesh import over_local_devices
@@ -167,8 +168,8 @@ def cached_encode(
     """Outputs of a frozen pretrained tower, encoded once and then memory-mapped.
 
     The file is in the folder `encoded` of `ehi.files.cache_folder`. Its name is a hash
-    of all that the numbers depend on: weights, layers, pooling, normalisation, dtype,
-    and the tokens with their length.
+    of all that the numbers depend on: weights, layers and how they compute, pooling,
+    activations of Dense layers, normalisation, dtype, and the tokens with their length.
 
     Args:
         pretrained: the checkpoint that `tower` was loaded from, unchanged since.
@@ -192,6 +193,10 @@ def cached_encode(
         tower.normalise,
         np.dtype(tower.dtype).name,
     )
+    # The hash of the weights has neither; a BERT has defaults.
+    if tower.options != Options():
+        parts += (repr(tower.options),)
+    parts += tuple(layer.activation for layer in tower.dense or ())
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     kind = "" if dtype == "float32" else f"-{dtype}"
     path = cache_folder() / "encoded" / f"{key[:32]}{kind}.npy"

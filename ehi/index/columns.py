@@ -145,11 +145,11 @@ class Column:
         if self.kind == TEXT:
             rows = np.array([-1 if stored == NO_TEXT else stored])
             return self.distinct.take(rows)[0]
+        if isinstance(stored, float):  # -2**63 among others is a value
+            return None if stored != stored else stored
         if stored in (NO_INTEGER, NO_TRUTH if self.kind == TRUTH else None):
             return None
-        if self.kind == TRUTH:
-            return bool(stored)
-        return None if stored != stored else stored
+        return bool(stored) if self.kind == TRUTH else stored
 
     def place(self, text, after=False):
         """How many of the distinct texts are smaller; `after`: or equal."""
@@ -361,7 +361,8 @@ class Collected:
             )
         for name, value in (record or {}).items():
             value = value.item() if isinstance(value, np.generic) else value
-            if value is None or value != value:  # NaN
+            missing = isinstance(value, float) and value != value  # NaN
+            if value is None or missing:
                 continue
             if name not in self.columns:
                 self._refuse_new(name)

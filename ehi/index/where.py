@@ -68,7 +68,9 @@ def compile_condition(text, fields):
         tree = ast.parse(text, mode="eval")
         test = _Compiler(text, fields).condition(tree.body)
     except SyntaxError as error:
-        place = _position(text, error.lineno or 1, (error.offset or 1) - 1)
+        # Python gives no column where a condition ends too early.
+        column = (error.offset or len(text) + 1) - 1
+        place = _position(text, error.lineno or 1, column)
         raise _unreadable(text, place, error.msg) from None
     except (RecursionError, MemoryError):
         raise _nested() from None
@@ -208,14 +210,26 @@ class _Compiler:
         if kind != self.fields[name]:
             ours = self.fields[name]
             raise self.refused(node, f"{name} is a {ours}, and {value!r} is a {kind}")
+        if kind == TEXT and not _is_unicode(value):
+            raise self.refused(node, "this text is not valid Unicode")
         if kind == NUMBER and value > sys.float_info.max:
             value = math.inf  # no column holds a larger number
+        if kind == NUMBER and isinstance(value, float) and value.is_integer():
+            value = int(value)  # beside a float NumPy rounds int64
         return -value if sign < 0 else value
 
     def refused(self, node, why):
         line = self.text.split("\n")[node.lineno - 1].encode()
         column = len(line[: node.col_offset].decode())  # it counts bytes
         return _unreadable(self.text, _position(self.text, node.lineno, column), why)
+
+
+def _is_unicode(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, written as an escape
+        return False
+    return True
 
 
 def _not(test):

@@ -231,7 +231,7 @@ def missing_prefixes(pretrained: Pretrained) -> tuple[str, str] | None:
     lines = card.read_text("utf-8", "replace").split("\n") if card.is_file() else []
     heading = next((line for line in lines if line.startswith("#")), "")
     origin = read_optional(pretrained.folder / CONFIG).get("_name_or_path", "")
-    names = f"{pretrained.name} {heading} {origin}".lower()
+    names = f"{pretrained.name} {heading} {origin}".lower().replace("_", "-")
     found = (p for name, p in WANTED_PREFIXES.items() if re.search(name, names))
     return next(found, None)
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,8 +201,9 @@ def resolve_tower(config) -> Pretrained:
         if wanted is not None:
             LOG.warning(
                 "%s was trained with prefixes, and none is configured: set "
-                "--config.tower.query_prefix=%r --config.tower.document_prefix=%r, or "
-                "one of them to '' to have none", pretrained.name, *wanted,
+                "--config.tower.query_prefix=%s --config.tower.document_prefix=%s, or "
+                "one of them to '' to have none",
+                pretrained.name, *map(shlex.quote, wanted),
             )  # fmt: skip
     if compares_by_dot(pretrained):
         LOG.warning(

@@ -11,6 +11,7 @@ from flax import nnx
 from ehi.encode import encode as encode_module
 from ehi.encode.encode import cached_encode, encode
 from ehi.encode.packing import choose_buckets, plan_batches
+from ehi.index.text.architectures import Options
 from ehi.model.pretrained import Pretrained
 from ehi.model.tower import Tower
 
@@ -164,9 +165,10 @@ def test_cache_is_used_again(count_encodes, cache):
         {"tower": tiny_tower(normalise=False)},
         {"tower": tiny_tower(num_layers=2)},
         {"tower": tiny_tower(dtype=jax.numpy.bfloat16)},
+        {"tower": tiny_tower(options=Options(causal=True))},
         {"tokens": FakeTokens(np.array([3, 5, 4]), key="other texts")},
     ],
-    ids=["weights", "pooling", "normalise", "layers", "dtype", "texts"],
+    ids=["weights", "pooling", "normalise", "layers", "dtype", "options", "texts"],
 )
 def test_cache_is_keyed_by_all_that_matters(count_encodes, cache, change):
     arguments = {
@@ -176,6 +178,14 @@ def test_cache_is_keyed_by_all_that_matters(count_encodes, cache, change):
     }
     cached_encode(**arguments)
     cached_encode(**(arguments | change))
+    assert len(count_encodes) == 2
+
+
+def test_activations_of_dense_layers_have_caches_of_their_own(count_encodes, cache):
+    tokens = FakeTokens(np.array([3, 5, 4]))
+    for activation in ("Tanh", "Identity", "Tanh"):
+        layer = {"width": 4, "bias": True, "activation": activation}
+        cached_encode(tiny_pretrained(), tiny_tower(dense=[layer]), tokens)
     assert len(count_encodes) == 2
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ehi.index import build_index, open_index, save_index
+from ehi.index.text import TowerNotFoundError
 from experiments import search
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -271,6 +272,15 @@ def test_tower_that_is_not_here_is_fetched(index_path, tmp_path, monkeypatch):
     # A tower that is here is not fetched.
     search.load_query_encoder(index, tower=FIXTURES / "bert_tiny")
     assert asked == ["no/such-tower"]
+
+
+def test_without_jax_a_tower_that_is_not_here_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EHI_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ehi.model.pretrained", None)  # as if none there
+    identity = {"tower": "no/such-tower", "query_length": 8}
+    index = build_index(np.eye(32), range(32), tree=None, encoder=identity)
+    with pytest.raises(TowerNotFoundError, match="hf download no/such-tower"):
+        search.load_query_encoder(index)
 
 
 def test_answering_loads_no_jax(tmp_path):

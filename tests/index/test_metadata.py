@@ -203,6 +203,9 @@ def test_folders_without_metadata_keep_their_version(tmp_path):
         ("not not not (open or " * 150 + "open" + ")" * 150, "too deeply"),
         ("(lang\r== 5)", "lang is a text, and 5 is a number"),
         ("lang == '\ud800'", "not valid Unicode"),
+        (r"lang == '\ud800'", "at character 9.*: this text is not valid Unicode"),
+        (r"lang in ('en', '\udc80')", "at character 16.*not valid Unicode"),
+        ("year == 2020 and", "at its end"),
         (b"open", "a filter is a text"),
     ],
 )
@@ -215,6 +218,19 @@ def test_numbers_that_no_float_can_hold():
     index, huge = small(3, [{"a": 0.5}, {"a": 2}, {}]), "9" * 400
     assert found(index, f"a < {huge}") == found(index, f"a > -{huge}") == {0, 1}
     assert found(index, f"a in ({huge}, 2)") == {1}
+
+
+def test_whole_floats_are_compared_exactly():
+    index = small(3, [{"a": 2**53}, {"a": 2**53 + 1}, {"a": -(2**53) - 1}])
+    assert found(index, f"a == {2**53}.0") == found(index, "a in (9007199254740992.0,)")
+    assert found(index, f"a == {2**53}.0") == {0}
+    assert found(index, f"a > {2**53}.0") == {1}
+    assert found(index, f"a < -{2**53}.0") == {2}
+
+
+def test_the_smallest_number_is_no_missing_one():
+    kept = Metadata.of([{"a": -(2**63)}, {}, {"a": 0.5}])
+    assert [kept[row] for row in range(3)] == [{"a": -(2.0**63)}, {}, {"a": 0.5}]
 
 
 def test_an_index_without_metadata_says_so():
@@ -236,6 +252,7 @@ def test_an_index_without_metadata_says_so():
         ([{"a": 1}, {"a": "x"}], "'a' of document 1 is 'x', a text; it is a number"),
         ([{"a": True}, {"a": 1}], "'a' of document 1 is 1, a number; it is a bool"),
         ([{}, {"a": [1]}], "'a' of document 1 must be a text, a number, or true"),
+        ([{"a": np.arange(2)}, {}], "'a' of document 0 must be a text, a number"),
         ([{"a": 10**400}, {}], "too large a number"),
         ([{"a": "\ud800"}, {}], "not valid Unicode"),
         ([{1: 2}, {}], "a field of metadata is named by a text, got 1"),

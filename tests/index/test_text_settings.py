@@ -235,6 +235,7 @@ def test_towers_of_dot_products_are_known(folder):
     ("name", "card", "wanted"),
     [
         ("e5-base-v2", None, ("query: ", "passage: ")),
+        ("my_e5_small", None, ("query: ", "passage: ")),
         ("mine", "---\na: b\n---\n\n# E5-small\n", ("query: ", "passage: ")),
         ("bge-small-en-v1.5", None, ("Represent this sentence for searching", "")),
         ("minilm", "# all-MiniLM\n", None),

@@ -6,6 +6,7 @@ stacks read all of that here; `Dense` is the layer of the NumPy one.
 """
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SENTENCE_CONFIGS = tuple(
 MOVE = "only a Transformer in the model folder itself is read: move its files up there"
 PROJECTION_EPS = 1e-5  # PyTorch's default, whatever the tower's layers have
 POOLINGS = ("mean", "cls", "last", "max")
+_SUBFOLDER = re.compile(r"\w[\w.-]*", re.ASCII)
 ACTIVATIONS = ("Identity", "Tanh", "ReLU")  # of a Dense layer, by PyTorch's names
 # Side -> names of its prompt, in the order in which sentence-transformers looks.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -187,9 +189,14 @@ def read_modules(folder, width, *, projected=False):
 def _listed(folder, module, kind):
     """Path of the config.json of a module."""
     place, listed = module.get("path"), folder / MODULES
-    path = folder / str(place) / CONFIG
-    if not place or path.parent.resolve() == folder.resolve():
-        raise ValueError(f"{listed} puts the {kind} into {place!r}, not a subfolder")
+    # A saved tower is written to these folders, which must not lead out of its own; an
+    # index carries no deeper ones.
+    if not isinstance(place, str) or not _SUBFOLDER.fullmatch(place):
+        raise ValueError(
+            f"{listed} puts the {kind} into {place!r}, not a subfolder with a name of "
+            "letters, digits, '_', '-' and '.'"
+        )
+    path = folder / place / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{listed} lists a {kind}, but {path} is missing")
     return path
