@@ -178,7 +178,7 @@ def test_other_modules_and_poolings_are_refused(tmp_path):
     (folder / "1_Pooling" / "config.json").write_text(
         '{"pooling_mode": "weightedmean"}'
     )
-    with pytest.raises(ValueError, match=r"\['sum'\].*1_Pooling/config.json"):
+    with pytest.raises(ValueError, match=r"\['weightedmean'\].*1_Pooling/config.json"):
         read_tower(folder)
     (folder / "modules.json").write_text('[{"type": "x.Transformer"}]')
     with pytest.raises(ValueError, match=r"\['Transformer'\].*modules.json"):
