@@ -142,13 +142,26 @@ def claim_inputs(
 
 
 def check_tower(inputs, finished: Path) -> None:
-    """Refuse a tower other than the one that a finished run was trained with."""
+    """Refuse a tower other than the one that a finished run was trained with.
+
+    Of other prefixes, another pooling or normalisation it warns.
+    """
     path = finished / INPUTS
-    if path.exists() and _read_json(path).get("tower") != inputs.tower_sha256:
+    if not path.exists():
+        return
+    theirs = _read_json(path)
+    if theirs.get("tower") != inputs.tower_sha256:
         raise ValueError(
             f"{inputs.tower_name} is not the one that {finished} was trained with: "
             "give that one as --config.tower.name"
         )
+    ours, theirs = inputs.tower_settings, theirs.get("tower_settings", {})
+    if ours != theirs:
+        LOG.warning(
+            "the settings of %s are %s, but %s was trained with %s: set "
+            "--config.tower.query_prefix, document_prefix, pooling and normalise as it "
+            "had them", inputs.tower_name, ours, finished, theirs,
+        )  # fmt: skip
 
 
 def with_tree_of(config, finished: Path):

@@ -55,7 +55,9 @@ def test_a_workdir_of_an_edited_corpus_is_refused(corpus, finished, tmp_path):
     assert json.loads((work / "inputs.json").read_text()) == inputs
 
 
-def test_a_checkpoint_is_taken_with_its_own_tower_and_tree(corpus, finished, tmp_path):
+def test_a_checkpoint_is_taken_with_its_own_tower_and_tree(
+    corpus, finished, tmp_path, caplog
+):
     def run(config, name="run"):
         main.run(config, tmp_path / name, checkpoint=finished)
 
@@ -65,6 +67,9 @@ def test_a_checkpoint_is_taken_with_its_own_tower_and_tree(corpus, finished, tmp
     with pytest.raises(ValueError, match="tree.scale is 5.0, .* trained with 20.0"):
         run(tiny(corpus, **CHEAP, **{"tree.scale": 5.0}))
     run(tiny(corpus, **CHEAP), "good")
+    assert "the settings of" not in caplog.text
+    run(tiny(corpus, **CHEAP, **{"tower.query_prefix": "q: "}), "prefixed")
+    assert "{'query_prefix': 'q: '}, but" in caplog.text
     again = shutil.copytree(finished, tmp_path / "again")
     with (again / "metrics.jsonl").open("a") as file:
         file.write("\n")  # another run of the same config
