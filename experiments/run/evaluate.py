@@ -299,8 +299,9 @@ def carried_tower(
 
     An index carries the tower that its system trained. A frozen one is the same in all
     indexes of a run, so it is carried by `index` only, unless `frozen` is false; the
-    others name it.
+    others name it. What is carried has a name without a path of this machine.
     """
+    named = {} if is_of_vectors(inputs) else {"tower": inputs.pretrained.name}
     own = any(name.startswith("query_tower/") for name in params)
     group = "query_tower/" if own else "tower/"  # a searcher encodes queries only
     tower = {
@@ -313,9 +314,9 @@ def carried_tower(
         with tempfile.TemporaryDirectory(prefix=".tower.", dir=path.parent) as scratch:
             made = Path(scratch) / "tower"
             save_tower(inputs.pretrained, tower, made)
-            yield made, {"tower_sha256": resolve(made).sha256}
+            yield made, named | {"tower_sha256": resolve(made).sha256}
     elif frozen and path.parent.name != INDEXES and not is_of_vectors(inputs):
-        yield inputs.pretrained.folder, {}
+        yield inputs.pretrained.folder, named
     else:
         yield None, {}
 

@@ -112,6 +112,7 @@ def test_trained_tower_is_saved_with_the_index(corpus, tmp_path, monkeypatch):
     main.run(config, tmp_path)
     index = open_index(tmp_path / "index")
     assert index.folder.tower.is_dir() and not list(tmp_path.glob("*tower*"))
+    assert "/" not in index.encoder["tower"]  # no path of this machine
     row = 5
     dataset_text = json.loads((corpus / "queries.jsonl").read_text().splitlines()[row])
     encode = search.load_query_encoder(index)
