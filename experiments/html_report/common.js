@@ -68,7 +68,7 @@ function layout(more) {
     margin: { l: 64, r: 16, t: 16, b: 52 },
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest",
     hoverlabel: { align: "left", bgcolor: "#fff", font: { color: "#1c2127", size: 13 } },
-    legend: narrow ? { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 } }
+    legend: narrow ? { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } }
       : { x: 1.02, y: 1 },
     ...more,
   };

@@ -8,17 +8,20 @@ function interval(measure) {
 
 function showWinners() {
   const value = (n) => DATA.rows[n].measures[MAIN][0];
+  // Budgets are met on other queries, so what is visited here differs a little.
+  const visited = ({ visit, costs }) => visit === null || costs.docs_visited === null ? null
+    : make("small", {}, `visits ${exact(Number((100 * costs.docs_visited).toPrecision(3)))}%`);
   const lines = DATA.winners.map(({ rows: [first, second], p }) => {
     const best = DATA.rows[first];
     const cells = [
-      make("td", { class: "text best" }, best.system),
+      make("td", { class: "text best" }, best.system, visited(best)),
       make("td", {}, short(value(first)), interval(best.measures[MAIN])),
     ];
     if (second === undefined) {
       cells.push(make("td", { class: "text", colspan: 4 }, "no other system at this budget"));
     } else {
       cells.push(
-        make("td", { class: "text" }, DATA.rows[second].system),
+        make("td", { class: "text" }, DATA.rows[second].system, visited(DATA.rows[second])),
         make("td", {}, short(value(second)), interval(DATA.rows[second].measures[MAIN])),
         make("td", {}, "+" + short(value(first) - value(second))),
         make("td", {}, p === null ? "-" : p < 0.001 ? "<0.001" : short(p)),

@@ -105,7 +105,8 @@ def described_rows(rows: Iterable[Row], budgets) -> list[dict[str, Any]]:
             name: [_mean(row.records, name), *(interval or (None, None))]
             for name, interval in _intervals(row.values()).items()
         }
-        exact = _mean(row.records, EXACT)
+        if (exact := _mean(row.records, EXACT)) is not None:
+            measures[EXACT] = [exact, None, None]
         found.append(
             {
                 "system": row.label,
@@ -113,7 +114,7 @@ def described_rows(rows: Iterable[Row], budgets) -> list[dict[str, Any]]:
                 "visit": visit,
                 "codes": compression,
                 "seeds": [record.seed for record in row.records],
-                "measures": measures | ({EXACT: [exact, None, None]} if exact else {}),
+                "measures": measures,
                 "costs": {name: _mean(row.records, name) for name in COSTS},
             }
         )

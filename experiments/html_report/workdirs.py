@@ -62,8 +62,12 @@ def read_workdirs(paths: Sequence[Path]) -> list[Workdir]:
 
     Raises:
       FileNotFoundError: a workdir has no records.
-      ValueError: the records are of several data sets or splits, or a file is damaged.
+      ValueError: a workdir is named twice, the records are of several data sets, splits
+        or corpora, or were scored on other queries, or a file is damaged.
     """
+    for at, path in enumerate(paths):
+        if path.resolve() in [before.resolve() for before in paths[:at]]:
+            raise ValueError(f"--workdirs names {path} twice")
     found = [read_workdir(path) for path in paths]
     first_of: dict[tuple[str, str], Path] = {}
     for workdir in found:
@@ -75,7 +79,28 @@ def read_workdirs(paths: Sequence[Path]) -> list[Workdir]:
             f"a page compares results of one data set and split: {here} has "
             f"{' '.join(ours)}, {there} has {' '.join(theirs)}"
         )
+    for other in found[1:]:
+        _check_comparable(found[0], other)
     return found
+
+
+def _check_comparable(first: Workdir, other: Workdir) -> None:
+    """Refuse runs on other documents or queries: their values are no pairs."""
+    corpora = [{r.corpus_sha256 for r in w.records} for w in (first, other)]
+    if corpora[0].isdisjoint(corpora[1]):
+        raise ValueError(
+            f"{other.path} has other documents than {first.path}: their corpus_sha256 "
+            f"are {min(corpora[1])[:12]} and {min(corpora[0])[:12]}"
+        )
+    # All cells of a run have the same queries.
+    asked = [next(iter(w.values.values()), None) for w in (first, other)]
+    if all(values is not None for values in asked) and not np.array_equal(
+        *(values["query_id"] for values in asked)
+    ):
+        raise ValueError(
+            f"{other.path} was scored on other queries than {first.path}: run one of "
+            "them again"
+        )
 
 
 def read_workdir(path: Path) -> Workdir:

@@ -1,5 +1,6 @@
 """The page of a run: what it holds, what it escapes, what it does without."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import page_cases
 import pytest
 
 from ehi.eval.metrics import read_run, write_run
-from ehi.eval.records import read_records
+from ehi.eval.records import read_records, write_records
 from ehi.index import open_index
 from experiments import tables
 from experiments.html_report import page, saved
@@ -154,12 +155,33 @@ def test_mistakes_are_one_sentence(run, tmp_path, make_record, capsys):
         read_workdirs([folder, other])
     with pytest.raises(ValueError, match="'jpq', which is in no record; the systems"):
         page.page_data(read_workdirs([folder]), compare=("jpq", "ehi"))
+    with pytest.raises(ValueError, match="--workdirs names .*run twice"):
+        read_workdirs([folder, tmp_path / "other" / ".." / "run"])
     (folder / "questions.json").write_text("{")
     with pytest.raises(ValueError, match="questions.json is damaged"):
         read_workdirs([folder])
     with pytest.raises(SystemExit):
         tables.main(["--html=x.html"])
     assert "--html=FILE and --workdirs DIR ... go together" in capsys.readouterr().err
+
+
+def test_runs_on_other_documents_or_queries_are_not_compared(
+    run, tmp_path, make_record
+):
+    folder, records = run
+    other = tmp_path / "other"
+    page_cases.write_workdir(other, make_record, seed=1)
+    for path in other.glob("trec/*.npy"):  # as many queries, one of another id
+        values = np.load(path)
+        values["query_id"][-1] = "q99"
+        np.save(path, values)
+    with pytest.raises(ValueError, match="other was scored on other queries than"):
+        read_workdirs([folder, other])
+    moved = [dataclasses.replace(r, corpus_sha256="cd" * 32) for r in records]
+    (other / "results.jsonl").unlink()
+    write_records(other / "results.jsonl", moved)
+    with pytest.raises(ValueError, match="other documents .* cdcdcdcdcdcd and abab"):
+        read_workdirs([folder, other])
 
 
 def test_without_the_extra_a_page_names_the_install_line(run, tmp_path, monkeypatch):
