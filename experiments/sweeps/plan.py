@@ -90,7 +90,7 @@ def check_sweep(sweep: Sweep, processes: int = 1) -> None:
 
     Raises:
       ValueError: a cell has no valid config, a budget does not fit its system, a field
-        has no effect, or there are more processes than cores.
+        has no effect, no record has the metric, or there are more processes than cores.
     """
     cores = len(os.sched_getaffinity(0))
     if not 1 <= processes <= cores:
@@ -106,6 +106,11 @@ def check_sweep(sweep: Sweep, processes: int = 1) -> None:
         if config.split == "test":
             raise ValueError("the split is 'test': a sweep chooses, so it is on dev")
         check_config(config)
+        if sweep.metric.startswith("exact_") and "vectors" not in config:
+            raise ValueError(
+                f"--metric={sweep.metric}: only records of vectors have it (a config "
+                "such as experiments/configs/vectors.py)"
+            )
         for field, value in sweep.columns(system)[cell].items() if sweep.grid else ():
             _check_effect(config, system, field, value)
 

@@ -46,7 +46,8 @@ def table_rows(sweep: Sweep, system: str, records: Sequence[Record]) -> list[dic
             values = [getattr(record, name.replace("@", "_at_")) for record in own]
             if values and None not in values:
                 row[name] = statistics.fmean(values)
-                row[f"{name} sd"] = statistics.pstdev(values)
+                # As in the other tables: of a sample, and none of a single seed.
+                row[f"{name} sd"] = statistics.stdev(values) if values[1:] else None
         rows.append(row)
     return sorted(rows, key=lambda row: -row.get(sweep.metric, float("-inf")))
 

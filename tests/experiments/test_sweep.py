@@ -17,6 +17,7 @@ from ehi.train.phase import Phase
 from experiments import reproduce, sweep
 from experiments.configs import base
 from experiments.sweeps import cells, grid, trials
+from experiments.sweeps.table import table_rows
 from experiments.systems import SYSTEMS, get_system
 
 ROOT = Path(ehi.__file__).resolve().parents[1]
@@ -267,6 +268,7 @@ def test_values_are_those_of_the_command_line(text, values):
         (["--config.joint.stps=1", *GRID], "no such field of the config"),
         (["--config.leaves.score=ip", *GRID], "in --set and in --config.leaves.score"),
         (["--processes=1000", *GRID], "--processes=1000; it may be 1 to"),
+        (["--metric=exact_recall@10", *GRID], "only records of vectors have it"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(words, said, command, capsys):
@@ -275,6 +277,23 @@ def test_mistakes_are_one_sentence_before_any_work(words, said, command, capsys)
     err = capsys.readouterr().err
     assert err.startswith("error: ") and said in err and err.count("\n") == 1
     assert not Path(command[1].partition("=")[2]).exists()
+
+
+def test_deviations_are_those_of_a_sample(swept, command, make_record):
+    words = command[:1] + [f"--workdir={swept}", *GRID, "--seeds=2"]
+    of = sweep.sweep_of(sweep.parse_arguments(words))
+    cell = next(iter(of.columns("ehi-pq")))
+    records = [
+        make_record(
+            system="ehi-pq", variant=cell, split="dev", seed=seed,
+            budget=of.budgets["ehi-pq"], ndcg_at_10=value,
+        )
+        for seed, value in ((0, 0.5), (1, 0.7))
+    ]  # fmt: skip
+    row = table_rows(of, "ehi-pq", records)[0]
+    assert row["ndcg@10"] == pytest.approx(0.6)
+    assert row["ndcg@10 sd"] == pytest.approx(0.2 / 2**0.5)
+    assert table_rows(of, "ehi-pq", records[:1])[0]["ndcg@10 sd"] is None
 
 
 def test_a_workdir_of_another_sweep_is_refused(command, tmp_path, monkeypatch, capsys):
