@@ -23,8 +23,9 @@ def zipped(folder, top=""):
 
 def contents(dataset):
     """Everything but where it was found."""
-    fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-    return {**fields, "documents": list(dataset.documents)}
+    values = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    read = {"documents": list(dataset.documents), "fields": list(dataset.fields())}
+    return {**values, **read}
 
 
 def test_folder_is_read_in_order(beir_folder, tmp_path):
