@@ -129,8 +129,11 @@ def fit_starts(
     documents, of_tree, seconds = _Sample(documents, seed), "", 0.0
     targets = documents
     if model.router is not None and not random_tree:
-        documents = documents.at_most(for_tree)
-        targets, of_tree, seconds = _start_tree(model, documents, key, seed, cache)
+        sample = documents.at_most(for_tree)
+        residuals, name, seconds = _start_tree(model, sample, key, seed, cache)
+        # Codes of whole embeddings are fitted to the same rows under any tree.
+        if model.residual:
+            targets, of_tree = residuals, name
     if model.quantiser is not None:
         m, k, _ = model.quantiser.codebooks.shape
         kind = "pq" if model.rotation is None else "opq"
@@ -218,7 +221,7 @@ def sampled_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _start_tree(model, documents: _Sample, key, seed, cache):
-    """Fit the tree; return what to quantise, a name for it, and the seconds."""
+    """Fit the tree; return the residuals to its leaves, their name, and the seconds."""
     router = model.router
     name = f"{router.kmeans}-{router.branching}^{router.height}{documents.name}"
     tree, seconds = _cached(
@@ -233,8 +236,6 @@ def _start_tree(model, documents: _Sample, key, seed, cache):
             started.start_from(nodes)
     if model.leaf_centroids is not None:
         model.leaf_centroids[...] = jnp.asarray(tree["centroids"])
-    if not model.residual:
-        return documents, "", seconds
     residuals = documents.minus(tree["centroids"], tree["leaves"])
     return residuals, f"-residual-{name}", seconds
 

@@ -31,9 +31,9 @@ class Counted:
         raise AssertionError("all rows are read")
 
 
-def started(documents, cache, seed=0, fit_sample=0):
+def started(documents, cache, seed=0, fit_sample=0, **options):
     """Parameters after the starts, by name."""
-    model = merge_model(*make_model({}, cache, fitted=False))
+    model = merge_model(*make_model({}, cache, fitted=False, **options))
     fit_starts(model, documents, seed=seed, cache=cache, fit_sample=fit_sample)
     return {name: np.asarray(value) for name, value in split_model(model)[1].items()}
 
@@ -67,6 +67,26 @@ def test_the_sample_is_drawn_by_the_seed(tmp_path):
     )
     a, b = (sampled_rows(documents, 50, seed) for seed in (0, 1))
     assert a.shape == b.shape == (50, WIDTH) and not np.array_equal(a, b)
+
+
+def test_codes_of_whole_embeddings_are_fitted_alike_under_any_tree(
+    tmp_path, monkeypatch
+):
+    # 64 rows for the codes, 80 and 160 for trees of 4 and 8 leaves.
+    monkeypatch.setattr(starts, "PER_CODEWORD", 4)
+    monkeypatch.setattr(starts, "PER_LEAF", 20)
+    documents = correlated(ROWS, WIDTH)
+    few, many = (
+        started(
+            documents, tmp_path / str(leaves), residual=False,
+            tree={"kind": "per_node", "height": 1, "branching": leaves},
+        )
+        for leaves in (4, 8)
+    )  # fmt: skip
+    assert {file.name[:6] for file in tmp_path.glob("*/opq*")} == {"opq-4x"}
+    np.testing.assert_array_equal(
+        few["quantiser/codebooks"], many["quantiser/codebooks"]
+    )
 
 
 @pytest.mark.parametrize("fit_sample", [ROWS, 10 * ROWS])
