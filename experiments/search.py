@@ -126,6 +126,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="hub id or folder of the text encoder (default: named by the index)",
     )
     args = parser.parse_args(argv)
+    _check_together(parser, args)
+    return args
+
+
+def _check_together(parser, args):
+    """Refuse options that do not go together, and join the words of the query."""
     tunes = args.recall is not None
     if (args.repl and args.words) or not (args.repl or args.words or tunes):
         parser.error("give either a query or --repl")
@@ -138,7 +144,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.words = " ".join(args.words)
     if asks and not args.words.strip():
         parser.error("the query is empty")
-    return args
 
 
 def default_search(index: Index) -> dict[str, float]:

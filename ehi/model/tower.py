@@ -122,17 +122,7 @@ class Tower(nnx.Module):
         self.projection = (
             Projection(width, dtype=dtype, rngs=rngs) if projection else None
         )
-        if dense:
-            widths = [width, *(layer["width"] for layer in dense)]
-            self.dense = nnx.List(
-                Dense(
-                    widths[i], widths[i + 1], bias=layer["bias"],
-                    activation=layer["activation"], dtype=dtype, rngs=rngs,
-                )
-                for i, layer in enumerate(dense)
-            )  # fmt: skip
-        else:
-            self.dense = None
+        self.dense = _dense_layers(dense, width, dtype, rngs) if dense else None
 
     def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Encode token ids to one vector for each text.
@@ -362,3 +352,15 @@ def places_in_text(segments: jax.Array) -> jax.Array:
     starts = jnp.where(segments != before, columns, 0)
     places = columns - jax.lax.cummax(starts, axis=1)
     return jnp.where(segments == 0, 0, places)
+
+
+def _dense_layers(dense, width, dtype, rngs):
+    """The Dense layers after the pooling, each as wide as `dense` says."""
+    widths = [width, *(layer["width"] for layer in dense)]
+    return nnx.List(
+        Dense(
+            widths[i], widths[i + 1], bias=layer["bias"],
+            activation=layer["activation"], dtype=dtype, rngs=rngs,
+        )
+        for i, layer in enumerate(dense)
+    )  # fmt: skip

@@ -166,6 +166,9 @@ def sentence(error: msgspec.ValidationError, request: type[Struct], width: int) 
     return f"{where}: {words[:1].lower()}{words[1:]}"
 
 
+_REFERENCE = "#/components/schemas/{name}"
+
+
 def openapi(
     request: type[Struct], num_leaves: int, most_members: int, token: bool
 ) -> dict:
@@ -178,16 +181,45 @@ def openapi(
         token: whether a token is needed.
     """
     types = (request, Answer, Leaf, Health, Error)
-    template = "#/components/schemas/{name}"
-    _, parts = msgspec.json.schema_components(types, ref_template=template)
+    _, parts = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     for field in parts["SearchRequest"]["properties"].values():
         if field.get("multipleOf") == 1:
             field["type"] = "integer"  # means the same, and is what readers look for
             del field["multipleOf"]
     parts["SearchRequest"]["oneOf"] = [{"required": [name]} for name in _ASKED]
 
+    described = {
+        "openapi": "3.1.0",
+        "info": {"title": "ehi.serve", "version": "1"},
+        "paths": _paths(num_leaves, most_members, token),
+        "components": {"schemas": parts},
+    }
+    if token:
+        bearer = {"type": "http", "scheme": "bearer"}
+        described["components"]["securitySchemes"] = {"token": bearer}
+        described["security"] = [{"token": []}]
+    return described
+
+
+_WORDS = {
+    400: "The body is not JSON",
+    401: "The token is missing or wrong",
+    404: "There is no such leaf",
+    408: "The body did not arrive in time",
+    409: "The index has no text encoder",
+    413: "The body is too large",
+    415: "The body does not say that it is JSON",
+    421: "Without a token, only names of this machine are answered",
+    422: "A field is missing, unknown or does not fit",
+    503: "Too many requests are waiting",
+}
+
+
+def _paths(num_leaves, most_members, token):
+    """What each address takes and answers."""
+
     def answer(name, words):
-        schema = {"$ref": template.format(name=name)}
+        schema = {"$ref": _REFERENCE.format(name=name)}
         return {
             "description": words,
             "content": {"application/json": {"schema": schema}},
@@ -204,7 +236,7 @@ def openapi(
     leaf = {"type": "integer", "minimum": 0, "maximum": num_leaves - 1}
     limit = {"type": "integer", "minimum": 1, "maximum": most_members, "default": 20}
     body = answer("SearchRequest", "")["content"]
-    paths = {
+    return {
         "/search": {
             "post": {
                 "summary": "The best documents for texts or vectors",
@@ -238,28 +270,3 @@ def openapi(
             }
         },
     }
-    described = {
-        "openapi": "3.1.0",
-        "info": {"title": "ehi.serve", "version": "1"},
-        "paths": paths,
-        "components": {"schemas": parts},
-    }
-    if token:
-        bearer = {"type": "http", "scheme": "bearer"}
-        described["components"]["securitySchemes"] = {"token": bearer}
-        described["security"] = [{"token": []}]
-    return described
-
-
-_WORDS = {
-    400: "The body is not JSON",
-    401: "The token is missing or wrong",
-    404: "There is no such leaf",
-    408: "The body did not arrive in time",
-    409: "The index has no text encoder",
-    413: "The body is too large",
-    415: "The body does not say that it is JSON",
-    421: "Without a token, only names of this machine are answered",
-    422: "A field is missing, unknown or does not fit",
-    503: "Too many requests are waiting",
-}

@@ -359,14 +359,6 @@ def _tower_arrays(tensors, config):
         known = (name,) in tensors.modules
         return tensors.take((name,), "weight") if known else None
 
-    # Every token has type 0.
-    start = table("types")[0] if config["type_vocab_size"] else np.float32(0)
-    positions = table("positions")
-    if positions is None:
-        shape = config["max_positions"], config["width"]
-        positions = np.broadcast_to(start, shape)
-    elif config["type_vocab_size"]:
-        positions = positions + start
     projection = None
     if config.get("projection"):
         weight, bias = linear("projection", "linear")
@@ -375,7 +367,7 @@ def _tower_arrays(tensors, config):
     return {
         # The word table keeps its type: only the rows of a query become float32.
         "words": tensors.take(("words",), "weight", dtype=None),
-        "positions": positions,
+        "positions": _positions(table, config),
         "norm": norm("norm"),
         "final_norm": norm("final_norm"),
         "relative": table("relative"),
@@ -383,6 +375,15 @@ def _tower_arrays(tensors, config):
         "layers": tuple(layer(number) for number in range(config["num_layers"])),
         "projection": projection,
     }
+
+
+def _positions(table, config):
+    """The vectors of positions (L, T), with that of type 0, which all tokens have."""
+    start = table("types")[0] if config["type_vocab_size"] else np.float32(0)
+    positions = table("positions")
+    if positions is None:
+        return np.broadcast_to(start, (config["max_positions"], config["width"]))
+    return positions + start if config["type_vocab_size"] else positions
 
 
 def attend(qkv, runs, num_heads, *, out, logits):
